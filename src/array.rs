@@ -1,0 +1,540 @@
+//! `ndarray` in and out: the layer on the CPU as most people use it.
+//!
+//! An array has rank 2 and up with channels on axis 1, `[N, C, spatial...]`. Its layout is read
+//! off its strides: channels-first if the spatial axes run fastest, channels-last if the channels
+//! do (such as an NHWC array seen through `permuted_axes([0, 3, 1, 2])`). Axes of extent 1 are
+//! ignored; where both fit, `[N, C]` counts as channels-last and anything else as channels-first.
+//! The batch axis may have any stride (a slice of a larger array). Nothing is copied: what fits
+//! neither layout, or another layout than the call's first tensor, is refused.
+
+use crate::backend::{Backend, GradientsMut};
+use crate::config::Layout;
+use crate::cpu::{Cpu, CpuSlice, CpuSliceMut};
+use crate::element::{Element, Param};
+use crate::error::{Error, Result};
+use crate::layer::BatchNorm;
+use crate::problem::{Operand, Problem};
+use crate::saved::Saved;
+use ndarray::{
+    Array, Array1, ArrayBase, ArrayRef, ArrayView3, ArrayViewMut3, Axis, Data, Dimension, Ix3,
+    IxDyn, ShapeBuilder,
+};
+
+/// Gradients of one call.
+#[derive(Debug, Clone)]
+pub struct Gradients<E: Element, D: Dimension> {
+    /// Of `x`; its shape and layout.
+    pub dx: Array<E, D>,
+    /// Of the residual, if there was one.
+    pub dresidual: Option<Array<E, D>>,
+    /// `[C]`, if the layer is affine.
+    pub dweight: Option<Array1<E::Param>>,
+    /// `[C]`, if the layer is affine.
+    pub dbias: Option<Array1<E::Param>>,
+}
+
+impl<E: Element, D: Dimension> Gradients<E, D> {
+    pub(crate) fn zeros(
+        like: &ArrayRef<E, D>,
+        residual: bool,
+        affine: bool,
+        layout: Layout,
+    ) -> Self {
+        let channels = like.shape()[1];
+        let parameter = || affine.then(|| Array1::from_elem(channels, E::Param::default()));
+        Gradients {
+            dx: zeros(like, layout),
+            dresidual: residual.then(|| zeros(like, layout)),
+            dweight: parameter(),
+            dbias: parameter(),
+        }
+    }
+
+    pub(crate) fn as_mut(&mut self) -> Result<GradientsMut<'_, Cpu, E>> {
+        fn flat<P>(parameter: &mut Option<Array1<P>>) -> Option<CpuSliceMut<'_, P>> {
+            parameter.as_mut().and_then(|it| it.as_slice_mut()).map(CpuSliceMut::from)
+        }
+        Ok(GradientsMut {
+            dx: view_mut(&mut self.dx)?,
+            dresidual: self.dresidual.as_mut().map(|it| view_mut(it)).transpose()?,
+            dweight: flat(&mut self.dweight),
+            dbias: flat(&mut self.dbias),
+        })
+    }
+}
+
+/// Which layouts an array's strides fit.
+#[derive(Debug, Clone, Copy)]
+struct Fits {
+    first: bool,
+    last: bool,
+}
+
+fn fits<E, D: Dimension>(array: &ArrayRef<E, D>) -> Fits {
+    if array.is_empty() {
+        return Fits { first: true, last: true };
+    }
+    let (shape, strides) = (array.shape(), array.strides());
+    let follows = |order: &mut dyn Iterator<Item = usize>| {
+        let mut expected = 1;
+        for axis in order {
+            if shape[axis] > 1 && strides[axis] != expected {
+                return false;
+            }
+            expected *= shape[axis] as isize;
+        }
+        shape[0] <= 1 || strides[0] >= expected
+    };
+    let rank = shape.len();
+    Fits {
+        first: follows(&mut (1..rank).rev()),
+        last: follows(&mut std::iter::once(1).chain((2..rank).rev())),
+    }
+}
+
+/// The layout that all tensors of a call share.
+fn common_layout<E, D: Dimension>(tensors: &[(Operand, &ArrayRef<E, D>)]) -> Result<Layout> {
+    let mut common = Fits { first: true, last: true };
+    let mut spatial = 1;
+    for &(operand, array) in tensors {
+        if array.ndim() < 2 {
+            return Err(Error::argument(
+                operand.name(),
+                "rank 2 and up, [N, C, spatial...]",
+                format_args!("shape {:?}", array.shape()),
+            ));
+        }
+        spatial = array.shape()[2..].iter().product();
+        let fits = fits(array);
+        let both = Fits { first: common.first && fits.first, last: common.last && fits.last };
+        if !both.first && !both.last {
+            let expected = match (common.first, common.last) {
+                (true, true) => "channels-first or channels-last",
+                (true, false) => "channels-first",
+                _ => "channels-last",
+            };
+            return Err(Error::argument(
+                operand.name(),
+                format_args!(
+                    "{expected} strides, as the call's other tensors; \
+                     `as_standard_layout` copies into channels-first"
+                ),
+                format_args!("shape {:?}, strides {:?}", array.shape(), array.strides()),
+            ));
+        }
+        common = both;
+    }
+    Ok(match (common.first, common.last) {
+        (true, false) => Layout::ChannelsFirst,
+        (false, true) => Layout::ChannelsLast,
+        _ if spatial == 1 => Layout::ChannelsLast,
+        _ => Layout::ChannelsFirst,
+    })
+}
+
+fn check_shape<E, D: Dimension>(
+    operand: Operand,
+    expected: &[usize],
+    array: &ArrayRef<E, D>,
+) -> Result<()> {
+    if array.shape() == expected {
+        return Ok(());
+    }
+    Err(Error::argument(
+        operand.name(),
+        format_args!("shape {expected:?}, as x"),
+        format_args!("{:?}", array.shape()),
+    ))
+}
+
+/// Merges the spatial axes of an array that fits a layout.
+fn merge_spatial<S: Data>(mut view: ArrayBase<S, IxDyn>) -> Result<ArrayBase<S, Ix3>> {
+    let rank = view.ndim();
+    if rank == 2 {
+        view = view.insert_axis(Axis(2));
+    }
+    for axis in 2..rank.saturating_sub(1) {
+        if !view.merge_axes(Axis(axis), Axis(axis + 1)) {
+            return Err(Error::argument("x", "mergeable spatial axes", "others"));
+        }
+    }
+    while view.ndim() > 3 {
+        view = view.index_axis_move(Axis(2), 0);
+    }
+    view.into_dimensionality().map_err(|error| Error::argument("x", "[N, C, spatial...]", error))
+}
+
+pub(crate) fn view<'a, E: Element, D: Dimension>(
+    array: &'a ArrayRef<E, D>,
+) -> Result<CpuSlice<'a, E>> {
+    if array.is_empty() {
+        let shape = (array.shape()[0], array.shape()[1], array.shape()[2..].iter().product());
+        let empty = ArrayView3::from_shape(shape, &[]);
+        return empty
+            .map(CpuSlice::View)
+            .map_err(|error| Error::argument("x", "an empty array", error));
+    }
+    merge_spatial(array.view().into_dyn()).map(CpuSlice::View)
+}
+
+pub(crate) fn view_mut<'a, E: Element, D: Dimension>(
+    array: &'a mut ArrayRef<E, D>,
+) -> Result<CpuSliceMut<'a, E>> {
+    if array.is_empty() {
+        let shape = (array.shape()[0], array.shape()[1], array.shape()[2..].iter().product());
+        let empty = ArrayViewMut3::from_shape(shape, &mut []);
+        return empty
+            .map(CpuSliceMut::View)
+            .map_err(|error| Error::argument("x", "an empty array", error));
+    }
+    merge_spatial(array.view_mut().into_dyn()).map(CpuSliceMut::View)
+}
+
+/// Zeros of the shape of `like`, dense in `layout`.
+pub(crate) fn zeros<E: Element, D: Dimension>(
+    like: &ArrayRef<E, D>,
+    layout: Layout,
+) -> Array<E, D> {
+    let shape = like.raw_dim();
+    if like.is_empty() {
+        return Array::from_elem(shape, E::default());
+    }
+    let mut strides = shape.clone();
+    let rank = shape.ndim();
+    let order: Vec<usize> = match layout {
+        Layout::ChannelsFirst => (0..rank).rev().collect(),
+        Layout::ChannelsLast => [1].into_iter().chain((2..rank).rev()).chain([0]).collect(),
+    };
+    let mut stride = 1;
+    for axis in order {
+        strides[axis] = stride;
+        stride *= shape[axis].max(1);
+    }
+    let values = vec![E::default(); like.len()];
+    Array::from_shape_vec(shape.strides(strides), values).expect("strides of a dense array")
+}
+
+/// A call's tensors, checked against each other.
+pub(crate) struct Call {
+    pub(crate) problem: Problem,
+    pub(crate) layout: Layout,
+}
+
+impl<P: Param> BatchNorm<Cpu, P> {
+    pub(crate) fn call<E: Element<Param = P>, D: Dimension>(
+        &self,
+        tensors: &[(Operand, &ArrayRef<E, D>)],
+    ) -> Result<Call> {
+        let layout = common_layout(tensors)?;
+        let shape = tensors[0].1.shape();
+        for &(operand, array) in tensors {
+            check_shape(operand, shape, array)?;
+        }
+        let residual = tensors.iter().any(|(operand, _)| *operand == Operand::Residual);
+        Ok(Call { problem: self.problem::<E>(shape, layout, residual)?, layout })
+    }
+
+    /// gamma, `[C]`.
+    pub fn weight(&self) -> Option<&[P]> {
+        self.weight.as_deref()
+    }
+
+    /// gamma, `[C]`, to be trained.
+    pub fn weight_mut(&mut self) -> Option<&mut [P]> {
+        self.weight.as_deref_mut()
+    }
+
+    /// beta, `[C]`.
+    pub fn bias(&self) -> Option<&[P]> {
+        self.bias.as_deref()
+    }
+
+    /// beta, `[C]`, to be trained.
+    pub fn bias_mut(&mut self) -> Option<&mut [P]> {
+        self.bias.as_deref_mut()
+    }
+
+    /// `[C]`.
+    pub fn running_mean(&self) -> Option<&[P]> {
+        self.running.as_ref().map(|running| running.mean.as_slice())
+    }
+
+    /// `[C]`.
+    pub fn running_mean_mut(&mut self) -> Option<&mut [P]> {
+        self.running.as_mut().map(|running| running.mean.as_mut_slice())
+    }
+
+    /// `[C]`; the unbiased estimate, as in PyTorch.
+    pub fn running_var(&self) -> Option<&[P]> {
+        self.running.as_ref().map(|running| running.var.as_slice())
+    }
+
+    /// `[C]`.
+    pub fn running_var_mut(&mut self) -> Option<&mut [P]> {
+        self.running.as_mut().map(|running| running.var.as_mut_slice())
+    }
+
+    /// Training batches seen.
+    pub fn num_batches_tracked(&self) -> Option<u64> {
+        let running = self.running.as_ref()?;
+        running.num_batches_tracked.first().map(|&batches| batches as u64)
+    }
+
+    /// `y` by the current mode: batch statistics in training (the running ones advance, and what
+    /// backward needs is returned), running statistics in evaluation.
+    ///
+    /// # Errors
+    /// As [`forward_train`](Self::forward_train) and [`forward_eval`](Self::forward_eval).
+    #[allow(clippy::type_complexity)]
+    pub fn forward<E: Element<Param = P>, D: Dimension>(
+        &mut self,
+        x: &ArrayRef<E, D>,
+    ) -> Result<(Array<E, D>, Option<Saved<Cpu, P>>)> {
+        if self.is_training() {
+            let (y, saved) = self.forward_train(x)?;
+            Ok((y, Some(saved)))
+        } else {
+            Ok((self.forward_eval(x)?, None))
+        }
+    }
+
+    /// `y = activation(weight * (x - mean) * invstd + bias)` with the statistics of this batch;
+    /// the running statistics advance.
+    ///
+    /// ```
+    /// use ndarray::array;
+    /// use warpnorm::{BatchNorm, Cpu};
+    ///
+    /// let mut bn: BatchNorm = BatchNorm::new(2, Cpu::new())?;
+    /// let x = array![[1.0f32, 10.0], [3.0, 30.0]];
+    /// let (y, saved) = bn.forward_train(&x)?;
+    /// assert!((y[[1, 0]] - 1.0).abs() < 1e-5);
+    ///
+    /// let dy = array![[1.0f32, 0.0], [0.0, 0.0]];
+    /// let gradients = bn.backward(&x, &dy, &saved)?;
+    /// assert_eq!(gradients.dbias.unwrap()[0], 1.0);
+    /// # Ok::<(), warpnorm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A rank below 2, other than C channels, strides of neither layout, one value per channel or
+    /// none.
+    pub fn forward_train<E: Element<Param = P>, D: Dimension>(
+        &mut self,
+        x: &ArrayRef<E, D>,
+    ) -> Result<(Array<E, D>, Saved<Cpu, P>)> {
+        self.train_forward(x, None)
+    }
+
+    /// [`forward_train`](Self::forward_train) with `residual` added before the activation.
+    ///
+    /// # Errors
+    /// As there; a residual of another shape or layout.
+    pub fn forward_train_add<E: Element<Param = P>, D: Dimension>(
+        &mut self,
+        x: &ArrayRef<E, D>,
+        residual: &ArrayRef<E, D>,
+    ) -> Result<(Array<E, D>, Saved<Cpu, P>)> {
+        self.train_forward(x, Some(residual))
+    }
+
+    fn train_forward<E: Element<Param = P>, D: Dimension>(
+        &mut self,
+        x: &ArrayRef<E, D>,
+        residual: Option<&ArrayRef<E, D>>,
+    ) -> Result<(Array<E, D>, Saved<Cpu, P>)> {
+        let Call { problem, layout } = self.call(&inputs(x, residual, None))?;
+        let mut y = zeros(x, layout);
+        let mut saved = Saved::new(&self.backend, &problem)?;
+        let mut workspace = self.backend.workspace(&problem)?;
+        self.forward_train_into(
+            &problem,
+            view(x)?,
+            residual.map(view).transpose()?,
+            view_mut(&mut y)?,
+            &mut saved,
+            &mut workspace,
+        )?;
+        Ok((y, saved))
+    }
+
+    /// `y` with running statistics; with the batch's own if the layer keeps none.
+    ///
+    /// # Errors
+    /// As [`forward_train`](Self::forward_train); one value per channel is fine with running
+    /// statistics.
+    pub fn forward_eval<E: Element<Param = P>, D: Dimension>(
+        &self,
+        x: &ArrayRef<E, D>,
+    ) -> Result<Array<E, D>> {
+        self.eval_forward(x, None).map(|(y, _)| y)
+    }
+
+    /// [`forward_eval`](Self::forward_eval) with `residual` added before the activation.
+    ///
+    /// # Errors
+    /// As there; a residual of another shape or layout.
+    pub fn forward_eval_add<E: Element<Param = P>, D: Dimension>(
+        &self,
+        x: &ArrayRef<E, D>,
+        residual: &ArrayRef<E, D>,
+    ) -> Result<Array<E, D>> {
+        self.eval_forward(x, Some(residual)).map(|(y, _)| y)
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn eval_forward<E: Element<Param = P>, D: Dimension>(
+        &self,
+        x: &ArrayRef<E, D>,
+        residual: Option<&ArrayRef<E, D>>,
+    ) -> Result<(Array<E, D>, Option<Saved<Cpu, P>>)> {
+        let Call { problem, layout } = self.call(&inputs(x, residual, None))?;
+        let mut y = zeros(x, layout);
+        let mut workspace = self.backend.workspace(&problem)?;
+        let residual = residual.map(view).transpose()?;
+        let saved = if self.running.is_some() {
+            self.forward_eval_into(
+                &problem,
+                view(x)?,
+                residual,
+                view_mut(&mut y)?,
+                &mut workspace,
+            )?;
+            None
+        } else {
+            let mut saved = Saved::new(&self.backend, &problem)?;
+            let (x, y) = (view(x)?, view_mut(&mut y)?);
+            self.forward_batch_into(&problem, x, residual, y, &mut saved, &mut workspace)?;
+            Some(saved)
+        };
+        Ok((y, saved))
+    }
+
+    /// [`forward_eval`](Self::forward_eval) with the output in the input's place.
+    ///
+    /// # Errors
+    /// As there; a layer without running statistics.
+    pub fn forward_eval_inplace<E: Element<Param = P>, D: Dimension>(
+        &self,
+        x: &mut ArrayRef<E, D>,
+    ) -> Result<()> {
+        let Call { problem, .. } = self.call(&inputs(x, None, None))?;
+        let mut workspace = self.backend.workspace(&problem)?;
+        self.forward_eval_inplace_into(&problem, view_mut(x)?, None, &mut workspace)
+    }
+
+    /// The gradients of [`forward_train`](Self::forward_train); `x` and `saved` are forward's.
+    ///
+    /// # Errors
+    /// As there; tensors that differ in shape or layout; a `saved` of another call.
+    pub fn backward<E: Element<Param = P>, D: Dimension>(
+        &self,
+        x: &ArrayRef<E, D>,
+        dy: &ArrayRef<E, D>,
+        saved: &Saved<Cpu, P>,
+    ) -> Result<Gradients<E, D>> {
+        self.train_backward(x, None, dy, saved)
+    }
+
+    /// The gradients of [`forward_train_add`](Self::forward_train_add).
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    pub fn backward_add<E: Element<Param = P>, D: Dimension>(
+        &self,
+        x: &ArrayRef<E, D>,
+        residual: &ArrayRef<E, D>,
+        dy: &ArrayRef<E, D>,
+        saved: &Saved<Cpu, P>,
+    ) -> Result<Gradients<E, D>> {
+        self.train_backward(x, Some(residual), dy, saved)
+    }
+
+    fn train_backward<E: Element<Param = P>, D: Dimension>(
+        &self,
+        x: &ArrayRef<E, D>,
+        residual: Option<&ArrayRef<E, D>>,
+        dy: &ArrayRef<E, D>,
+        saved: &Saved<Cpu, P>,
+    ) -> Result<Gradients<E, D>> {
+        let call = self.call(&inputs(x, residual, Some(dy)))?;
+        let mut workspace = self.backend.workspace(&call.problem)?;
+        let affine = self.config.affine;
+        let mut gradients = Gradients::zeros(x, residual.is_some(), affine, call.layout);
+        self.backward_into(
+            &call.problem,
+            view(x)?,
+            residual.map(view).transpose()?,
+            view(dy)?,
+            saved,
+            gradients.as_mut()?,
+            &mut workspace,
+        )?;
+        Ok(gradients)
+    }
+
+    /// The gradients of [`forward_eval`](Self::forward_eval): frozen batch norm, whose statistics
+    /// are constants. In a layer without running statistics they are the batch's, and the gradient
+    /// goes through them.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    pub fn backward_eval<E: Element<Param = P>, D: Dimension>(
+        &self,
+        x: &ArrayRef<E, D>,
+        dy: &ArrayRef<E, D>,
+    ) -> Result<Gradients<E, D>> {
+        self.eval_backward(x, None, dy)
+    }
+
+    /// The gradients of [`forward_eval_add`](Self::forward_eval_add).
+    ///
+    /// # Errors
+    /// As [`backward_eval`](Self::backward_eval).
+    pub fn backward_eval_add<E: Element<Param = P>, D: Dimension>(
+        &self,
+        x: &ArrayRef<E, D>,
+        residual: &ArrayRef<E, D>,
+        dy: &ArrayRef<E, D>,
+    ) -> Result<Gradients<E, D>> {
+        self.eval_backward(x, Some(residual), dy)
+    }
+
+    fn eval_backward<E: Element<Param = P>, D: Dimension>(
+        &self,
+        x: &ArrayRef<E, D>,
+        residual: Option<&ArrayRef<E, D>>,
+        dy: &ArrayRef<E, D>,
+    ) -> Result<Gradients<E, D>> {
+        let call = self.call(&inputs(x, residual, Some(dy)))?;
+        if self.running.is_none() {
+            // Only forward can tell the statistics and the mask.
+            let (_, saved) = self.eval_forward(x, residual)?;
+            let saved = saved.expect("a layer without running statistics saves the batch's");
+            return self.train_backward(x, residual, dy, &saved);
+        }
+        let mut workspace = self.backend.workspace(&call.problem)?;
+        let affine = self.config.affine;
+        let mut gradients = Gradients::zeros(x, residual.is_some(), affine, call.layout);
+        self.backward_eval_into(
+            &call.problem,
+            view(x)?,
+            residual.map(view).transpose()?,
+            view(dy)?,
+            gradients.as_mut()?,
+            &mut workspace,
+        )?;
+        Ok(gradients)
+    }
+}
+
+/// The tensors of a call under their names.
+pub(crate) fn inputs<'a, E, D: Dimension>(
+    x: &'a ArrayRef<E, D>,
+    residual: Option<&'a ArrayRef<E, D>>,
+    dy: Option<&'a ArrayRef<E, D>>,
+) -> Vec<(Operand, &'a ArrayRef<E, D>)> {
+    let residual = residual.map(|residual| (Operand::Residual, residual));
+    let dy = dy.map(|dy| (Operand::Dy, dy));
+    [(Operand::X, x)].into_iter().chain(residual).chain(dy).collect()
+}

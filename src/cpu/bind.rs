@@ -1,0 +1,418 @@
+//! Arguments of the CPU's calls, checked and bound: everything that can be refused is refused here.
+
+use super::channel::{Channels, SavedChannel, Statistics, advance_running, running_factor};
+use super::moments::Moments;
+use super::parallel::{Along, Bits};
+use super::tensor::{CpuSlice, CpuSliceMut, mask_shape};
+use super::tile::Pass;
+use super::{Cpu, CpuWorkspace, channels_first, rows};
+use crate::backend::*;
+use crate::config::{Layout, check_eps, check_factor};
+use crate::element::{Element, Param, Scalar};
+use crate::error::{Error, Result};
+use crate::problem::{Operand, Problem};
+use ndarray::{ArrayView3, ArrayViewMut3};
+
+/// A layout's partition.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Partition {
+    First(channels_first::Partition),
+    Last(rows::Partition),
+}
+
+/// What a call knows before it touches a tensor.
+pub(super) struct Call<'p> {
+    pub(super) problem: &'p Problem,
+    /// Channels-last tensors without gaps are bound as one matrix.
+    pub(super) merged: bool,
+    pub(super) partition: Partition,
+    pub(super) parallel: bool,
+}
+
+impl<'p> Call<'p> {
+    /// `gapless` says of each tensor of the call whether its samples follow each other directly.
+    pub(super) fn new<E: Element>(
+        cpu: &Cpu,
+        problem: &'p Problem,
+        gapless: &[bool],
+        workspace: &CpuWorkspace,
+    ) -> Result<Self> {
+        problem.check_dtype(E::DTYPE)?;
+        workspace.check(problem)?;
+        let parallel = cpu.is_parallel(problem);
+        let (batch, channels, spatial) = (problem.batch(), problem.channels(), problem.spatial());
+        let merged = gapless.iter().all(|&gapless| gapless);
+        let partition = match problem.layout() {
+            Layout::ChannelsFirst => {
+                Partition::First(channels_first::Partition::new(batch, channels, spatial, parallel))
+            }
+            Layout::ChannelsLast => {
+                let rows = match (merged, spatial) {
+                    (true, _) | (_, 1) => [1, batch * spatial],
+                    _ => [batch, spatial],
+                };
+                let masked = problem.epilogue().has_mask();
+                Partition::Last(rows::Partition::new(rows, channels, merged, masked, parallel))
+            }
+        };
+        Ok(Call { problem, merged, partition, parallel })
+    }
+
+    pub(super) fn bind<'a, E: Element>(
+        &self,
+        operand: Operand,
+        tensor: CpuSlice<'a, E>,
+    ) -> Result<ArrayView3<'a, E>> {
+        tensor.bind(self.problem, operand, self.merged)
+    }
+
+    pub(super) fn bind_mut<'a, E: Element>(
+        &self,
+        operand: Operand,
+        tensor: CpuSliceMut<'a, E>,
+    ) -> Result<ArrayViewMut3<'a, E>> {
+        tensor.bind(self.problem, operand, self.merged)
+    }
+
+    /// The residual, which forward needs exactly if the epilogue has one.
+    pub(super) fn bind_residual<'a, E: Element>(
+        &self,
+        residual: Option<CpuSlice<'a, E>>,
+    ) -> Result<Option<ArrayView3<'a, E>>> {
+        match (self.problem.epilogue().residual, residual) {
+            (true, Some(residual)) => self.bind(Operand::Residual, residual).map(Some),
+            (false, None) => Ok(None),
+            (true, None) => {
+                Err(Error::argument("residual", "a tensor (the epilogue has a residual)", "none"))
+            }
+            (false, Some(_)) => {
+                Err(Error::argument("residual", "none (the epilogue has no residual)", "a tensor"))
+            }
+        }
+    }
+
+    /// The residual, where backward needs it to know the pre-activation.
+    pub(super) fn bind_residual_for_backward<'a, E: Element>(
+        &self,
+        residual: Option<CpuSlice<'a, E>>,
+        needed: bool,
+    ) -> Result<Option<ArrayView3<'a, E>>> {
+        match (needed, residual) {
+            (false, _) => Ok(None),
+            (true, Some(residual)) => self.bind(Operand::Residual, residual).map(Some),
+            (true, None) => Err(Error::argument(
+                "residual",
+                format_args!(
+                    "forward's, for the derivative of {}",
+                    self.problem.epilogue().activation
+                ),
+                "none",
+            )),
+        }
+    }
+
+    /// The shape in which the mask lies beside a bound tensor.
+    pub(super) fn mask_shape(&self) -> (usize, usize, usize) {
+        let (batch, rows, bytes) = mask_shape(self.problem);
+        let one_matrix = self.problem.layout() == Layout::ChannelsLast
+            && (self.merged || self.problem.spatial() == 1);
+        if one_matrix { (1, batch * rows, bytes) } else { (batch, rows, bytes) }
+    }
+
+    pub(super) fn bind_mask<'a>(
+        &self,
+        mask: Option<CpuSlice<'a, u8>>,
+    ) -> Result<Option<Bits<ArrayView3<'a, u8>>>> {
+        if self.problem.mask_len() == 0 {
+            return Ok(None);
+        }
+        let mask = mask.ok_or_else(|| self.missing_mask())?;
+        let mask = mask.flat("saved.mask", self.problem.mask_len())?;
+        let view = ArrayView3::from_shape(self.mask_shape(), mask);
+        view.map(|view| Some(Bits(view)))
+            .map_err(|error| Error::argument("saved.mask", "mask_len bytes", error))
+    }
+
+    pub(super) fn bind_mask_mut<'a>(
+        &self,
+        mask: Option<CpuSliceMut<'a, u8>>,
+    ) -> Result<Option<Bits<ArrayViewMut3<'a, u8>>>> {
+        if self.problem.mask_len() == 0 {
+            return Ok(None);
+        }
+        let mask = mask.ok_or_else(|| self.missing_mask())?;
+        let mask = mask.flat("saved.mask", self.problem.mask_len())?;
+        let view = ArrayViewMut3::from_shape(self.mask_shape(), mask);
+        view.map(|view| Some(Bits(view)))
+            .map_err(|error| Error::argument("saved.mask", "mask_len bytes", error))
+    }
+
+    pub(super) fn missing_mask(&self) -> Error {
+        Error::argument("saved.mask", format_args!("{} bytes", self.problem.mask_len()), "none")
+    }
+
+    pub(super) fn pass(&self) -> Pass {
+        Pass { epilogue: self.problem.epilogue(), streaming: self.is_streaming() }
+    }
+
+    /// Whether outputs of this call are too large to be found in the cache later.
+    pub(super) fn is_streaming(&self) -> bool {
+        let bytes = self.problem.elements() * self.problem.dtype().size();
+        let run = match self.problem.layout() {
+            Layout::ChannelsFirst => self.problem.spatial() * self.problem.dtype().size(),
+            Layout::ChannelsLast => bytes,
+        };
+        bytes >= STREAMING_BYTES && run >= STREAMING_RUN
+    }
+}
+
+/// Outputs of this size and more leave no room in a last-level cache for what else is in use.
+pub(super) const STREAMING_BYTES: usize = 32 << 20;
+/// Shorter runs are mostly lines that a streaming store fills in part.
+pub(super) const STREAMING_RUN: usize = 1024;
+
+pub(super) fn is_gapless<T: Scalar>(
+    problem: &Problem,
+    operand: Operand,
+    tensor: &CpuSlice<'_, T>,
+) -> bool {
+    match tensor {
+        CpuSlice::Flat(_) => problem.is_gapless(operand),
+        CpuSlice::View(view) => super::tensor::is_gapless(problem, view.strides()),
+    }
+}
+
+pub(super) fn is_gapless_mut<T: Scalar>(
+    problem: &Problem,
+    operand: Operand,
+    tensor: &CpuSliceMut<'_, T>,
+) -> bool {
+    match tensor {
+        CpuSliceMut::Flat(_) => problem.is_gapless(operand),
+        CpuSliceMut::View(view) => super::tensor::is_gapless(problem, view.strides()),
+    }
+}
+
+pub(super) fn optional<'a, P: Param>(
+    argument: &str,
+    channels: usize,
+    values: Option<CpuSlice<'a, P>>,
+) -> Result<Option<&'a [P]>> {
+    values.map(|values| values.flat(argument, channels)).transpose()
+}
+
+pub(super) fn optional_mut<'a, P: Param>(
+    argument: &str,
+    channels: usize,
+    values: Option<CpuSliceMut<'a, P>>,
+) -> Result<Option<&'a mut [P]>> {
+    values.map(|values| values.flat(argument, channels)).transpose()
+}
+
+pub(super) fn bind_channels<'a, E: Element>(
+    channels: usize,
+    affine: Affine<'a, Cpu, E>,
+    statistics: Statistics<'a, E::Param>,
+) -> Result<Channels<'a, E::Param>> {
+    Ok(Channels {
+        statistics,
+        weight: optional("weight", channels, affine.weight)?,
+        bias: optional("bias", channels, affine.bias)?,
+    })
+}
+
+/// Saved statistics and the mask.
+pub(super) type BoundSaved<'a, P> = (Statistics<'a, P>, Option<CpuSlice<'a, u8>>);
+
+pub(super) fn bind_saved<'a, E: Element>(
+    channels: usize,
+    saved: SavedRef<'a, Cpu, E>,
+) -> Result<BoundSaved<'a, E::Param>> {
+    let statistics = Statistics::Saved {
+        mean_hi: saved.mean_hi.flat("saved.mean_hi", channels)?,
+        mean_lo: saved.mean_lo.flat("saved.mean_lo", channels)?,
+        invstd: saved.invstd.flat("saved.invstd", channels)?,
+    };
+    Ok((statistics, saved.mask))
+}
+
+pub(super) fn bind_running<'a, E: Element>(
+    channels: usize,
+    running: Running<'a, Cpu, E>,
+    eps: f64,
+) -> Result<Statistics<'a, E::Param>> {
+    check_eps(eps)?;
+    Ok(Statistics::Running {
+        mean: running.mean.flat("running_mean", channels)?,
+        var: running.var.flat("running_var", channels)?,
+        eps,
+    })
+}
+
+/// Statistics to be written, all of length C.
+pub(super) struct BoundSavedMut<'a, P> {
+    pub(super) mean_hi: &'a mut [P],
+    pub(super) mean_lo: &'a mut [P],
+    pub(super) invstd: &'a mut [P],
+    pub(super) running: Option<BoundRunningMut<'a, P>>,
+    pub(super) factor: f64,
+}
+
+pub(super) struct BoundRunningMut<'a, P> {
+    pub(super) mean: &'a mut [P],
+    pub(super) var: &'a mut [P],
+    pub(super) num_batches_tracked: &'a mut i64,
+}
+
+impl<'a, P: Param> BoundSavedMut<'a, P> {
+    pub(super) fn bind<E: Element<Param = P>>(
+        channels: usize,
+        norm: &Norm,
+        saved: SavedMut<'a, Cpu, E>,
+        running: Option<RunningMut<'a, Cpu, E>>,
+    ) -> Result<(Self, Option<CpuSliceMut<'a, u8>>)> {
+        check_eps(norm.eps)?;
+        if let Some(momentum) = norm.momentum {
+            check_factor("momentum", momentum)?;
+        }
+        let running = running
+            .map(|running| {
+                let tracked = running.num_batches_tracked.flat("num_batches_tracked", 1)?;
+                Ok::<_, Error>(BoundRunningMut {
+                    mean: running.mean.flat("running_mean", channels)?,
+                    var: running.var.flat("running_var", channels)?,
+                    num_batches_tracked: &mut tracked[0],
+                })
+            })
+            .transpose()?;
+        let tracked = running.as_ref().map_or(0, |running| *running.num_batches_tracked);
+        if tracked < 0 {
+            return Err(Error::argument("num_batches_tracked", "0 or more", tracked));
+        }
+        let bound = BoundSavedMut {
+            mean_hi: saved.mean_hi.flat("saved.mean_hi", channels)?,
+            mean_lo: saved.mean_lo.flat("saved.mean_lo", channels)?,
+            invstd: saved.invstd.flat("saved.invstd", channels)?,
+            running,
+            factor: running_factor(norm, tracked),
+        };
+        Ok((bound, saved.mask))
+    }
+
+    pub(super) fn write(&mut self, channel: usize, moments: Moments, eps: f64) {
+        let saved = SavedChannel::<P>::new(moments, eps);
+        self.mean_hi[channel] = saved.mean_hi;
+        self.mean_lo[channel] = saved.mean_lo;
+        self.invstd[channel] = saved.invstd;
+        if let Some(running) = &mut self.running {
+            let (mean, var) = (&mut running.mean[channel], &mut running.var[channel]);
+            advance_running(moments, self.factor, mean, var);
+        }
+    }
+
+    pub(super) fn count_batch(&mut self) {
+        if let Some(running) = &mut self.running {
+            *running.num_batches_tracked = running.num_batches_tracked.saturating_add(1);
+        }
+    }
+
+    pub(super) fn statistics(&self) -> Statistics<'_, P> {
+        Statistics::Saved { mean_hi: self.mean_hi, mean_lo: self.mean_lo, invstd: self.invstd }
+    }
+
+    pub(super) fn along(&mut self) -> channels_first::ForwardStatistics<'_, P> {
+        let running = self.running.as_mut();
+        (
+            Along(self.mean_hi),
+            Along(self.mean_lo),
+            Along(self.invstd),
+            running.map(|running| (Along(&mut *running.mean), Along(&mut *running.var))),
+        )
+    }
+}
+
+/// How many ranks a gathered buffer holds, `len` values each.
+pub(super) fn check_ranks(
+    argument: &str,
+    len: usize,
+    gathered: &CpuSlice<'_, f64>,
+) -> Result<usize> {
+    let found = match gathered {
+        CpuSlice::Flat(flat) => flat.len(),
+        CpuSlice::View(view) => view.len(),
+    };
+    if len == 0 {
+        return Err(Error::argument("channels", "at least 1", 0));
+    }
+    if found == 0 || found % len != 0 {
+        return Err(Error::argument(
+            argument,
+            format_args!("a multiple of {len} elements, one share per rank"),
+            found,
+        ));
+    }
+    Ok(found / len)
+}
+
+/// A backward call's arguments, checked.
+pub(super) struct Backward<'a, 'p, E: Element> {
+    pub(super) call: Call<'p>,
+    pub(super) inputs: channels_first::BackwardTensors<'a, E>,
+    pub(super) outputs: channels_first::GradientTensors<'a, E>,
+    pub(super) channels: Channels<'a, E::Param>,
+    pub(super) dweight: Option<&'a mut [E::Param]>,
+    pub(super) dbias: Option<&'a mut [E::Param]>,
+}
+
+/// x, dy, residual and mask as passed.
+pub(super) type RawInputs<'a, E> =
+    (CpuSlice<'a, E>, CpuSlice<'a, E>, Option<CpuSlice<'a, E>>, Option<CpuSlice<'a, u8>>);
+
+impl<'a, 'p, E: Element> Backward<'a, 'p, E> {
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn bind(
+        cpu: &Cpu,
+        problem: &'p Problem,
+        (x, dy, residual, mask): RawInputs<'a, E>,
+        needs_residual: bool,
+        affine: Affine<'a, Cpu, E>,
+        statistics: Statistics<'a, E::Param>,
+        gradients: GradientsMut<'a, Cpu, E>,
+        workspace: &CpuWorkspace,
+    ) -> Result<Self> {
+        let count = problem.channels();
+        let GradientsMut { dx, dresidual, dweight, dbias } = gradients;
+        let residual = residual.filter(|_| needs_residual);
+        let gapless = [
+            is_gapless(problem, Operand::X, &x),
+            is_gapless(problem, Operand::Dy, &dy),
+            residual.is_none_or(|residual| is_gapless(problem, Operand::Residual, &residual)),
+            is_gapless_mut(problem, Operand::Dx, &dx),
+            dresidual.as_ref().is_none_or(|it| is_gapless_mut(problem, Operand::Dresidual, it)),
+        ];
+        let call = Call::new::<E>(cpu, problem, &gapless, workspace)?;
+        if dresidual.is_some() && !problem.epilogue().residual {
+            return Err(Error::argument(
+                "dresidual",
+                "none (the epilogue has no residual)",
+                "a tensor",
+            ));
+        }
+        let inputs = (
+            call.bind(Operand::X, x)?,
+            call.bind(Operand::Dy, dy)?,
+            call.bind_residual_for_backward(residual, needs_residual)?,
+            // Inference keeps no mask: it has the residual.
+            if needs_residual { None } else { call.bind_mask(mask)? },
+        );
+        let dresidual = dresidual.map(|it| call.bind_mut(Operand::Dresidual, it)).transpose()?;
+        Ok(Backward {
+            inputs,
+            outputs: (call.bind_mut(Operand::Dx, dx)?, dresidual),
+            channels: bind_channels::<E>(count, affine, statistics)?,
+            dweight: optional_mut("dweight", count, dweight)?,
+            dbias: optional_mut("dbias", count, dbias)?,
+            call,
+        })
+    }
+}

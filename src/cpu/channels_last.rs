@@ -1,0 +1,470 @@
+//! Channels-last kernels, on `[outer, rows, lanes]` views whose last axis is contiguous (see
+//! [`rows`](super::rows)): statistics and sums of each part, merged in order; then apply.
+
+use super::block;
+use super::channel::{Channels, Sums};
+use super::direct::Direct;
+use super::epilogue;
+use super::lanes::LaneCoefficients;
+use super::moments::{Lanes, Moments, is_far, read_lane};
+use super::parallel::for_each_dense;
+use super::rows::{PACK, Pack, Partition, ahead, block_rows, loose_lanes, packs, pieces};
+use super::simd::{Output, finish_streaming, prefetch_line, store, vectorized};
+use super::tile::{Blocks, Pass, with_blocks};
+use crate::config::{Activation, Epilogue};
+use crate::element::Element;
+use ndarray::{ArrayView3, ArrayViewMut3};
+use std::ops::Range;
+
+/// Each channel's moments.
+pub fn statistics<E: Element>(
+    partition: &Partition,
+    x: ArrayView3<'_, E>,
+    partials: &mut [f64],
+    mut result: impl FnMut(usize, Moments),
+) {
+    let width = Lanes::ROWS * partition.lanes();
+    partition.for_each_partial(x, partials, width, &|x, rows, lanes, partial| {
+        measure(x, rows, lanes, &mut partial[..Lanes::ROWS * lanes]);
+    });
+    let (partials, merged) = partials.split_at_mut(partition.partials() * width);
+    let merged = &mut merged[..Lanes::ROWS * partition.channels];
+    let count = merge_partials::<E>(partition, partials, merged);
+    for channel in 0..partition.channels {
+        result(channel, read_lane(merged, channel, count));
+    }
+}
+
+vectorized! {
+    /// Merges every channel's partials in order into `[3, C]`; returns how many values that is.
+    fn merge_partials<'a, E>(
+        partition: &'a Partition,
+        partials: &'a [f64],
+        merged: &'a mut [f64],
+    ) -> f64 {
+        let width = Lanes::ROWS * partition.lanes();
+        // No rows leave no partials, and the workspace holds what the call before left.
+        merged.fill(0.0);
+        let mut merged = Lanes::new(merged);
+        let mut before = 0.0;
+        for (part, lanes, count) in partition.sources() {
+            let (hi, rest) = partials[part * width..][..Lanes::ROWS * lanes].split_at(lanes);
+            let (lo, m2) = rest.split_at(lanes);
+            let rows = hi.chunks_exact(partition.channels).zip(lo.chunks_exact(partition.channels));
+            for ((hi, lo), m2) in rows.zip(m2.chunks_exact(partition.channels)) {
+                merged.merge_moments(before, count, hi, lo, m2);
+                before += count;
+            }
+        }
+        before
+    }
+}
+
+/// The moments of each lane of a part.
+fn measure<E: Element>(x: ArrayView3<'_, E>, rows: [usize; 2], lanes: usize, partial: &mut [f64]) {
+    let mut before = 0;
+    for_each_dense(x, rows, &mut |x| {
+        measure_rows(x, lanes, before, partial);
+        before += x.len() / lanes;
+    });
+}
+
+vectorized! {
+    /// Merges dense rows into the moments of `before` rows.
+    fn measure_rows<'a, E>(x: &'a [E], lanes: usize, before: usize, partial: &'a mut [f64]) {
+        let block_rows = block_rows::<E>(lanes);
+        let mut moments = Lanes::new(partial);
+        for (index, block) in x.chunks(block_rows * lanes).enumerate() {
+            let before = (before + index * block_rows) as f64;
+            let next = &x[x.len().min((index + 1) * block_rows * lanes)..];
+            for (index, pack) in packs(lanes).enumerate() {
+                let into = moments.columns(pack.start..pack.start + PACK);
+                let ahead = ahead(next, index, block_rows);
+                measure_pack::<E, PACK>(block, lanes, pack, before, into, ahead);
+            }
+            for start in 0..loose_lanes(lanes) {
+                let into = moments.columns(start..start + 1);
+                measure_pack::<E, 1>(block, lanes, Pack { start, skip: 0 }, before, into, &[]);
+            }
+        }
+    }
+}
+
+/// Merges the lanes of a pack, but for the first `skip`, into the moments of `before` rows.
+#[inline(always)]
+fn measure_pack<E: Element, const W: usize>(
+    block: &[E],
+    lanes: usize,
+    Pack { start, skip }: Pack,
+    before: f64,
+    mut into: Lanes<'_>,
+    ahead: &[E],
+) {
+    let count = (block.len() / lanes) as f64;
+    let inverse = 1.0 / count;
+    let mut pivot = [0.0; W];
+    for lane in 0..W {
+        pivot[lane] = if before == 0.0 { block[start + lane].to_f64() } else { into.mean_hi[lane] };
+    }
+    let (mut first, mut second) = deviations(block, lanes, start, &pivot, ahead);
+    let mut far = false;
+    for lane in 0..W {
+        far |= is_far::<E>(inverse, first[lane], second[lane]);
+    }
+    if far {
+        for lane in 0..W {
+            pivot[lane] += first[lane] * inverse;
+        }
+        (first, second) = deviations(block, lanes, start, &pivot, &[]);
+    }
+    into.columns(skip..W).merge(before, count, &pivot[skip..], &first[skip..], &second[skip..]);
+}
+
+/// Sums of each lane's deviations from its pivot, and of their squares.
+#[inline(always)]
+fn deviations<E: Element, const W: usize>(
+    block: &[E],
+    lanes: usize,
+    start: usize,
+    pivot: &[f64; W],
+    ahead: &[E],
+) -> ([f64; W], [f64; W]) {
+    let (mut first, mut second) = ([0.0; W], [0.0; W]);
+    for (index, row) in block.chunks_exact(lanes).enumerate() {
+        prefetch_line(ahead, index * W);
+        let Some((row, _)) = row[start..].split_first_chunk::<W>() else { continue };
+        for lane in 0..W {
+            let deviation = row[lane].to_f64() - pivot[lane];
+            first[lane] += deviation;
+            second[lane] += deviation * deviation;
+        }
+    }
+    (first, second)
+}
+
+/// The tensors of a forward call.
+pub type ForwardTensors<'a, E> = super::channels_first::ForwardTensors<'a, E>;
+/// The tensors that backward reads.
+pub type BackwardTensors<'a, E> = super::channels_first::BackwardTensors<'a, E>;
+/// The tensors that backward writes: dx and dresidual.
+pub type GradientTensors<'a, E> = super::channels_first::GradientTensors<'a, E>;
+
+/// Writes y (and the mask) from known statistics.
+pub fn apply<E: Element>(
+    partition: &Partition,
+    tensors: ForwardTensors<'_, E>,
+    channels: &Channels<'_, E::Param>,
+    lanes: &mut [f64],
+    pass: Pass,
+) {
+    let coefficients = LaneCoefficients::fill::<E>(lanes, partition, channels, None);
+    partition.for_each_rows(tensors, &|tensors, rows, lanes, blocks| {
+        for_each_dense(tensors, rows, &mut |tensors| {
+            apply_rows(tensors, coefficients.columns(0..lanes), pass, blocks);
+        });
+        finish_streaming();
+    });
+}
+
+/// The mask bytes of a block of values.
+#[inline(always)]
+fn mask_range(values: &Range<usize>, lanes: usize) -> Range<usize> {
+    let row_bytes = lanes.div_ceil(8);
+    let at = |value: usize| value / lanes * row_bytes + (value % lanes).div_ceil(8);
+    at(values.start)..at(values.end)
+}
+
+type FlatForward<'a, E> = (&'a [E], Option<&'a [E]>, &'a mut [E], Option<&'a mut [u8]>);
+
+vectorized! {
+    fn apply_rows<'a, 'b, E>(
+        tensors: FlatForward<'a, E>,
+        coefficients: LaneCoefficients<'a>,
+        pass: Pass,
+        blocks: &'b mut Blocks,
+    ) {
+        let (x, residual, y, mut mask) = tensors;
+        let lanes = coefficients.scale.len();
+        match Direct::of(pass.epilogue) {
+            Some(Direct::Identity) if !pass.streaming => {
+                return coefficients.forward::<E, false>(x, y);
+            }
+            Some(Direct::Relu) if !pass.streaming => return coefficients.forward::<E, true>(x, y),
+            _ => {}
+        }
+        let Blocks { z: block, staging, .. } = blocks;
+        let output = &mut Output::new(pass.streaming, staging);
+        for (values, columns) in pieces(x.len(), lanes) {
+            let coefficients = coefficients.columns(columns);
+            let (input, y) = (&x[values.clone()], &mut y[values.clone()]);
+            match Direct::of(pass.epilogue) {
+                Some(direct) => {
+                    let target = output.target(y);
+                    match direct {
+                        Direct::Identity => coefficients.forward::<E, false>(input, target),
+                        Direct::Relu => coefficients.forward::<E, true>(input, target),
+                    }
+                    output.finish(y);
+                }
+                None => {
+                    let z = &mut block[..values.len()];
+                    let residual = residual.map(|residual| &residual[values.clone()]);
+                    let mask = mask.as_deref_mut().map(|mask| &mut mask[mask_range(&values, lanes)]);
+                    forward_block(input, z, &coefficients, pass.epilogue, residual, mask);
+                    output.store(z, y);
+                }
+            }
+        }
+    }
+}
+
+/// `z = y`; writes the mask.
+#[inline(always)]
+fn forward_block<E: Element>(
+    x: &[E],
+    z: &mut [f64],
+    coefficients: &LaneCoefficients<'_>,
+    epilogue: Epilogue,
+    residual: Option<&[E]>,
+    mask: Option<&mut [u8]>,
+) {
+    let lanes = coefficients.scale.len();
+    coefficients.load_normalized(x, z);
+    if let Some(residual) = residual {
+        block::load_add(residual, z);
+    }
+    if let Some(mask) = mask {
+        for (row, z) in mask.chunks_exact_mut(lanes.div_ceil(8)).zip(z.chunks_exact(lanes)) {
+            epilogue::write_mask(epilogue.activation, z, row);
+        }
+    }
+    epilogue::activate(epilogue.activation, z);
+}
+
+/// [`apply`] with x in y's place.
+pub fn apply_in_place<E: Element>(
+    partition: &Partition,
+    tensors: (Option<ArrayView3<'_, E>>, ArrayViewMut3<'_, E>),
+    channels: &Channels<'_, E::Param>,
+    lanes: &mut [f64],
+    epilogue: Epilogue,
+) {
+    let coefficients = LaneCoefficients::fill::<E>(lanes, partition, channels, None);
+    partition.for_each_rows(tensors, &|tensors, rows, lanes, blocks| {
+        for_each_dense(tensors, rows, &mut |tensors| {
+            apply_rows_in_place(tensors, coefficients.columns(0..lanes), epilogue, blocks);
+        });
+    });
+}
+
+vectorized! {
+    fn apply_rows_in_place<'a, 'b, E>(
+        tensors: (Option<&'a [E]>, &'a mut [E]),
+        coefficients: LaneCoefficients<'a>,
+        epilogue: Epilogue,
+        blocks: &'b mut Blocks,
+    ) {
+        let (residual, x) = tensors;
+        let lanes = coefficients.scale.len();
+        for (values, columns) in pieces(x.len(), lanes) {
+            let z = &mut blocks.z[..values.len()];
+            let residual = residual.map(|residual| &residual[values.clone()]);
+            let coefficients = coefficients.columns(columns);
+            forward_block(&x[values.clone()], z, &coefficients, epilogue, residual, None);
+            store(z, &mut x[values]);
+        }
+    }
+}
+
+type FlatInputs<'a, E> = (&'a [E], &'a [E], Option<&'a [E]>, Option<&'a [u8]>);
+
+/// Fills the blocks d (x - mean) and g (the gradient of z) with a piece of the rows, and returns
+/// them; `lanes` is the length of a row.
+#[inline(always)]
+fn load_gradient<'b, E: Element>(
+    blocks: &'b mut Blocks,
+    inputs: &FlatInputs<'_, E>,
+    values: Range<usize>,
+    lanes: usize,
+    coefficients: &LaneCoefficients<'_>,
+    epilogue: Epilogue,
+) -> (&'b mut [f64], &'b mut [f64]) {
+    let len = values.len();
+    let (d, g, z) = (&mut blocks.d[..len], &mut blocks.g[..len], &mut blocks.z[..len]);
+    let (x, dy, residual, mask) = inputs;
+    coefficients.load_centered(&x[values.clone()], d);
+    block::load(&dy[values.clone()], g);
+    let activation = epilogue.activation;
+    if let Some(mask) = mask {
+        let columns = coefficients.scale.len();
+        let mask = mask[mask_range(&values, lanes)].chunks_exact(columns.div_ceil(8));
+        for (mask, g) in mask.zip(g.chunks_exact_mut(columns)) {
+            epilogue::differentiate_by_mask(activation, mask, g);
+        }
+    } else if activation != Activation::Identity {
+        coefficients.normalize(d, z);
+        if let Some(residual) = residual {
+            block::load_add(&residual[values], z);
+        }
+        epilogue::differentiate(activation, z, g);
+    }
+    (d, g)
+}
+
+/// Rows of a lane's backward sums: g, g * d.
+const SUM_LANES: usize = 2;
+
+/// Each channel's sums of g and of g * d.
+pub fn reduce<E: Element>(
+    partition: &Partition,
+    inputs: BackwardTensors<'_, E>,
+    channels: &Channels<'_, E::Param>,
+    partials: &mut [f64],
+    lanes: &mut [f64],
+    epilogue: Epilogue,
+    mut result: impl FnMut(usize, Sums),
+) {
+    let width = SUM_LANES * partition.lanes();
+    let coefficients = LaneCoefficients::fill::<E>(lanes, partition, channels, None);
+    partition.for_each_partial(inputs, partials, width, &|inputs, rows, lanes, partial| {
+        let partial = &mut partial[..SUM_LANES * lanes];
+        partial.fill(0.0);
+        with_blocks(|blocks| {
+            for_each_dense(inputs, rows, &mut |inputs| {
+                reduce_rows(inputs, coefficients.columns(0..lanes), epilogue, partial, blocks);
+            });
+        });
+    });
+    let (partials, added) = partials.split_at_mut(partition.partials() * width);
+    let added = &mut added[..SUM_LANES * partition.channels];
+    let count = add_partials::<E>(partition, partials, added);
+    let (g, gd) = added.split_at(partition.channels);
+    for (channel, (&g, &gd)) in g.iter().zip(gd).enumerate() {
+        result(channel, Sums { count, g, gd });
+    }
+}
+
+vectorized! {
+    /// Adds up every channel's partial sums in order into `[2, C]`; returns how many values that is.
+    fn add_partials<'a, E>(
+        partition: &'a Partition,
+        partials: &'a [f64],
+        added: &'a mut [f64],
+    ) -> f64 {
+        let width = SUM_LANES * partition.lanes();
+        let mut before = 0.0;
+        added.fill(0.0);
+        for (part, lanes, count) in partition.sources() {
+            let sums = partials[part * width..][..SUM_LANES * lanes].chunks_exact(lanes);
+            for (sums, added) in sums.zip(added.chunks_exact_mut(partition.channels)) {
+                for row in sums.chunks_exact(partition.channels) {
+                    for (added, &sum) in added.iter_mut().zip(row) {
+                        *added += sum;
+                    }
+                }
+            }
+            before += count * (lanes / partition.channels) as f64;
+        }
+        before
+    }
+}
+
+vectorized! {
+    /// Adds dense rows to the sums of each lane.
+    fn reduce_rows<'a, 'b, E>(
+        inputs: FlatInputs<'a, E>,
+        coefficients: LaneCoefficients<'a>,
+        epilogue: Epilogue,
+        partial: &'a mut [f64],
+        blocks: &'b mut Blocks,
+    ) {
+        let lanes = coefficients.scale.len();
+        let (sum_g, sum_gd) = partial.split_at_mut(lanes);
+        match Direct::of(epilogue) {
+            Some(Direct::Identity) => {
+                return coefficients.sums::<E, false>(inputs.0, inputs.1, sum_g, sum_gd);
+            }
+            Some(Direct::Relu) => {
+                return coefficients.sums::<E, true>(inputs.0, inputs.1, sum_g, sum_gd);
+            }
+            None => {}
+        }
+        for (values, columns) in pieces(inputs.0.len(), lanes) {
+            let coefficients = coefficients.columns(columns.clone());
+            let (d, g) = load_gradient(blocks, &inputs, values, lanes, &coefficients, epilogue);
+            let width = columns.len();
+            let (sum_g, sum_gd) = (&mut sum_g[columns.clone()], &mut sum_gd[columns]);
+            for (g, d) in g.chunks_exact(width).zip(d.chunks_exact(width)) {
+                for lane in 0..width {
+                    sum_g[lane] += g[lane];
+                    sum_gd[lane] += g[lane] * d[lane];
+                }
+            }
+        }
+    }
+}
+
+/// Writes dx and dresidual: through the batch statistics, given each channel's sums, or with
+/// constant statistics.
+pub fn gradients<E: Element>(
+    partition: &Partition,
+    inputs: BackwardTensors<'_, E>,
+    outputs: GradientTensors<'_, E>,
+    sums: Option<&[Sums]>,
+    channels: &Channels<'_, E::Param>,
+    lanes: &mut [f64],
+    pass: Pass,
+) {
+    let coefficients = LaneCoefficients::fill::<E>(lanes, partition, channels, sums);
+    let frozen = sums.is_none();
+    partition.for_each_rows((inputs, outputs), &|(inputs, outputs), rows, lanes, blocks| {
+        let coefficients = coefficients.columns(0..lanes);
+        for_each_dense((inputs, outputs), rows, &mut |(inputs, outputs)| {
+            write_gradients(inputs, outputs, coefficients, frozen, pass, blocks);
+        });
+        finish_streaming();
+    });
+}
+
+vectorized! {
+    fn write_gradients<'a, 'b, E>(
+        inputs: FlatInputs<'a, E>,
+        outputs: (&'a mut [E], Option<&'a mut [E]>),
+        coefficients: LaneCoefficients<'a>,
+        frozen: bool,
+        pass: Pass,
+        blocks: &'b mut Blocks,
+    ) {
+        let (dx, mut dresidual) = outputs;
+        let lanes = coefficients.scale.len();
+        for (values, columns) in pieces(dx.len(), lanes) {
+            let coefficients = coefficients.columns(columns);
+            let (x, dy) = (&inputs.0[values.clone()], &inputs.1[values.clone()]);
+            let to = &mut dx[values.clone()];
+            let direct = if frozen { None } else { Direct::of(pass.epilogue) };
+            if let Some(direct) = direct {
+                let output = &mut Output::new(pass.streaming, &mut blocks.staging);
+                let target = output.target(to);
+                match direct {
+                    Direct::Identity => coefficients.gradient::<E, false>(x, dy, target),
+                    Direct::Relu => coefficients.gradient::<E, true>(x, dy, target),
+                }
+                output.finish(to);
+                continue;
+            }
+            load_gradient(blocks, &inputs, values.clone(), lanes, &coefficients, pass.epilogue);
+            let Blocks { d, g, staging, .. } = &mut *blocks;
+            let (d, g) = (&d[..values.len()], &mut g[..values.len()]);
+            let output = &mut Output::new(pass.streaming, staging);
+            if let Some(dresidual) = &mut dresidual {
+                output.store(g, &mut dresidual[values.clone()]);
+            }
+            if frozen {
+                coefficients.scale_rows(g);
+            } else {
+                coefficients.input_gradient(g, d);
+            }
+            output.store(g, to);
+        }
+    }
+}

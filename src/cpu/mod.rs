@@ -1,0 +1,183 @@
+//! The CPU backend: every call of [`Backend`] on host memory, vectorised and split over threads.
+//!
+//! A tensor is cut by its shape alone, never by the number of threads, so that results are the
+//! same bits on any number of them. Arithmetic is f64 throughout, rounded once on the way out.
+
+mod bind;
+mod block;
+mod calls;
+mod channel;
+mod channels_first;
+mod channels_last;
+mod direct;
+mod epilogue;
+mod lanes;
+mod math;
+mod moments;
+mod parallel;
+mod passes;
+mod rows;
+mod simd;
+mod tensor;
+mod tile;
+
+pub(crate) use channel::invstd;
+pub use tensor::{CpuSlice, CpuSliceMut};
+
+use crate::config::Layout;
+use crate::error::{Error, Result};
+use crate::problem::Problem;
+use channel::Sums;
+use moments::Moments;
+use std::sync::Arc;
+
+/// The CPU.
+///
+/// ```
+/// use warpnorm::{Cpu, BatchNorm, BatchNormConfig};
+///
+/// let on_all_cores: BatchNorm<Cpu> = BatchNormConfig::new(8).build(Cpu::new())?;
+/// let on_one: BatchNorm<Cpu> = BatchNormConfig::new(8).build(Cpu::with_threads(1)?)?;
+/// # Ok::<(), warpnorm::Error>(())
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Cpu {
+    threads: Threads,
+}
+
+#[derive(Debug, Clone, Default)]
+enum Threads {
+    /// Those of the rayon pool that the caller is in, or of the global one.
+    #[default]
+    Ambient,
+    /// The caller's own.
+    One,
+    Pool(Arc<rayon::ThreadPool>),
+}
+
+impl Cpu {
+    /// Works on the threads of the rayon pool that a call is made in: by default the global one,
+    /// with a thread per core. Small tensors are worked on by the calling thread alone.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Works on `threads` threads of its own; 1 means the calling thread.
+    ///
+    /// # Errors
+    /// 0 threads, or more than the system gives.
+    pub fn with_threads(threads: usize) -> Result<Self> {
+        let threads = match threads {
+            0 => return Err(Error::argument("threads", "at least 1", 0)),
+            1 => Threads::One,
+            _ => {
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .map_err(|error| Error::system("starting threads", error))?;
+                Threads::Pool(Arc::new(pool))
+            }
+        };
+        Ok(Cpu { threads })
+    }
+
+    fn is_parallel(&self, problem: &Problem) -> bool {
+        /// Below this the hand-over to another thread costs more than it brings.
+        const MIN_ELEMENTS: usize = 1 << 16;
+        problem.elements() >= MIN_ELEMENTS
+            && match &self.threads {
+                Threads::Ambient => rayon::current_num_threads() > 1,
+                Threads::One => false,
+                Threads::Pool(_) => true,
+            }
+    }
+
+    /// Runs `f`, on this backend's threads if `parallel`.
+    fn run<R: Send>(&self, parallel: bool, f: impl FnOnce() -> R + Send) -> R {
+        match &self.threads {
+            Threads::Pool(pool) if parallel => pool.install(f),
+            _ => f(),
+        }
+    }
+}
+
+/// Scratch of the CPU's calls: from [`Backend::workspace`](crate::Backend::workspace). Grows with
+/// the channels, not with the tensor.
+#[derive(Debug, Clone, Default)]
+pub struct CpuWorkspace {
+    moments: Vec<Moments>,
+    sums: Vec<Sums>,
+    partials: Vec<f64>,
+    lanes: Vec<f64>,
+}
+
+/// Lengths of a workspace's parts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct WorkspaceSize {
+    moments: usize,
+    sums: usize,
+    partials: usize,
+    lanes: usize,
+}
+
+impl WorkspaceSize {
+    /// Whatever strides and masks the calls on `problem` may have.
+    fn of(problem: &Problem) -> Self {
+        let (batch, channels) = (problem.batch(), problem.channels());
+        match problem.layout() {
+            Layout::ChannelsFirst => {
+                let partition =
+                    channels_first::Partition::new(batch, channels, problem.spatial(), false);
+                let each = channels * partition.parts();
+                WorkspaceSize { moments: each, sums: channels + each, partials: 0, lanes: 0 }
+            }
+            Layout::ChannelsLast => {
+                let rows = problem.values_per_channel();
+                let gaps = [batch, problem.spatial()];
+                let partitions = [([1, rows], true), ([1, rows], false), (gaps, false)]
+                    .map(|(rows, dense)| rows::Partition::new(rows, channels, dense, false, false));
+                let most =
+                    |f: fn(&rows::Partition) -> usize| partitions.iter().map(f).max().unwrap_or(0);
+                WorkspaceSize {
+                    moments: 0,
+                    sums: channels,
+                    partials: most(rows::Partition::partials_len),
+                    lanes: most(|p| lanes::LaneCoefficients::ROWS * p.lanes()),
+                }
+            }
+        }
+    }
+}
+
+impl CpuWorkspace {
+    fn new(size: WorkspaceSize) -> Self {
+        CpuWorkspace {
+            moments: vec![Moments::default(); size.moments],
+            sums: vec![Sums::default(); size.sums],
+            partials: vec![0.0; size.partials],
+            lanes: vec![0.0; size.lanes],
+        }
+    }
+
+    fn check(&self, problem: &Problem) -> Result<()> {
+        let size = WorkspaceSize::of(problem);
+        let found = WorkspaceSize {
+            moments: self.moments.len(),
+            sums: self.sums.len(),
+            partials: self.partials.len(),
+            lanes: self.lanes.len(),
+        };
+        let fits = found.moments >= size.moments
+            && found.sums >= size.sums
+            && found.partials >= size.partials
+            && found.lanes >= size.lanes;
+        if fits {
+            return Ok(());
+        }
+        Err(Error::argument(
+            "workspace",
+            format_args!("one made for this problem ({problem})"),
+            "a smaller one",
+        ))
+    }
+}

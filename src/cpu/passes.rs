@@ -1,0 +1,115 @@
+//! The passes over a tensor, whichever its layout: statistics, apply, reduce, gradients.
+
+use super::bind::Partition;
+use super::channel::{Channels, Sums};
+use super::channels_first::{self, Gradient};
+use super::moments::Moments;
+use super::tile::Pass;
+use super::{CpuWorkspace, channels_last};
+use crate::config::Epilogue;
+use crate::element::Element;
+use ndarray::ArrayView3;
+
+/// Calls `result` with each channel's moments, merged over the parts in order.
+pub(super) fn moments_of<E: Element>(
+    partition: &Partition,
+    x: ArrayView3<'_, E>,
+    workspace: &mut CpuWorkspace,
+    mut result: impl FnMut(usize, Moments) + Send,
+) {
+    match partition {
+        Partition::First(partition) => {
+            channels_first::statistics(partition, x, &mut workspace.moments);
+            let parts = workspace.moments.chunks(partition.parts());
+            for (channel, parts) in parts.take(x.dim().1).enumerate() {
+                result(channel, parts.iter().fold(Moments::default(), |a, &b| a.merge(b)));
+            }
+        }
+        Partition::Last(partition) => {
+            channels_last::statistics(partition, x, &mut workspace.partials, result);
+        }
+    }
+}
+
+/// Writes y and the mask.
+pub(super) fn apply_to<E: Element>(
+    partition: &Partition,
+    tensors: channels_first::ForwardTensors<'_, E>,
+    channels: &Channels<'_, E::Param>,
+    workspace: &mut CpuWorkspace,
+    pass: Pass,
+) {
+    match partition {
+        Partition::First(partition) => {
+            channels_first::apply(partition, tensors, channels, pass);
+        }
+        Partition::Last(partition) => {
+            let lanes = &mut workspace.lanes;
+            channels_last::apply(partition, tensors, channels, lanes, pass);
+        }
+    }
+}
+
+/// Leaves each channel's sums in the first C of `workspace.sums`.
+pub(super) fn reduce_to_workspace<E: Element>(
+    partition: &Partition,
+    inputs: channels_first::BackwardTensors<'_, E>,
+    channels: &Channels<'_, E::Param>,
+    workspace: &mut CpuWorkspace,
+    count: usize,
+    epilogue: Epilogue,
+) {
+    let CpuWorkspace { sums, partials, lanes, .. } = workspace;
+    match partition {
+        Partition::First(partition) => {
+            let (sums, partials) = sums.split_at_mut(count);
+            channels_first::reduce(partition, inputs, partials, channels, epilogue);
+            for (sum, parts) in sums.iter_mut().zip(partials.chunks(partition.parts())) {
+                *sum = parts.iter().fold(Sums::default(), |a, &b| a.add(b));
+            }
+        }
+        Partition::Last(partition) => {
+            let result = |channel: usize, sum| sums[channel] = sum;
+            channels_last::reduce(partition, inputs, channels, partials, lanes, epilogue, result);
+        }
+    }
+}
+
+/// Writes dx and dresidual; without sums the statistics are constants.
+pub(super) fn gradients_to<E: Element>(
+    partition: &Partition,
+    inputs: channels_first::BackwardTensors<'_, E>,
+    outputs: channels_first::GradientTensors<'_, E>,
+    sums: Option<&[Sums]>,
+    channels: &Channels<'_, E::Param>,
+    lanes: &mut [f64],
+    pass: Pass,
+) {
+    match partition {
+        Partition::First(partition) => {
+            let gradient = sums.map_or(Gradient::Frozen, Gradient::Train);
+            channels_first::gradients(partition, inputs, outputs, gradient, channels, pass);
+        }
+        Partition::Last(partition) => {
+            channels_last::gradients(partition, inputs, outputs, sums, channels, lanes, pass)
+        }
+    }
+}
+
+pub(super) fn write_parameter_gradients<E: Element>(
+    sums: &[Sums],
+    channels: &Channels<'_, E::Param>,
+    dweight: Option<&mut [E::Param]>,
+    dbias: Option<&mut [E::Param]>,
+) {
+    if let Some(dweight) = dweight {
+        for (channel, (dweight, sums)) in dweight.iter_mut().zip(sums).enumerate() {
+            *dweight = sums.dweight(channels.coefficients::<E>(channel).invstd);
+        }
+    }
+    if let Some(dbias) = dbias {
+        for (dbias, sums) in dbias.iter_mut().zip(sums) {
+            *dbias = sums.dbias();
+        }
+    }
+}

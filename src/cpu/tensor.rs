@@ -1,0 +1,226 @@
+//! Borrowed tensors: flat slices or `ndarray` views, bound to a problem as views of three axes.
+//!
+//! Kernels see memory order: channels-first as `[N, C, spatial]`, channels-last as
+//! `[N, spatial, C]`, the last axis contiguous. Where channels-last leaves no gap between samples
+//! it is `[1, N * spatial, C]`: one long matrix.
+
+use crate::config::Layout;
+use crate::element::Scalar;
+use crate::error::{Error, Result, check_len};
+use crate::problem::{Operand, Problem};
+use ndarray::{ArrayView3, ArrayViewMut3, Axis, RawData, ShapeBuilder};
+
+/// Memory to read: flat, or an `ndarray` view `[N, C, spatial]` of any batch stride.
+#[derive(Debug, Clone, Copy)]
+pub enum CpuSlice<'a, T> {
+    /// A tensor's elements in the problem's layout and batch stride; or a `[C]` parameter.
+    Flat(&'a [T]),
+    /// A tensor, channels second, strides as in the problem's layout.
+    View(ArrayView3<'a, T>),
+}
+
+/// Memory to write: see [`CpuSlice`].
+#[derive(Debug)]
+pub enum CpuSliceMut<'a, T> {
+    /// A tensor's elements in the problem's layout and batch stride; or a `[C]` parameter.
+    Flat(&'a mut [T]),
+    /// A tensor, channels second, strides as in the problem's layout.
+    View(ArrayViewMut3<'a, T>),
+}
+
+impl<'a, T> From<&'a [T]> for CpuSlice<'a, T> {
+    fn from(slice: &'a [T]) -> Self {
+        CpuSlice::Flat(slice)
+    }
+}
+
+impl<'a, T> From<&'a Vec<T>> for CpuSlice<'a, T> {
+    fn from(vec: &'a Vec<T>) -> Self {
+        CpuSlice::Flat(vec)
+    }
+}
+
+impl<'a, T> From<&'a mut [T]> for CpuSliceMut<'a, T> {
+    fn from(slice: &'a mut [T]) -> Self {
+        CpuSliceMut::Flat(slice)
+    }
+}
+
+impl<'a, T> From<&'a mut Vec<T>> for CpuSliceMut<'a, T> {
+    fn from(vec: &'a mut Vec<T>) -> Self {
+        CpuSliceMut::Flat(vec)
+    }
+}
+
+impl<'a, T: Scalar> CpuSlice<'a, T> {
+    /// A parameter of `len` values.
+    pub(super) fn flat(self, argument: &str, len: usize) -> Result<&'a [T]> {
+        let flat = match self {
+            CpuSlice::Flat(flat) => flat,
+            CpuSlice::View(view) => view
+                .to_slice()
+                .ok_or_else(|| Error::argument(argument, "contiguous memory", "a strided view"))?,
+        };
+        check_len(argument, len, flat.len())?;
+        Ok(flat)
+    }
+
+    /// A tensor of the problem, in memory order.
+    pub(super) fn bind(
+        self,
+        problem: &Problem,
+        operand: Operand,
+        merge: bool,
+    ) -> Result<ArrayView3<'a, T>> {
+        let view = match self {
+            CpuSlice::Flat(flat) => {
+                check_span(problem, operand, flat.len())?;
+                ArrayView3::from_shape(flat_shape(problem, operand), flat)
+                    .map_err(|error| Error::argument(operand.name(), "a valid shape", error))?
+            }
+            CpuSlice::View(view) => {
+                check_view(problem, operand, view.dim(), view.strides())?;
+                view
+            }
+        };
+        let view = in_memory_order(view, problem.layout());
+        if merge && problem.layout() == Layout::ChannelsLast {
+            let rows = problem.values_per_channel();
+            return view
+                .into_shape_with_order((1, rows, problem.channels()))
+                .map_err(|error| Error::argument(operand.name(), "a dense tensor", error));
+        }
+        Ok(view)
+    }
+}
+
+impl<'a, T: Scalar> CpuSliceMut<'a, T> {
+    /// A parameter of `len` values.
+    pub(super) fn flat(self, argument: &str, len: usize) -> Result<&'a mut [T]> {
+        let flat = match self {
+            CpuSliceMut::Flat(flat) => flat,
+            CpuSliceMut::View(view) => view
+                .into_slice()
+                .ok_or_else(|| Error::argument(argument, "contiguous memory", "a strided view"))?,
+        };
+        check_len(argument, len, flat.len())?;
+        Ok(flat)
+    }
+
+    /// A tensor of the problem, in memory order.
+    pub(super) fn bind(
+        self,
+        problem: &Problem,
+        operand: Operand,
+        merge: bool,
+    ) -> Result<ArrayViewMut3<'a, T>> {
+        let view = match self {
+            CpuSliceMut::Flat(flat) => {
+                check_span(problem, operand, flat.len())?;
+                ArrayViewMut3::from_shape(flat_shape(problem, operand), flat)
+                    .map_err(|error| Error::argument(operand.name(), "a valid shape", error))?
+            }
+            CpuSliceMut::View(view) => {
+                check_view(problem, operand, view.dim(), view.strides())?;
+                view
+            }
+        };
+        let view = in_memory_order(view, problem.layout());
+        if merge && problem.layout() == Layout::ChannelsLast {
+            let rows = problem.values_per_channel();
+            return view
+                .into_shape_with_order((1, rows, problem.channels()))
+                .map_err(|error| Error::argument(operand.name(), "a dense tensor", error));
+        }
+        Ok(view)
+    }
+}
+
+/// The mask's rows, in the order of the tensor's runs.
+pub(super) fn mask_shape(problem: &Problem) -> (usize, usize, usize) {
+    let (rows, bytes) = problem.mask_rows();
+    (problem.batch(), rows, bytes)
+}
+
+/// The logical shape `[N, C, spatial]` over a flat buffer.
+fn flat_shape(
+    problem: &Problem,
+    operand: Operand,
+) -> ndarray::StrideShape<ndarray::Dim<[usize; 3]>> {
+    let shape = (problem.batch(), problem.channels(), problem.spatial());
+    let stride = problem.batch_stride(operand);
+    if problem.elements() == 0 {
+        // Strides over nothing are refused.
+        return shape.into();
+    }
+    match problem.layout() {
+        Layout::ChannelsFirst => shape.strides((stride, problem.spatial(), 1)),
+        Layout::ChannelsLast => shape.strides((stride, 1, problem.channels())),
+    }
+}
+
+fn check_span(problem: &Problem, operand: Operand, len: usize) -> Result<()> {
+    let span = problem.span(operand);
+    let dense = problem.batch_stride(operand) == problem.channels() * problem.spatial();
+    if len == span || (len > span && !dense) {
+        return Ok(());
+    }
+    Err(Error::argument(operand.name(), format_args!("{span} elements ({problem})"), len))
+}
+
+fn check_view(
+    problem: &Problem,
+    operand: Operand,
+    shape: (usize, usize, usize),
+    strides: &[isize],
+) -> Result<()> {
+    let expected = (problem.batch(), problem.channels(), problem.spatial());
+    if shape != expected {
+        return Err(Error::argument(
+            operand.name(),
+            format_args!("[N, C, spatial] = {expected:?}"),
+            format_args!("{shape:?}"),
+        ));
+    }
+    let (channel, spatial) = match problem.layout() {
+        Layout::ChannelsFirst => (problem.spatial() as isize, 1),
+        Layout::ChannelsLast => (1, problem.channels() as isize),
+    };
+    let fits = |extent: usize, stride: isize, wanted: isize| extent <= 1 || stride == wanted;
+    let sample = problem.channels() * problem.spatial();
+    if problem.elements() == 0
+        || fits(problem.channels(), strides[1], channel)
+            && fits(problem.spatial(), strides[2], spatial)
+            && (problem.batch() <= 1 || strides[0] >= sample as isize)
+    {
+        return Ok(());
+    }
+    Err(Error::argument(
+        operand.name(),
+        format_args!(
+            "{} strides [at least {sample}, {channel}, {spatial}]; \
+             copy it into that layout (`to_owned`, `assign`)",
+            problem.layout()
+        ),
+        format_args!("{strides:?}"),
+    ))
+}
+
+fn in_memory_order<S: RawData>(
+    view: ndarray::ArrayBase<S, ndarray::Ix3>,
+    layout: Layout,
+) -> ndarray::ArrayBase<S, ndarray::Ix3> {
+    match layout {
+        Layout::ChannelsFirst => view,
+        Layout::ChannelsLast => {
+            let view = view.permuted_axes([0, 2, 1]);
+            // [N, C]: rows of whatever stride are still one matrix.
+            if view.len_of(Axis(1)) == 1 { view.permuted_axes([1, 0, 2]) } else { view }
+        }
+    }
+}
+
+/// Whether samples of these strides follow each other without gaps.
+pub(super) fn is_gapless(problem: &Problem, strides: &[isize]) -> bool {
+    problem.batch() <= 1 || strides[0] == (problem.channels() * problem.spatial()) as isize
+}

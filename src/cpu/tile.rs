@@ -1,0 +1,308 @@
+//! A tile: the part of a channel that is worked on at a time, gathered from its runs into f64.
+
+use super::block::{self, Deviations};
+use super::channel::{Coefficients, GradientCoefficients};
+use super::direct::{self, GradientSums};
+use super::epilogue;
+use super::moments::{Moments, is_far};
+use super::simd::{Output, prefetch};
+use crate::config::Epilogue;
+use crate::element::Element;
+use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// Values per tile, a multiple of 8: three blocks of f64 share the first-level cache with what is
+/// read and written.
+pub const TILE: usize = 1024;
+
+/// A thread's blocks: a tile each, at the head of a cache line, and not a multiple of a page apart
+/// (a load would wait for the store whose address looks the same).
+#[repr(C, align(64))]
+pub struct Blocks {
+    /// x - mean.
+    pub d: [f64; TILE],
+    _gap: [f64; 128],
+    /// The gradient of z.
+    pub g: [f64; TILE],
+    _second_gap: [f64; 128],
+    /// x, then y; in backward z, where the activation asks for it.
+    pub z: [f64; TILE],
+    /// What is to be streamed.
+    pub staging: [f64; TILE],
+}
+
+thread_local! {
+    static BLOCKS: RefCell<Box<Blocks>> = RefCell::new(Box::new(Blocks {
+        d: [0.0; TILE],
+        _gap: [0.0; 128],
+        g: [0.0; TILE],
+        _second_gap: [0.0; 128],
+        z: [0.0; TILE],
+        staging: [0.0; TILE],
+    }));
+}
+
+/// Calls `f` with this thread's blocks, whatever is in them.
+pub fn with_blocks<R>(f: impl FnOnce(&mut Blocks) -> R) -> R {
+    BLOCKS.with_borrow_mut(|blocks| f(blocks))
+}
+
+/// How a pass makes its outputs.
+#[derive(Debug, Clone, Copy)]
+pub struct Pass {
+    pub epilogue: Epilogue,
+    /// Whether they go past the cache.
+    pub streaming: bool,
+}
+
+/// Rows and columns of one tile of a channel `[N, spatial]`.
+#[derive(Debug, Clone)]
+pub struct Tile {
+    pub rows: Range<usize>,
+    pub columns: Range<usize>,
+}
+
+/// The tiles of a channel: several short runs, or a piece of a long one.
+pub fn tiles(rows: usize, columns: usize) -> impl ExactSizeIterator<Item = Tile> + Clone {
+    let tile_columns = columns.clamp(1, TILE);
+    let tile_rows = (TILE / tile_columns).max(1);
+    let across = columns.div_ceil(tile_columns);
+    let count = if columns == 0 { 0 } else { rows.div_ceil(tile_rows) * across };
+    (0..count).map(move |index| {
+        let (row, column) = (index / across * tile_rows, index % across * tile_columns);
+        Tile {
+            rows: row..rows.min(row + tile_rows),
+            columns: column..columns.min(column + tile_columns),
+        }
+    })
+}
+
+impl Tile {
+    pub fn len(&self) -> usize {
+        self.rows.len() * self.columns.len()
+    }
+
+    fn mask_columns(&self) -> Range<usize> {
+        self.columns.start / 8..self.columns.end.div_ceil(8)
+    }
+
+    /// The part of a tensor's run in this tile.
+    #[inline(always)]
+    fn run<'a, T>(&self, tensor: ArrayView2<'a, T>, row: usize) -> &'a [T] {
+        let run = tensor.index_axis_move(Axis(0), row).to_slice();
+        &run.expect("runs are contiguous")[self.columns.clone()]
+    }
+
+    /// The part of a tensor's run in this tile, to write.
+    #[inline(always)]
+    fn run_mut<'a, T>(&self, tensor: &'a mut ArrayViewMut2<'_, T>, row: usize) -> &'a mut [T] {
+        let run = tensor.index_axis_mut(Axis(0), row).into_slice();
+        &mut run.expect("runs are contiguous")[self.columns.clone()]
+    }
+
+    /// Calls `f` with each run of `tensor` in this tile, beside its part of `block`.
+    #[inline(always)]
+    fn for_each_run<T>(
+        &self,
+        tensor: ArrayView2<'_, T>,
+        columns: Range<usize>,
+        block: &mut [f64],
+        mut f: impl FnMut(&[T], &mut [f64]),
+    ) {
+        for (row, block) in self.rows.clone().zip(block.chunks_mut(self.columns.len())) {
+            let run = tensor.index_axis_move(Axis(0), row);
+            f(&run.to_slice().expect("runs are contiguous")[columns.clone()], block);
+        }
+    }
+
+    /// Calls `f` with each run of `tensor` to write, beside its part of `block`.
+    #[inline(always)]
+    fn for_each_run_mut<T>(
+        &self,
+        tensor: &mut ArrayViewMut2<'_, T>,
+        columns: Range<usize>,
+        block: &[f64],
+        mut f: impl FnMut(&mut [T], &[f64]),
+    ) {
+        for (row, block) in self.rows.clone().zip(block.chunks(self.columns.len())) {
+            let run = tensor.index_axis_mut(Axis(0), row);
+            f(&mut run.into_slice().expect("runs are contiguous")[columns.clone()], block);
+        }
+    }
+
+    /// `block = tensor`, widened.
+    #[inline(always)]
+    pub fn gather<E: Element>(&self, tensor: ArrayView2<'_, E>, block: &mut [f64]) {
+        self.for_each_run(tensor, self.columns.clone(), block, |run, block| {
+            block::load(run, block)
+        });
+    }
+
+    /// Asks for this tile of a tensor to be brought into the cache.
+    #[inline(always)]
+    pub fn prefetch<T>(&self, tensor: Option<ArrayView2<'_, T>>) {
+        if let Some(tensor) = tensor {
+            for row in self.rows.clone() {
+                prefetch(self.run(tensor, row));
+            }
+        }
+    }
+
+    /// Merges this tile of a channel into the moments of the tiles before it.
+    #[inline(always)]
+    pub fn measure<E: Element>(&self, tensor: ArrayView2<'_, E>, before: Moments) -> Moments {
+        let count = self.len() as f64;
+        let inverse = 1.0 / count;
+        let mut pivot = match before.count {
+            0.0 => tensor[[self.rows.start, self.columns.start]].to_f64(),
+            _ => before.mean_hi,
+        };
+        let [mut first, mut second] = self.deviations(tensor, pivot);
+        if is_far::<E>(inverse, first, second) {
+            pivot += first * inverse;
+            [first, second] = self.deviations(tensor, pivot);
+        }
+        before.merge(Moments::around(count, inverse, pivot, first, second))
+    }
+
+    #[inline(always)]
+    fn deviations<E: Element>(&self, tensor: ArrayView2<'_, E>, pivot: f64) -> [f64; 2] {
+        let mut sums = Deviations::ZERO;
+        for row in self.rows.clone() {
+            sums.add(self.run(tensor, row), pivot);
+        }
+        sums.totals()
+    }
+
+    /// y of this tile, straight from x.
+    #[inline(always)]
+    pub fn forward_direct<E: Element, const RELU: bool>(
+        &self,
+        x: ArrayView2<'_, E>,
+        c: &Coefficients,
+        y: &mut ArrayViewMut2<'_, E>,
+        output: &mut Output<'_>,
+    ) {
+        for row in self.rows.clone() {
+            let y = self.run_mut(y, row);
+            direct::forward_run::<E, RELU>(self.run(x, row), c, output.target(y));
+            output.finish(y);
+        }
+    }
+
+    /// `tensor = block`, rounded once.
+    #[inline(always)]
+    pub fn scatter<E: Element>(
+        &self,
+        block: &[f64],
+        tensor: &mut ArrayViewMut2<'_, E>,
+        output: &mut Output<'_>,
+    ) {
+        let width = self.columns.len();
+        for (row, block) in self.rows.clone().zip(block.chunks(width)) {
+            output.store(block, self.run_mut(tensor, row));
+        }
+    }
+
+    /// `z = y`; writes the mask.
+    #[inline(always)]
+    pub fn forward<E: Element>(
+        &self,
+        x: ArrayView2<'_, E>,
+        z: &mut [f64],
+        c: &Coefficients,
+        epilogue: Epilogue,
+        residual: Option<ArrayView2<'_, E>>,
+        mask: Option<&mut ArrayViewMut2<'_, u8>>,
+    ) {
+        self.for_each_run(x, self.columns.clone(), z, |run, z| block::load_normalized(run, c, z));
+        if let Some(residual) = residual {
+            self.for_each_run(residual, self.columns.clone(), z, |run, z| block::load_add(run, z));
+        }
+        if let Some(mask) = mask {
+            self.for_each_run_mut(mask, self.mask_columns(), z, |run, z| {
+                epilogue::write_mask(epilogue.activation, z, run);
+            });
+        }
+        epilogue::activate(epilogue.activation, z);
+    }
+}
+
+/// What backward reads of one channel, each `[N, spatial]`.
+#[derive(Clone, Copy)]
+pub struct BackwardInputs<'a, E> {
+    pub x: ArrayView2<'a, E>,
+    pub dy: ArrayView2<'a, E>,
+    pub residual: Option<ArrayView2<'a, E>>,
+    pub mask: Option<ArrayView2<'a, u8>>,
+}
+
+impl<E: Element> BackwardInputs<'_, E> {
+    /// A tile's sums of g and of g * d, straight from x and dy.
+    #[inline(always)]
+    pub fn sums_direct<const RELU: bool>(&self, tile: &Tile, c: &Coefficients) -> [f64; 2] {
+        let mut sums = GradientSums::ZERO;
+        for row in tile.rows.clone() {
+            sums.add::<E, RELU>(tile.run(self.x, row), tile.run(self.dy, row), c);
+        }
+        sums.totals()
+    }
+
+    /// A tile's dx, straight from x and dy.
+    #[inline(always)]
+    pub fn gradient_direct<const RELU: bool>(
+        &self,
+        tile: &Tile,
+        c: &Coefficients,
+        by: &GradientCoefficients,
+        dx: &mut ArrayViewMut2<'_, E>,
+        output: &mut Output<'_>,
+    ) {
+        for row in tile.rows.clone() {
+            let (x, dy) = (tile.run(self.x, row), tile.run(self.dy, row));
+            let dx = tile.run_mut(dx, row);
+            direct::gradient_run::<E, RELU>(x, dy, c, by, output.target(dx));
+            output.finish(dx);
+        }
+    }
+}
+
+impl Blocks {
+    /// Fills `d` and `g` for a tile.
+    #[inline(always)]
+    pub fn gather<E: Element>(
+        &mut self,
+        tile: &Tile,
+        inputs: &BackwardInputs<'_, E>,
+        c: &Coefficients,
+        epilogue: Epilogue,
+    ) {
+        let len = tile.len();
+        let (d, g, z) = (&mut self.d[..len], &mut self.g[..len], &mut self.z[..len]);
+        tile.for_each_run(inputs.x, tile.columns.clone(), d, |run, d| {
+            block::load_centered(run, c, d)
+        });
+        tile.gather(inputs.dy, g);
+        let activation = epilogue.activation;
+        if let Some(mask) = inputs.mask {
+            tile.for_each_run(mask, tile.mask_columns(), g, |mask, g| {
+                epilogue::differentiate_by_mask(activation, mask, g);
+            });
+        } else if activation != crate::config::Activation::Identity {
+            block::normalize_from(d, c, z);
+            if let Some(residual) = inputs.residual {
+                tile.for_each_run(residual, tile.columns.clone(), z, |run, z| {
+                    block::load_add(run, z)
+                });
+            }
+            epilogue::differentiate(activation, z, g);
+        }
+    }
+
+    /// The tile's sums of g and of g * d.
+    #[inline(always)]
+    pub fn sums(&self, len: usize) -> [f64; 2] {
+        block::gradient_sums(&self.g[..len], &self.d[..len])
+    }
+}

@@ -1,0 +1,59 @@
+//! Errors: what was passed, what was expected, what was found.
+
+use std::fmt::Display;
+
+/// What every fallible call of this crate returns.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a call was refused. A refused call has changed nothing: outputs, parameters and running
+/// statistics are as they were.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An argument does not fit the call.
+    #[error("`{argument}`: expected {expected}, found {found}")]
+    Argument {
+        /// The argument's name as it stands in the signature, e.g. `x` or `running_mean`.
+        argument: String,
+        /// What would have been accepted.
+        expected: String,
+        /// What was passed.
+        found: String,
+    },
+    /// The device, or a file, failed to do its part.
+    #[error("{what}: {reason}")]
+    System {
+        /// What was being done.
+        what: String,
+        /// Why it failed.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// An [`Error::Argument`].
+    pub fn argument(
+        argument: impl Into<String>,
+        expected: impl Display,
+        found: impl Display,
+    ) -> Self {
+        Error::Argument {
+            argument: argument.into(),
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }
+    }
+
+    /// An [`Error::System`].
+    pub fn system(what: impl Into<String>, reason: impl Display) -> Self {
+        Error::System { what: what.into(), reason: reason.to_string() }
+    }
+}
+
+/// Refuses a buffer whose length is not `expected`.
+pub(crate) fn check_len(argument: &str, expected: usize, found: usize) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(Error::argument(argument, format_args!("{expected} elements"), format_args!("{found}")))
+}

@@ -1,0 +1,87 @@
+//! Folding: a trained batch norm taken into the linear map before it.
+
+use crate::element::Param;
+use crate::error::{Error, Result, check_len};
+use crate::layer::BatchNorm;
+use crate::{Activation, Cpu};
+use ndarray::{Array, Array1, ArrayRef, ArrayRef1, Axis, RemoveAxis};
+
+impl<P: Param> BatchNorm<Cpu, P> {
+    /// Weight and bias of a convolution or linear layer that does in evaluation what that layer
+    /// followed by this batch norm does: `weight * s` and `(bias - running_mean) * s + beta`, with
+    /// `s = gamma / sqrt(running_var + eps)` per output channel. Computed in f64, rounded once.
+    ///
+    /// `weight` has any rank; `channel_axis` is that of the output channels: 0 for a convolution
+    /// `[C, in / groups, kernel...]` or linear layer `[C, in]`, 1 for a transposed convolution
+    /// `[in, C / groups, kernel...]` of one group. `bias` is `[C]`; none counts as 0. The same
+    /// holds of PyTorch's `torch.nn.utils.fusion.fuse_conv_bn_eval`.
+    ///
+    /// ```
+    /// use ndarray::{arr1, arr2};
+    /// use warpnorm::{BatchNorm, Cpu};
+    ///
+    /// let mut bn: BatchNorm = BatchNorm::new(2, Cpu::new())?;
+    /// bn.forward_train(&arr2(&[[1.0f32, 2.0], [3.0, 6.0]]))?;
+    ///
+    /// let (weight, bias) = (arr2(&[[1.0f32, 2.0], [3.0, 4.0]]), arr1(&[0.5f32, -0.5]));
+    /// let (folded_weight, folded_bias) = bn.fold_into(&weight, Some(&bias), 0)?;
+    ///
+    /// let input = arr2(&[[0.1f32, 0.2]]);
+    /// let apart = bn.forward_eval(&(input.dot(&weight.t()) + &bias))?;
+    /// let folded = input.dot(&folded_weight.t()) + &folded_bias;
+    /// assert!((apart - folded).iter().all(|difference| difference.abs() < 1e-6));
+    /// # Ok::<(), warpnorm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// No running statistics; an axis that `weight` has not, or whose extent is not C; a bias that
+    /// is not `[C]`; a layer with an activation, which would be lost.
+    pub fn fold_into<D: RemoveAxis>(
+        &self,
+        weight: &ArrayRef<P, D>,
+        bias: Option<&ArrayRef1<P>>,
+        channel_axis: usize,
+    ) -> Result<(Array<P, D>, Array1<P>)> {
+        let channels = self.channels();
+        if self.config.activation != Activation::Identity {
+            let found = self.config.activation;
+            return Err(Error::argument(
+                "activation",
+                "identity: a fold cannot hold another",
+                found,
+            ));
+        }
+        let running = self.running.as_ref().ok_or_else(|| {
+            Error::argument("track_running_stats", "a layer with running statistics", "one without")
+        })?;
+        if weight.shape().get(channel_axis) != Some(&channels) {
+            return Err(Error::argument(
+                "weight",
+                format_args!("{channels} channels on axis {channel_axis}"),
+                format_args!("shape {:?}", weight.shape()),
+            ));
+        }
+        if let Some(bias) = bias {
+            check_len("bias", channels, bias.len())?;
+        }
+
+        let at = |values: &Option<Vec<P>>, channel: usize, default: f64| {
+            values.as_ref().map_or(default, |values| values[channel].to_f64())
+        };
+        let scale = |channel: usize| {
+            let var = running.var[channel].to_f64();
+            at(&self.weight, channel, 1.0) * crate::cpu::invstd(var, self.config.eps)
+        };
+        let mut folded_weight = weight.to_owned();
+        for (channel, mut slice) in folded_weight.axis_iter_mut(Axis(channel_axis)).enumerate() {
+            let scale = scale(channel);
+            slice.mapv_inplace(|weight| P::from_f64(weight.to_f64() * scale));
+        }
+        let folded_bias = (0..channels).map(|channel| {
+            let bias = bias.map_or(0.0, |bias| bias[channel].to_f64());
+            let centered = bias - running.mean[channel].to_f64();
+            P::from_f64(centered * scale(channel) + at(&self.bias, channel, 0.0))
+        });
+        Ok((folded_weight, folded_bias.collect()))
+    }
+}

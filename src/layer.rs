@@ -1,0 +1,384 @@
+//! [`BatchNorm`]: the stateful layer, on any backend.
+
+use crate::backend::*;
+use crate::config::{BatchNormConfig, Epilogue, Layout};
+use crate::element::{Element, Param};
+use crate::error::{Error, Result, check_len};
+use crate::problem::Problem;
+use crate::saved::Saved;
+
+/// Batch normalization with its parameters and running statistics, as `torch.nn.BatchNorm*d`
+/// keeps them: `weight` and `bias` (gamma and beta, `[C]`), `running_mean` and `running_var`
+/// (`[C]`), `num_batches_tracked`.
+///
+/// `P` is what they are held in: `f32` for tensors of `f32`, `f16` and `bf16`, `f64` for `f64`.
+/// On the [`Cpu`](crate::Cpu) the layer takes `ndarray` arrays; the calls here, on flat buffers
+/// that are all the caller's, are the same on every backend.
+pub struct BatchNorm<B: Backend = crate::Cpu, P: Param = f32> {
+    pub(crate) backend: B,
+    pub(crate) config: BatchNormConfig,
+    pub(crate) weight: Option<B::Buffer<P>>,
+    pub(crate) bias: Option<B::Buffer<P>>,
+    pub(crate) running: Option<RunningBuffers<B, P>>,
+    training: bool,
+}
+
+pub(crate) struct RunningBuffers<B: Backend, P: Param> {
+    pub(crate) mean: B::Buffer<P>,
+    pub(crate) var: B::Buffer<P>,
+    pub(crate) num_batches_tracked: B::Buffer<i64>,
+}
+
+/// A layer's parameters and running statistics in host memory, under PyTorch's names.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct State<P> {
+    /// gamma, `[C]`; absent if not affine.
+    pub weight: Option<Vec<P>>,
+    /// beta, `[C]`; absent if not affine.
+    pub bias: Option<Vec<P>>,
+    /// `[C]`; absent if running statistics are not tracked.
+    pub running_mean: Option<Vec<P>>,
+    /// `[C]`; absent if running statistics are not tracked.
+    pub running_var: Option<Vec<P>>,
+    /// Training batches seen; absent if running statistics are not tracked.
+    pub num_batches_tracked: Option<i64>,
+}
+
+impl BatchNormConfig {
+    /// The layer on `backend`, in training mode: weight 1, bias 0, running mean 0 and variance 1.
+    ///
+    /// # Errors
+    /// No channels, eps negative or not finite, momentum outside 0 to 1, a non-finite parameter
+    /// of the activation.
+    pub fn build<B: Backend, P: Param>(self, backend: B) -> Result<BatchNorm<B, P>> {
+        self.check()?;
+        let filled = |value: f64| backend.upload(&vec![P::from_f64(value); self.channels]);
+        let (weight, bias) = match self.affine {
+            true => (Some(filled(1.0)?), Some(filled(0.0)?)),
+            false => (None, None),
+        };
+        let running = match self.track_running_stats {
+            true => Some(RunningBuffers {
+                mean: filled(0.0)?,
+                var: filled(1.0)?,
+                num_batches_tracked: backend.zeros(1)?,
+            }),
+            false => None,
+        };
+        Ok(BatchNorm { backend, config: self, weight, bias, running, training: true })
+    }
+}
+
+impl<B: Backend, P: Param> BatchNorm<B, P> {
+    /// A layer of `channels` with the default configuration; see [`BatchNormConfig`] for others.
+    ///
+    /// # Errors
+    /// No channels.
+    pub fn new(channels: usize, backend: B) -> Result<Self> {
+        BatchNormConfig::new(channels).build(backend)
+    }
+
+    /// How the layer was set up.
+    pub fn config(&self) -> &BatchNormConfig {
+        &self.config
+    }
+
+    /// Where it runs.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// C.
+    pub fn channels(&self) -> usize {
+        self.config.channels
+    }
+
+    /// Whether `forward` uses batch statistics (training mode) or running ones.
+    pub fn is_training(&self) -> bool {
+        self.training
+    }
+
+    /// Switches to training mode.
+    pub fn train(&mut self) {
+        self.training = true;
+    }
+
+    /// Switches to evaluation mode.
+    pub fn eval(&mut self) {
+        self.training = false;
+    }
+
+    /// A copy of the parameters and running statistics in host memory.
+    ///
+    /// # Errors
+    /// The device fails to copy.
+    pub fn state(&self) -> Result<State<P>> {
+        let download = |buffer: &Option<B::Buffer<P>>| {
+            buffer.as_ref().map(|buffer| self.backend.download(buffer)).transpose()
+        };
+        let mut state = State {
+            weight: download(&self.weight)?,
+            bias: download(&self.bias)?,
+            ..State::default()
+        };
+        if let Some(running) = &self.running {
+            state.running_mean = Some(self.backend.download(&running.mean)?);
+            state.running_var = Some(self.backend.download(&running.var)?);
+            state.num_batches_tracked =
+                self.backend.download(&running.num_batches_tracked)?.first().copied();
+        }
+        Ok(state)
+    }
+
+    /// Replaces the parameters and running statistics. `num_batches_tracked` may be absent (old
+    /// PyTorch checkpoints lack it) and is then 0.
+    ///
+    /// # Errors
+    /// An entry that this layer has and `state` lacks, or the other way round; a length that is
+    /// not C; a negative batch count. The layer is then as before.
+    pub fn load_state(&mut self, state: &State<P>) -> Result<()> {
+        let channels = self.config.channels;
+        let upload = |name: &str, wanted: bool, values: &Option<Vec<P>>| match (wanted, values) {
+            (true, Some(values)) => {
+                check_len(name, channels, values.len())?;
+                self.backend.upload(values).map(Some)
+            }
+            (false, None) => Ok(None),
+            (true, None) => Err(Error::argument(name, format_args!("{channels} elements"), "none")),
+            (false, Some(_)) => Err(Error::argument(name, "none (the layer has none)", "some")),
+        };
+        let weight = upload("weight", self.config.affine, &state.weight)?;
+        let bias = upload("bias", self.config.affine, &state.bias)?;
+        let track = self.config.track_running_stats;
+        let mean = upload("running_mean", track, &state.running_mean)?;
+        let var = upload("running_var", track, &state.running_var)?;
+        let batches = state.num_batches_tracked.unwrap_or(0);
+        if batches < 0 {
+            return Err(Error::argument("num_batches_tracked", "0 or more", batches));
+        }
+        if !track && state.num_batches_tracked.is_some() {
+            return Err(Error::argument(
+                "num_batches_tracked",
+                "none (the layer has none)",
+                batches,
+            ));
+        }
+        let num_batches_tracked = self.backend.upload(&[batches])?;
+        self.running =
+            mean.zip(var).map(|(mean, var)| RunningBuffers { mean, var, num_batches_tracked });
+        (self.weight, self.bias) = (weight, bias);
+        Ok(())
+    }
+
+    /// eps and momentum.
+    pub fn norm(&self) -> Norm {
+        Norm { eps: self.config.eps, momentum: self.config.momentum }
+    }
+
+    /// The problem of a call on this layer: its activation, with or without a residual.
+    ///
+    /// # Errors
+    /// See [`Problem::new`]; extents of another number of channels.
+    pub fn problem<E: Element<Param = P>>(
+        &self,
+        extents: &[usize],
+        layout: Layout,
+        residual: bool,
+    ) -> Result<Problem> {
+        let epilogue = Epilogue { activation: self.config.activation, residual };
+        let problem = Problem::new(extents, layout, E::DTYPE, epilogue)?;
+        self.check_problem(&problem)?;
+        Ok(problem)
+    }
+
+    fn check_problem(&self, problem: &Problem) -> Result<()> {
+        if problem.channels() != self.config.channels {
+            return Err(Error::argument(
+                "x",
+                format_args!("{} channels", self.config.channels),
+                problem.channels(),
+            ));
+        }
+        if problem.epilogue().activation != self.config.activation {
+            return Err(Error::argument(
+                "problem",
+                format_args!("the layer's activation, {}", self.config.activation),
+                problem.epilogue().activation,
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn affine<E: Element<Param = P>>(&self) -> Affine<'_, B, E> {
+        Affine {
+            weight: self.weight.as_ref().map(B::slice),
+            bias: self.bias.as_ref().map(B::slice),
+        }
+    }
+
+    fn running<E: Element<Param = P>>(&self) -> Result<Running<'_, B, E>> {
+        let running = self.running.as_ref().ok_or_else(|| {
+            Error::argument(
+                "track_running_stats",
+                "a layer with running statistics",
+                "one without: evaluate with the batch's own by forward_train_into",
+            )
+        })?;
+        Ok(Running { mean: B::slice(&running.mean), var: B::slice(&running.var) })
+    }
+
+    /// [`Backend::forward_train`] with this layer's parameters; advances its running statistics.
+    ///
+    /// # Errors
+    /// See there; a problem of other channels or another activation.
+    pub fn forward_train_into<'a, E: Element<Param = P>>(
+        &'a mut self,
+        problem: &Problem,
+        x: B::Slice<'a, E>,
+        residual: Option<B::Slice<'a, E>>,
+        y: B::SliceMut<'a, E>,
+        saved: &'a mut Saved<B, P>,
+        workspace: &'a mut B::Workspace,
+    ) -> Result<()> {
+        self.check_problem(problem)?;
+        let norm = self.norm();
+        let args = ForwardTrain {
+            x,
+            residual,
+            affine: Affine {
+                weight: self.weight.as_ref().map(B::slice),
+                bias: self.bias.as_ref().map(B::slice),
+            },
+            running: self.running.as_mut().map(|running| RunningMut {
+                mean: B::slice_mut(&mut running.mean),
+                var: B::slice_mut(&mut running.var),
+                num_batches_tracked: B::slice_mut(&mut running.num_batches_tracked),
+            }),
+            y,
+            saved: saved.as_mut(),
+            workspace,
+        };
+        self.backend.forward_train::<E>(problem, &norm, args)
+    }
+
+    /// [`forward_train_into`](Self::forward_train_into) that leaves the running statistics alone:
+    /// evaluation of a layer that keeps none.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_batch_into<'a, E: Element<Param = P>>(
+        &'a self,
+        problem: &Problem,
+        x: B::Slice<'a, E>,
+        residual: Option<B::Slice<'a, E>>,
+        y: B::SliceMut<'a, E>,
+        saved: &'a mut Saved<B, P>,
+        workspace: &'a mut B::Workspace,
+    ) -> Result<()> {
+        self.check_problem(problem)?;
+        let args = ForwardTrain {
+            x,
+            residual,
+            affine: self.affine(),
+            running: None,
+            y,
+            saved: saved.as_mut(),
+            workspace,
+        };
+        self.backend.forward_train::<E>(problem, &self.norm(), args)
+    }
+
+    /// [`Backend::backward_train`] with this layer's parameters. `saved` is what forward wrote
+    /// for the same `x`.
+    ///
+    /// # Errors
+    /// See there; a problem of other channels or another activation.
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward_into<'a, E: Element<Param = P>>(
+        &'a self,
+        problem: &Problem,
+        x: B::Slice<'a, E>,
+        residual: Option<B::Slice<'a, E>>,
+        dy: B::Slice<'a, E>,
+        saved: &'a Saved<B, P>,
+        gradients: GradientsMut<'a, B, E>,
+        workspace: &'a mut B::Workspace,
+    ) -> Result<()> {
+        self.check_problem(problem)?;
+        let args = BackwardTrain {
+            x,
+            residual,
+            dy,
+            affine: self.affine(),
+            saved: saved.as_ref(),
+            gradients,
+            workspace,
+        };
+        self.backend.backward_train::<E>(problem, args)
+    }
+
+    /// [`Backend::inference`] with this layer's parameters and running statistics.
+    ///
+    /// # Errors
+    /// See there; a problem of other channels or another activation; a layer without running
+    /// statistics.
+    pub fn forward_eval_into<'a, E: Element<Param = P>>(
+        &'a self,
+        problem: &Problem,
+        x: B::Slice<'a, E>,
+        residual: Option<B::Slice<'a, E>>,
+        y: B::SliceMut<'a, E>,
+        workspace: &'a mut B::Workspace,
+    ) -> Result<()> {
+        self.check_problem(problem)?;
+        let (affine, running) = (self.affine(), self.running()?);
+        let args = Inference { x, residual, affine, running, y, workspace };
+        self.backend.inference::<E>(problem, &self.norm(), args)
+    }
+
+    /// [`Backend::inference_inplace`] with this layer's parameters and running statistics.
+    ///
+    /// # Errors
+    /// As [`forward_eval_into`](Self::forward_eval_into).
+    pub fn forward_eval_inplace_into<'a, E: Element<Param = P>>(
+        &'a self,
+        problem: &Problem,
+        x: B::SliceMut<'a, E>,
+        residual: Option<B::Slice<'a, E>>,
+        workspace: &'a mut B::Workspace,
+    ) -> Result<()> {
+        self.check_problem(problem)?;
+        let (affine, running) = (self.affine(), self.running()?);
+        let args = InferenceInplace { x, residual, affine, running, workspace };
+        self.backend.inference_inplace::<E>(problem, &self.norm(), args)
+    }
+
+    /// [`Backend::inference_backward`] with this layer's parameters and running statistics
+    /// (frozen batch norm).
+    ///
+    /// # Errors
+    /// As [`forward_eval_into`](Self::forward_eval_into).
+    pub fn backward_eval_into<'a, E: Element<Param = P>>(
+        &'a self,
+        problem: &Problem,
+        x: B::Slice<'a, E>,
+        residual: Option<B::Slice<'a, E>>,
+        dy: B::Slice<'a, E>,
+        gradients: GradientsMut<'a, B, E>,
+        workspace: &'a mut B::Workspace,
+    ) -> Result<()> {
+        self.check_problem(problem)?;
+        let (affine, running) = (self.affine(), self.running()?);
+        let args = InferenceBackward { x, residual, dy, affine, running, gradients, workspace };
+        self.backend.inference_backward::<E>(problem, &self.norm(), args)
+    }
+}
+
+impl<B: Backend, P: Param> std::fmt::Debug for BatchNorm<B, P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BatchNorm")
+            .field("config", &self.config)
+            .field("training", &self.training)
+            .finish_non_exhaustive()
+    }
+}

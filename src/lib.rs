@@ -1,0 +1,36 @@
+#![doc = include_str!("../docs/front-page.md")]
+#![deny(unsafe_code, missing_docs)]
+
+mod array;
+mod backend;
+#[cfg(feature = "safetensors")]
+pub mod checkpoint;
+mod config;
+mod cpu;
+mod element;
+mod error;
+mod fold;
+mod layer;
+mod problem;
+pub mod reference;
+mod saved;
+mod sync;
+
+pub use array::Gradients;
+pub use backend::{
+    Affine, Apply, Backend, BackwardApply, BackwardReduce, BackwardTrain, ForwardTrain,
+    GradientsMut, Inference, InferenceBackward, InferenceInplace, MOMENT_ROWS, MergeStatistics,
+    Norm, Running, RunningMut, SUM_ROWS, SavedMut, SavedRef,
+};
+pub use config::{Activation, BatchNormConfig, DEFAULT_EPS, DEFAULT_MOMENTUM, Epilogue, Layout};
+pub use cpu::{Cpu, CpuSlice, CpuSliceMut, CpuWorkspace};
+pub use element::{DType, Element, Param, Scalar};
+pub use error::{Error, Result};
+pub use layer::{BatchNorm, State};
+pub use problem::{Operand, Problem};
+pub use saved::Saved;
+pub use sync::{SyncBatchNorm, SyncSaved};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

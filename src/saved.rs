@@ -1,0 +1,76 @@
+//! [`Saved`]: what a training forward keeps for backward.
+
+use crate::backend::{Backend, SavedMut, SavedRef};
+use crate::element::{Element, Param};
+use crate::error::Result;
+use crate::problem::Problem;
+
+/// What a training forward keeps for backward: `[C]` mean (as a rounded value and the rest) and
+/// invstd, and a mask of one bit per element where the epilogue asks for one
+/// ([`Epilogue::has_mask`](crate::Epilogue::has_mask)). Nothing else of the tensor's size.
+pub struct Saved<B: Backend, P: Param> {
+    pub(crate) mean_hi: B::Buffer<P>,
+    pub(crate) mean_lo: B::Buffer<P>,
+    pub(crate) invstd: B::Buffer<P>,
+    pub(crate) mask: Option<B::Buffer<u8>>,
+}
+
+impl<B: Backend, P: Param> Saved<B, P> {
+    /// Room for what a training forward on `problem` saves.
+    ///
+    /// # Errors
+    /// The device has no memory left.
+    pub fn new(backend: &B, problem: &Problem) -> Result<Self> {
+        let channels = problem.channels();
+        Ok(Saved {
+            mean_hi: backend.zeros(channels)?,
+            mean_lo: backend.zeros(channels)?,
+            invstd: backend.zeros(channels)?,
+            mask: match problem.mask_len() {
+                0 => None,
+                len => Some(backend.zeros(len)?),
+            },
+        })
+    }
+
+    /// `[C]`: the batch mean, rounded to P.
+    pub fn mean_hi(&self) -> &B::Buffer<P> {
+        &self.mean_hi
+    }
+
+    /// `[C]`: what rounding took off the mean; `mean_hi + mean_lo` has twice the digits of P.
+    pub fn mean_lo(&self) -> &B::Buffer<P> {
+        &self.mean_lo
+    }
+
+    /// `[C]`: `1 / sqrt(var + eps)` with the biased variance; 0 where `var + eps` is 0.
+    pub fn invstd(&self) -> &B::Buffer<P> {
+        &self.invstd
+    }
+
+    /// A bit per element, set where the activation's derivative is 1; see
+    /// [`Epilogue::has_mask`](crate::Epilogue::has_mask).
+    pub fn mask(&self) -> Option<&B::Buffer<u8>> {
+        self.mask.as_ref()
+    }
+
+    /// To pass to a stateless call.
+    pub fn as_ref<E: Element<Param = P>>(&self) -> SavedRef<'_, B, E> {
+        SavedRef {
+            mean_hi: B::slice(&self.mean_hi),
+            mean_lo: B::slice(&self.mean_lo),
+            invstd: B::slice(&self.invstd),
+            mask: self.mask.as_ref().map(B::slice),
+        }
+    }
+
+    /// To pass to a stateless call that writes it.
+    pub fn as_mut<E: Element<Param = P>>(&mut self) -> SavedMut<'_, B, E> {
+        SavedMut {
+            mean_hi: B::slice_mut(&mut self.mean_hi),
+            mean_lo: B::slice_mut(&mut self.mean_lo),
+            invstd: B::slice_mut(&mut self.invstd),
+            mask: self.mask.as_mut().map(B::slice_mut),
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! [`SyncBatchNorm`]: one batch in several parts, normalized with the statistics of all of it.
+
+use crate::array::{Gradients, view, view_mut, zeros};
+use crate::backend::{
+    Apply, Backend, BackwardApply, BackwardReduce, MOMENT_ROWS, MergeStatistics, Norm, RunningMut,
+    SUM_ROWS,
+};
+use crate::config::Layout;
+use crate::cpu::Cpu;
+use crate::element::{Element, Param};
+use crate::error::{Error, Result};
+use crate::layer::BatchNorm;
+use crate::problem::{Operand, Problem};
+use crate::saved::Saved;
+use ndarray::{Array, ArrayRef, Dimension};
+use rayon::prelude::*;
+
+/// A [`BatchNorm`] over a batch that comes in parts, as
+/// `torch.nn.SyncBatchNorm` does over ranks: here within one process, one part per slice. Parts
+/// may be uneven and empty. It is the split form of [`Backend`] with the communication left out,
+/// and shows where a distributed one goes.
+///
+/// ```
+/// use ndarray::array;
+/// use warpnorm::{BatchNorm, Cpu, SyncBatchNorm};
+///
+/// let whole = array![[1.0f32], [2.0], [4.0]];
+/// let parts = [array![[1.0f32]], array![[2.0], [4.0]]];
+///
+/// let mut bn: BatchNorm = BatchNorm::new(1, Cpu::new())?;
+/// let mut sync = SyncBatchNorm::new(BatchNorm::new(1, Cpu::new())?);
+/// let (y, _) = bn.forward_train(&whole)?;
+/// let (y_parts, _) = sync.forward_train(&[&*parts[0], &*parts[1]])?;
+/// assert_eq!(y[[2, 0]], y_parts[1][[1, 0]]);
+/// # Ok::<(), warpnorm::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct SyncBatchNorm<P: Param = f32> {
+    layer: BatchNorm<Cpu, P>,
+}
+
+/// What a synchronized forward keeps for backward: the same statistics for every part, and each
+/// part's own mask.
+pub struct SyncSaved<P: Param> {
+    parts: Vec<Saved<Cpu, P>>,
+}
+
+impl<P: Param> SyncSaved<P> {
+    /// Each part's view of it; the statistics in them are the same.
+    pub fn parts(&self) -> &[Saved<Cpu, P>] {
+        &self.parts
+    }
+}
+
+/// A part's tensors: x, residual, dy.
+struct Part<'a, E, D: Dimension> {
+    problem: Problem,
+    layout: Layout,
+    x: &'a ArrayRef<E, D>,
+    residual: Option<&'a ArrayRef<E, D>>,
+    dy: Option<&'a ArrayRef<E, D>>,
+}
+
+impl<P: Param> SyncBatchNorm<P> {
+    /// Synchronizes `layer` over parts.
+    pub fn new(layer: BatchNorm<Cpu, P>) -> Self {
+        SyncBatchNorm { layer }
+    }
+
+    /// The layer, for its parameters and for evaluation.
+    pub fn layer(&self) -> &BatchNorm<Cpu, P> {
+        &self.layer
+    }
+
+    /// The layer, for its parameters.
+    pub fn layer_mut(&mut self) -> &mut BatchNorm<Cpu, P> {
+        &mut self.layer
+    }
+
+    /// The layer alone again.
+    pub fn into_layer(self) -> BatchNorm<Cpu, P> {
+        self.layer
+    }
+
+    /// A `y` per part, with the statistics of all parts together; the running statistics advance
+    /// once.
+    ///
+    /// # Errors
+    /// As [`BatchNorm::forward_train`], the values per channel counted over all parts; no parts.
+    #[allow(clippy::type_complexity)]
+    pub fn forward_train<E: Element<Param = P>, D: Dimension>(
+        &mut self,
+        x: &[&ArrayRef<E, D>],
+    ) -> Result<(Vec<Array<E, D>>, SyncSaved<P>)> {
+        let parts = self.parts(x, None, None)?;
+        self.forward_parts(&parts)
+    }
+
+    /// [`forward_train`](Self::forward_train) with a residual per part, added before the
+    /// activation.
+    ///
+    /// # Errors
+    /// As there; residuals of other shapes or layouts.
+    #[allow(clippy::type_complexity)]
+    pub fn forward_train_add<E: Element<Param = P>, D: Dimension>(
+        &mut self,
+        x: &[&ArrayRef<E, D>],
+        residual: &[&ArrayRef<E, D>],
+    ) -> Result<(Vec<Array<E, D>>, SyncSaved<P>)> {
+        let parts = self.parts(x, Some(residual), None)?;
+        self.forward_parts(&parts)
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn forward_parts<E: Element<Param = P>, D: Dimension>(
+        &mut self,
+        parts: &[Part<'_, E, D>],
+    ) -> Result<(Vec<Array<E, D>>, SyncSaved<P>)> {
+        let len = MOMENT_ROWS * self.layer.channels();
+        let backend = self.layer.backend.clone();
+        let mut moments = vec![0.0; len * parts.len()];
+        // What an all-gather would do between devices, the buffer does here.
+        parts.par_iter().zip(moments.par_chunks_mut(len)).try_for_each(|(part, moments)| {
+            let mut workspace = backend.workspace(&part.problem)?;
+            backend.statistics(&part.problem, view(part.x)?, moments.into(), &mut workspace)
+        })?;
+        let mut outputs = parts
+            .iter()
+            .map(|part| Ok((zeros(part.x, part.layout), Saved::new(&backend, &part.problem)?)))
+            .collect::<Result<Vec<_>>>()?;
+        self.merge::<E>(&moments, outputs.iter_mut().map(|(_, saved)| saved))?;
+
+        let layer = &self.layer;
+        parts.par_iter().zip(&mut outputs).try_for_each(|(part, (y, saved))| {
+            let mut workspace = backend.workspace(&part.problem)?;
+            let mut mask = saved.mask.take();
+            let apply = Apply {
+                x: view(part.x)?,
+                residual: part.residual.map(view).transpose()?,
+                affine: layer.affine::<E>(),
+                y: view_mut(y)?,
+                saved: saved.as_ref(),
+                mask: mask.as_mut().map(Cpu::slice_mut),
+                workspace: &mut workspace,
+            };
+            let applied = backend.apply(&part.problem, apply);
+            saved.mask = mask;
+            applied
+        })?;
+        let (y, parts) = outputs.into_iter().unzip();
+        Ok((y, SyncSaved { parts }))
+    }
+
+    /// Merges the parts' moments into every part's saved statistics; each arrives at the same
+    /// bits, and the running statistics advance with the first.
+    fn merge<'s, E: Element<Param = P>>(
+        &mut self,
+        moments: &[f64],
+        saved: impl Iterator<Item = &'s mut Saved<Cpu, P>>,
+    ) -> Result<()> {
+        let norm: Norm = self.layer.norm();
+        let (backend, channels) = (self.layer.backend.clone(), self.layer.channels());
+        let mut running = self.layer.running.as_mut();
+        for saved in saved {
+            let running = running.take().map(|running| RunningMut {
+                mean: (&mut running.mean).into(),
+                var: (&mut running.var).into(),
+                num_batches_tracked: (&mut running.num_batches_tracked).into(),
+            });
+            let merge = MergeStatistics::<'_, _, E> {
+                moments: moments.into(),
+                running,
+                saved: saved.as_mut(),
+            };
+            backend.merge_statistics(channels, &norm, merge)?;
+        }
+        Ok(())
+    }
+
+    /// The gradients of [`forward_train`](Self::forward_train), per part. `dweight` and `dbias`
+    /// are each part's own; their sum over the parts is the gradient.
+    ///
+    /// # Errors
+    /// As [`BatchNorm::backward`]; another number of parts than forward had.
+    pub fn backward<E: Element<Param = P>, D: Dimension>(
+        &self,
+        x: &[&ArrayRef<E, D>],
+        dy: &[&ArrayRef<E, D>],
+        saved: &SyncSaved<P>,
+    ) -> Result<Vec<Gradients<E, D>>> {
+        let parts = self.parts(x, None, Some(dy))?;
+        self.backward_parts(&parts, saved)
+    }
+
+    /// The gradients of [`forward_train_add`](Self::forward_train_add), per part.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    pub fn backward_add<E: Element<Param = P>, D: Dimension>(
+        &self,
+        x: &[&ArrayRef<E, D>],
+        residual: &[&ArrayRef<E, D>],
+        dy: &[&ArrayRef<E, D>],
+        saved: &SyncSaved<P>,
+    ) -> Result<Vec<Gradients<E, D>>> {
+        let parts = self.parts(x, Some(residual), Some(dy))?;
+        self.backward_parts(&parts, saved)
+    }
+
+    fn backward_parts<E: Element<Param = P>, D: Dimension>(
+        &self,
+        parts: &[Part<'_, E, D>],
+        saved: &SyncSaved<P>,
+    ) -> Result<Vec<Gradients<E, D>>> {
+        check_count("saved", parts.len(), saved.parts.len())?;
+        let (layer, backend) = (&self.layer, &self.layer.backend);
+        let len = SUM_ROWS * layer.channels();
+        let mut gathered = vec![0.0; len * parts.len()];
+        let affine = layer.config().affine;
+        let mut gradients: Vec<_> = parts
+            .iter()
+            .map(|part| Gradients::zeros(part.x, part.residual.is_some(), affine, part.layout))
+            .collect();
+        let shares = gathered.par_chunks_mut(len).zip(&mut gradients);
+        parts.par_iter().zip(&saved.parts).zip(shares).try_for_each(
+            |((part, saved), (sums, gradients))| {
+                let mut workspace = backend.workspace(&part.problem)?;
+                let gradients = gradients.as_mut()?;
+                let reduce = BackwardReduce {
+                    x: view(part.x)?,
+                    residual: part.residual.map(view).transpose()?,
+                    dy: view(part.dy()?)?,
+                    affine: layer.affine::<E>(),
+                    saved: saved.as_ref(),
+                    sums: sums.into(),
+                    dweight: gradients.dweight,
+                    dbias: gradients.dbias,
+                    workspace: &mut workspace,
+                };
+                backend.backward_reduce(&part.problem, reduce)
+            },
+        )?;
+        let mut sums = vec![0.0; len];
+        backend.merge_sums(layer.channels(), (&gathered).into(), (&mut sums).into())?;
+        parts.par_iter().zip(&saved.parts).zip(&mut gradients).try_for_each(
+            |((part, saved), gradients)| {
+                let mut workspace = backend.workspace(&part.problem)?;
+                let gradients = gradients.as_mut()?;
+                let apply = BackwardApply {
+                    x: view(part.x)?,
+                    residual: part.residual.map(view).transpose()?,
+                    dy: view(part.dy()?)?,
+                    affine: layer.affine::<E>(),
+                    saved: saved.as_ref(),
+                    sums: (&sums).into(),
+                    dx: gradients.dx,
+                    dresidual: gradients.dresidual,
+                    workspace: &mut workspace,
+                };
+                backend.backward_apply(&part.problem, apply)
+            },
+        )?;
+        Ok(gradients)
+    }
+
+    /// Checks the parts, each for itself and all together.
+    fn parts<'a, E: Element<Param = P>, D: Dimension>(
+        &self,
+        x: &[&'a ArrayRef<E, D>],
+        residual: Option<&[&'a ArrayRef<E, D>]>,
+        dy: Option<&[&'a ArrayRef<E, D>]>,
+    ) -> Result<Vec<Part<'a, E, D>>> {
+        for (operand, tensors) in [(Operand::Residual, residual), (Operand::Dy, dy)] {
+            if let Some(tensors) = tensors {
+                check_count(operand.name(), x.len(), tensors.len())?;
+            }
+        }
+        let parts = (0..x.len())
+            .map(|index| {
+                let x = x[index];
+                let residual = residual.map(|residual| residual[index]);
+                let dy = dy.map(|dy| dy[index]);
+                let call = self.layer.call(&crate::array::inputs(x, residual, dy))?;
+                Ok(Part { problem: call.problem, layout: call.layout, x, residual, dy })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let values = parts.iter().map(|part| part.problem.values_per_channel()).sum();
+        match parts.first() {
+            Some(first) => first.problem.check_trainable(values)?,
+            None => return Err(Error::argument("x", "at least one part", 0)),
+        }
+        Ok(parts)
+    }
+}
+
+impl<'a, E, D: Dimension> Part<'a, E, D> {
+    fn dy(&self) -> Result<&'a ArrayRef<E, D>> {
+        self.dy.ok_or_else(|| Error::argument("dy", "a tensor", "none"))
+    }
+}
+
+fn check_count(argument: &str, expected: usize, found: usize) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(Error::argument(argument, format_args!("{expected} parts, as x"), found))
+}

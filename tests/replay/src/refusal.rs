@@ -1,0 +1,97 @@
+//! Cases that must be refused: the error names the reason, and nothing has changed.
+
+use crate::case::{Case, Malformed};
+use crate::report::Verdict;
+use crate::run::{RunError, Tensors, call, layer};
+use crate::sync;
+use crate::tensor::lay_out;
+use half::{bf16, f16};
+use ndarray::ArrayD;
+use warpnorm::{DType, Element, Error, Layout, SyncBatchNorm};
+
+/// How the refusal came out.
+///
+/// # Errors
+/// The folder is malformed.
+pub fn judge(case: &Case, layout: Layout) -> Result<(Verdict, String), Malformed> {
+    let outcome = match case.dtype {
+        DType::F32 => typed::<f32>(case, layout),
+        DType::F64 => typed::<f64>(case, layout),
+        DType::F16 => typed::<f16>(case, layout),
+        DType::Bf16 => typed::<bf16>(case, layout),
+    };
+    match outcome {
+        Ok(outcome) => Ok(outcome),
+        // Before the call there was a layer to build, which may be what is refused.
+        Err(RunError::Refused(error)) => Ok(refused(&error, None)),
+        Err(RunError::Malformed(malformed)) => Err(malformed),
+    }
+}
+
+fn typed<E: Element>(case: &Case, layout: Layout) -> Result<(Verdict, String), RunError> {
+    let tensors = tensors::<E>(case, layout)?;
+    let mut bn = layer::<E::Param>(case, channels(case, &tensors)?)?;
+    let before = bn.state()?;
+    let (outcome, after) = if case.meta.split.is_some() {
+        let split = sync::split(case, &tensors)?;
+        let mut bn = SyncBatchNorm::new(bn);
+        let outcome = sync::call(case, &split, &mut bn, &tensors);
+        (outcome, bn.layer().state()?)
+    } else {
+        let outcome = call(case, &mut bn, &tensors);
+        (outcome, bn.state()?)
+    };
+    let Err(error) = outcome else {
+        return Ok((Verdict::Fail, "the call was not refused".to_owned()));
+    };
+    if before != after {
+        let details = format!("the refused call changed the layer's state: {error}");
+        return Ok((Verdict::Fail, details));
+    }
+    Ok(refused(&error, reason(case, &tensors)))
+}
+
+/// The case's tensors; an `x` of ones where only its shape is given.
+fn tensors<E: Element>(case: &Case, layout: Layout) -> Result<Tensors<E>, Malformed> {
+    match &case.meta.shape {
+        Some(shape) if !case.has_input("x") => Ok(Tensors {
+            x: lay_out(&ArrayD::ones(shape.as_slice()), layout),
+            residual: case.input("residual")?.map(|residual| lay_out(&residual, layout)),
+            dy: case.input("dy")?.map(|dy| lay_out(&dy, layout)),
+        }),
+        _ => Tensors::read(case, layout),
+    }
+}
+
+/// What the layer is made for: its parameters decide, since `x` may be what does not fit.
+fn channels<E: Element>(case: &Case, tensors: &Tensors<E>) -> Result<usize, Malformed> {
+    for name in ["weight", "bias", "running_mean_in", "running_var_in"] {
+        if let Some(values) = case.array(name)? {
+            return Ok(values.len());
+        }
+    }
+    Ok(tensors.channels().unwrap_or(1))
+}
+
+/// What the message must say, where it is known what is wrong with the case.
+fn reason<E: Element>(case: &Case, tensors: &Tensors<E>) -> Option<&'static str> {
+    let &[batch, _, ref spatial @ ..] = tensors.x.shape() else {
+        return None;
+    };
+    let values_per_channel = batch * spatial.iter().product::<usize>();
+    let too_few = case.meta.uses_batch_stats() && values_per_channel < 2;
+    too_few.then_some("value per channel")
+}
+
+fn refused(error: &Error, reason: Option<&str>) -> (Verdict, String) {
+    let message = error.to_string();
+    if !matches!(error, Error::Argument { .. }) {
+        return (Verdict::Fail, format!("failed instead of being refused: {message}"));
+    }
+    match reason {
+        Some(reason) if !message.contains(reason) => {
+            (Verdict::Fail, format!("the error does not name the reason ({reason}): {message}"))
+        }
+        _ => (Verdict::Pass, format!("refused: {message}")),
+    }
+}

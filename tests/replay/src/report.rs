@@ -1,0 +1,163 @@
+//! One case in, one line out.
+
+use crate::case::{Case, Malformed};
+use crate::meta::Kind;
+use crate::refusal;
+use crate::rule::{expected_outputs, rule};
+use crate::run::{Ran, RunError, run};
+use crate::score::{Score, score};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use warpnorm::{DType, Layout};
+
+/// What runs the cases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Device {
+    /// The CPU backend, on all cores.
+    #[default]
+    Cpu,
+}
+
+impl Device {
+    /// The element types it knows; cases of others are skipped.
+    pub fn dtypes(self) -> &'static [DType] {
+        match self {
+            Device::Cpu => &[DType::F32, DType::F64, DType::F16, DType::Bf16],
+        }
+    }
+}
+
+/// How the cases are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// On what.
+    pub device: Device,
+    /// How the tensors lie in memory.
+    pub layout: Layout,
+}
+
+impl Default for Options {
+    /// On the CPU, channels-first.
+    fn default() -> Self {
+        Options { device: Device::default(), layout: Layout::ChannelsFirst }
+    }
+}
+
+/// How a case came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Every output is within its bar.
+    Pass,
+    /// An output is not, the library refused the call, or the folder is malformed.
+    Fail,
+    /// The device cannot run such a case.
+    Skip,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Verdict::Pass => "PASS",
+            Verdict::Fail => "FAIL",
+            Verdict::Skip => "SKIP",
+        })
+    }
+}
+
+/// The line of one case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The folder's name.
+    pub case: String,
+    /// How it came out.
+    pub verdict: Verdict,
+    /// Scores, or a reason, on one line.
+    pub details: String,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.verdict, self.case, self.details)
+    }
+}
+
+/// Runs and scores the case in `folder`. Whatever is wrong with it becomes a report.
+pub fn replay(folder: &Path, options: Options) -> Report {
+    let judged = catch_unwind(AssertUnwindSafe(|| judge(folder, options)));
+    let (verdict, details) = match judged {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(Malformed(reason))) => (Verdict::Fail, format!("malformed: {reason}")),
+        Err(payload) => (Verdict::Fail, format!("panicked: {}", panic_message(&*payload))),
+    };
+    let details = details.split_whitespace().collect::<Vec<_>>().join(" ");
+    Report { case: name(folder), verdict, details }
+}
+
+fn judge(folder: &Path, options: Options) -> Result<(Verdict, String), Malformed> {
+    if !folder.is_dir() {
+        return Err(Malformed(format!("{} is not a folder", folder.display())));
+    }
+    let case = Case::open(folder)?;
+    if !options.device.dtypes().contains(&case.dtype) {
+        let reason = format!("{} is not available on this device", case.dtype);
+        return Ok((Verdict::Skip, reason));
+    }
+    if case.kind == Kind::Error {
+        return refusal::judge(&case, options.layout);
+    }
+    let names = expected_outputs(&case)?;
+    let ran = match run(&case, options.layout) {
+        Ok(ran) => ran,
+        Err(RunError::Malformed(malformed)) => return Err(malformed),
+        Err(RunError::Refused(error)) => {
+            return Ok((Verdict::Fail, format!("refused by the library: {error}")));
+        }
+    };
+    let scores = scores(&case, &names, &ran)?;
+    let passed = scores.iter().all(Score::passed);
+    let lines: Vec<String> = scores.iter().map(Score::to_string).collect();
+    let verdict = if passed { Verdict::Pass } else { Verdict::Fail };
+    Ok((verdict, lines.join(" ")))
+}
+
+/// The scores of the outputs `names`, and of the count of batches if the case has one.
+///
+/// # Errors
+/// The library has no such output in this mode, or an expected array is malformed.
+pub fn scores(case: &Case, names: &[String], ran: &Ran) -> Result<Vec<Score>, Malformed> {
+    let nonfinite = case.meta.nonfinite_channels.as_deref().unwrap_or_default();
+    let mut scores = Vec::new();
+    for name in names {
+        let Some(output) = ran.outputs.get(name) else {
+            return Err(Malformed(format!("{name}: this call has no such output")));
+        };
+        let expected = case.require(name)?;
+        let rule = rule(case, name, &expected)?;
+        scores.push(score(name, output, &expected, &rule, nonfinite)?);
+    }
+    if let (Some(expected), Some(got)) =
+        (case.meta.num_batches_tracked_out, ran.num_batches_tracked)
+    {
+        scores.push(Score {
+            output: "num_batches_tracked_out".to_owned(),
+            score: got.abs_diff(expected) as f64,
+            bar: 0.0,
+            worst: None,
+        });
+    }
+    Ok(scores)
+}
+
+fn name(folder: &Path) -> String {
+    let full = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let name = folder.file_name().or(full.file_name()).unwrap_or(folder.as_os_str());
+    name.to_string_lossy().into_owned()
+}
+
+fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
+    let literal = payload.downcast_ref::<&str>().copied();
+    literal
+        .or(payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("for no stated reason")
+}

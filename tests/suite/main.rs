@@ -1,0 +1,9 @@
+//! The library's tests, in one program: each would compile every kernel again.
+
+mod common;
+mod faults;
+mod gradients;
+mod oracle;
+mod properties;
+mod rules;
+mod shipped_bugs;
