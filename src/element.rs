@@ -1,5 +1,6 @@
 //! Element types: what tensors are made of, and what parameters and statistics are held in.
 
+use crate::cpu::Compiled;
 use half::{bf16, f16};
 use std::fmt;
 
@@ -48,7 +49,7 @@ pub trait Scalar: sealed::Sealed + Copy + Default + Send + Sync + fmt::Debug + '
 
 /// The element type of `x`, `y`, `residual` and their gradients: `f32`, `f64`,
 /// [`half::f16`] or [`half::bf16`].
-pub trait Element: Scalar {
+pub trait Element: Scalar + Compiled {
     /// What parameters and statistics are held in: `f32`, and `f64` for `f64`.
     type Param: Param;
     /// This type, as a value.

@@ -5,7 +5,7 @@ use super::moments::Moments;
 use super::parallel::{Along, Bits};
 use super::tensor::{CpuSlice, CpuSliceMut, mask_shape};
 use super::tile::Pass;
-use super::{Cpu, CpuWorkspace, channels_first, rows};
+use super::{Cpu, CpuWorkspace, planes, rows};
 use crate::backend::*;
 use crate::config::{Layout, check_eps, check_factor};
 use crate::element::{Element, Param, Scalar};
@@ -16,7 +16,7 @@ use ndarray::{ArrayView3, ArrayViewMut3};
 /// A layout's partition.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Partition {
-    First(channels_first::Partition),
+    First(planes::Partition),
     Last(rows::Partition),
 }
 
@@ -44,7 +44,7 @@ impl<'p> Call<'p> {
         let merged = gapless.iter().all(|&gapless| gapless);
         let partition = match problem.layout() {
             Layout::ChannelsFirst => {
-                Partition::First(channels_first::Partition::new(batch, channels, spatial, parallel))
+                Partition::First(planes::Partition::new(batch, channels, spatial, parallel))
             }
             Layout::ChannelsLast => {
                 let rows = match (merged, spatial) {
@@ -320,7 +320,7 @@ impl<'a, P: Param> BoundSavedMut<'a, P> {
         Statistics::Saved { mean_hi: self.mean_hi, mean_lo: self.mean_lo, invstd: self.invstd }
     }
 
-    pub(super) fn along(&mut self) -> channels_first::ForwardStatistics<'_, P> {
+    pub(super) fn along(&mut self) -> super::channels_first::ForwardStatistics<'_, P> {
         let running = self.running.as_mut();
         (
             Along(self.mean_hi),
@@ -357,8 +357,8 @@ pub(super) fn check_ranks(
 /// A backward call's arguments, checked.
 pub(super) struct Backward<'a, 'p, E: Element> {
     pub(super) call: Call<'p>,
-    pub(super) inputs: channels_first::BackwardTensors<'a, E>,
-    pub(super) outputs: channels_first::GradientTensors<'a, E>,
+    pub(super) inputs: super::channels_first::BackwardTensors<'a, E>,
+    pub(super) outputs: super::channels_first::GradientTensors<'a, E>,
     pub(super) channels: Channels<'a, E::Param>,
     pub(super) dweight: Option<&'a mut [E::Param]>,
     pub(super) dbias: Option<&'a mut [E::Param]>,

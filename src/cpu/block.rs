@@ -5,25 +5,61 @@
 //! [`vectorized!`](super::simd::vectorized) compiled for the instruction set.
 
 use super::channel::{Coefficients, GradientCoefficients};
+use super::run::{self, Body, Output, PARTIAL, along_lines, first_partial, read};
 use crate::element::{DType, Element};
 
-/// Partial sums that a reduction keeps apart: enough to hide the latency of an addition, and
-/// fixed, so that results do not depend on the instruction set's width.
-pub const PARTIAL: usize = 32;
-
-/// `dst = src`, exactly.
+/// `block = values`, exactly.
 #[inline(always)]
-pub fn load<E: Element>(src: &[E], dst: &mut [f64]) {
-    for (dst, &src) in dst.iter_mut().zip(src) {
-        *dst = src.to_f64();
+pub fn load<E: Element>(values: &[E], block: &mut [f64]) {
+    along_lines::<E>(&mut Load::<E, false> { values, block }, 0, values.len());
+}
+
+/// `block += values`.
+#[inline(always)]
+pub fn load_add<E: Element>(values: &[E], block: &mut [f64]) {
+    along_lines::<E>(&mut Load::<E, true> { values, block }, 0, values.len());
+}
+
+struct Load<'a, E, const ADD: bool> {
+    values: &'a [E],
+    block: &'a mut [f64],
+}
+
+impl<E: Element, const ADD: bool> Body for Load<'_, E, ADD> {
+    #[inline(always)]
+    fn chunk<const N: usize>(&mut self, at: usize) {
+        let values = read::<E, N>(self.values, at);
+        let block = &mut self.block[at..at + N];
+        for index in 0..N {
+            let value = E::extend(values[index]);
+            block[index] = if ADD { block[index] + value } else { value };
+        }
     }
 }
 
-/// `dst += src`.
+/// `values = block`, rounded once.
 #[inline(always)]
-pub fn load_add<E: Element>(src: &[E], dst: &mut [f64]) {
-    for (dst, &src) in dst.iter_mut().zip(src) {
-        *dst += src.to_f64();
+pub fn store<E: Element>(block: &[f64], values: &mut [E], streaming: bool) {
+    let output = Output::new(values, streaming);
+    let head = output.head();
+    let mut store = Store { block, output };
+    along_lines::<E>(&mut store, head, block.len());
+}
+
+struct Store<'a, E> {
+    block: &'a [f64],
+    output: Output<'a, E>,
+}
+
+impl<E: Element> Body for Store<'_, E> {
+    #[inline(always)]
+    fn chunk<const N: usize>(&mut self, at: usize) {
+        let block: &[f64; N] = run::at(self.block, at);
+        let mut values = [E::Wide::default(); N];
+        for index in 0..N {
+            values[index] = E::reduce(block[index]);
+        }
+        self.output.write(at, &values);
     }
 }
 
@@ -36,45 +72,36 @@ pub fn deviation<E: Element>(x: f64, mean_hi: f64, mean_lo: f64) -> f64 {
     }
 }
 
-/// Sums of deviations from a pivot and of their squares, in parts.
-#[derive(Clone, Copy)]
-pub struct Deviations {
+/// Sums of deviations from a pivot and of their squares along runs, in parts.
+pub struct Deviations<'a, E> {
+    pub values: &'a [E],
+    pivot: f64,
     first: [f64; PARTIAL],
     second: [f64; PARTIAL],
 }
 
-impl Deviations {
-    pub const ZERO: Self = Deviations { first: [0.0; PARTIAL], second: [0.0; PARTIAL] };
-
-    /// Adds a run of values.
-    #[inline(always)]
-    pub fn add<E: Element>(&mut self, values: &[E], pivot: f64) {
-        let (chunks, rest) = values.as_chunks::<PARTIAL>();
-        for chunk in chunks {
-            self.add_chunk(chunk, pivot);
-        }
-        let (chunks, rest) = rest.as_chunks::<8>();
-        for chunk in chunks {
-            self.add_chunk(chunk, pivot);
-        }
-        for &value in rest {
-            self.add_chunk(&[value], pivot);
-        }
-    }
-
-    #[inline(always)]
-    fn add_chunk<E: Element, const N: usize>(&mut self, chunk: &[E; N], pivot: f64) {
-        for (lane, value) in chunk.iter().enumerate() {
-            let deviation = value.to_f64() - pivot;
-            self.first[lane] += deviation;
-            self.second[lane] += deviation * deviation;
-        }
+impl<E: Element> Deviations<'_, E> {
+    pub fn new(pivot: f64) -> Self {
+        Deviations { values: &[], pivot, first: [0.0; PARTIAL], second: [0.0; PARTIAL] }
     }
 
     /// The two sums.
     #[inline(always)]
-    pub fn totals(self) -> [f64; 2] {
+    pub fn totals(&self) -> [f64; 2] {
         [total(self.first), total(self.second)]
+    }
+}
+
+impl<E: Element> Body for Deviations<'_, E> {
+    #[inline(always)]
+    fn chunk<const N: usize>(&mut self, at: usize) {
+        let values = read::<E, N>(self.values, at);
+        let partial = first_partial::<N>(at);
+        for index in 0..N {
+            let deviation = E::extend(values[index]) - self.pivot;
+            self.first[partial + index] += deviation;
+            self.second[partial + index] += deviation * deviation;
+        }
     }
 }
 
@@ -110,11 +137,11 @@ pub fn gradient_sums(g: &[f64], d: &[f64]) -> [f64; 2] {
     partial.map(total)
 }
 
-/// `d = x - mean`.
+/// `d = x - mean`, in x's place.
 #[inline(always)]
-pub fn load_centered<E: Element>(x: &[E], c: &Coefficients, d: &mut [f64]) {
-    for (d, &x) in d.iter_mut().zip(x) {
-        *d = deviation::<E>(x.to_f64(), c.mean_hi, c.mean_lo);
+pub fn center<E: Element>(d: &mut [f64], c: &Coefficients) {
+    for d in d {
+        *d = deviation::<E>(*d, c.mean_hi, c.mean_lo);
     }
 }
 
@@ -133,11 +160,11 @@ pub fn normalize_from(d: &[f64], c: &Coefficients, z: &mut [f64]) {
     }
 }
 
-/// `z = (x - mean) * scale + bias`.
+/// `z = (x - mean) * scale + bias`, in x's place.
 #[inline(always)]
-pub fn load_normalized<E: Element>(x: &[E], c: &Coefficients, z: &mut [f64]) {
-    for (z, &x) in z.iter_mut().zip(x) {
-        *z = normalize(deviation::<E>(x.to_f64(), c.mean_hi, c.mean_lo), c.scale, c.bias);
+pub fn normalize_in_place<E: Element>(z: &mut [f64], c: &Coefficients) {
+    for z in z {
+        *z = normalize(deviation::<E>(*z, c.mean_hi, c.mean_lo), c.scale, c.bias);
     }
 }
 

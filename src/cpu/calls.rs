@@ -1,433 +1,334 @@
-//! [`Backend`] on the CPU: each call binds its arguments, then runs its passes.
+//! What each call of the backend does: it binds its arguments, then runs its passes.
 
 use super::bind::*;
 use super::channel::{Channels, Sums};
 use super::channels_first::{self, ForwardSettings};
-use super::moments::{Moments, read};
 use super::passes::*;
 use super::tensor::{CpuSlice, CpuSliceMut};
-use super::{Cpu, CpuWorkspace, WorkspaceSize, channels_last};
+use super::{Cpu, CpuWorkspace, channels_last};
 use crate::backend::*;
-use crate::element::{Element, Scalar};
+use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::problem::{Operand, Problem};
 
-impl Backend for Cpu {
-    type Buffer<T: Scalar> = Vec<T>;
-    type Slice<'a, T: Scalar> = CpuSlice<'a, T>;
-    type SliceMut<'a, T: Scalar> = CpuSliceMut<'a, T>;
-    type Workspace = CpuWorkspace;
+pub(super) fn forward_train<E: Element>(
+    cpu: &Cpu,
+    problem: &Problem,
+    norm: &Norm,
+    args: ForwardTrain<'_, Cpu, E>,
+) -> Result<()> {
+    let ForwardTrain { x, residual, affine, running, y, saved, workspace } = args;
+    let gapless = [
+        is_gapless(problem, Operand::X, &x),
+        residual.is_none_or(|residual| is_gapless(problem, Operand::Residual, &residual)),
+        is_gapless_mut(problem, Operand::Y, &y),
+    ];
+    let call = Call::new::<E>(cpu, problem, &gapless, workspace)?;
+    problem.check_trainable(problem.values_per_channel())?;
+    let channels = problem.channels();
+    let weight = optional("weight", channels, affine.weight)?;
+    let bias = optional("bias", channels, affine.bias)?;
+    let (mut saved, mask) = BoundSavedMut::bind(channels, norm, saved, running)?;
+    let x = call.bind(Operand::X, x)?;
+    let residual = call.bind_residual(residual)?;
+    let tensors = (x, residual, call.bind_mut(Operand::Y, y)?, call.bind_mask_mut(mask)?);
+    let pass = call.pass();
 
-    fn zeros<T: Scalar>(&self, len: usize) -> Result<Vec<T>> {
-        Ok(vec![T::default(); len])
-    }
-
-    fn upload<T: Scalar>(&self, values: &[T]) -> Result<Vec<T>> {
-        Ok(values.to_vec())
-    }
-
-    fn download<T: Scalar>(&self, buffer: &Vec<T>) -> Result<Vec<T>> {
-        Ok(buffer.clone())
-    }
-
-    fn duplicate<T: Scalar>(&self, buffer: &Vec<T>) -> Result<Vec<T>> {
-        Ok(buffer.clone())
-    }
-
-    fn len<T: Scalar>(buffer: &Vec<T>) -> usize {
-        buffer.len()
-    }
-
-    fn slice<T: Scalar>(buffer: &Vec<T>) -> CpuSlice<'_, T> {
-        buffer.into()
-    }
-
-    fn slice_mut<T: Scalar>(buffer: &mut Vec<T>) -> CpuSliceMut<'_, T> {
-        buffer.into()
-    }
-
-    fn workspace(&self, problem: &Problem) -> Result<CpuWorkspace> {
-        Ok(CpuWorkspace::new(WorkspaceSize::of(problem)))
-    }
-
-    fn forward_train<E: Element>(
-        &self,
-        problem: &Problem,
-        norm: &Norm,
-        args: ForwardTrain<'_, Self, E>,
-    ) -> Result<()> {
-        let ForwardTrain { x, residual, affine, running, y, saved, workspace } = args;
-        let gapless = [
-            is_gapless(problem, Operand::X, &x),
-            residual.is_none_or(|residual| is_gapless(problem, Operand::Residual, &residual)),
-            is_gapless_mut(problem, Operand::Y, &y),
-        ];
-        let call = Call::new::<E>(self, problem, &gapless, workspace)?;
-        problem.check_trainable(problem.values_per_channel())?;
-        let channels = problem.channels();
-        let weight = optional("weight", channels, affine.weight)?;
-        let bias = optional("bias", channels, affine.bias)?;
-        let (mut saved, mask) = BoundSavedMut::bind(channels, norm, saved, running)?;
-        let x = call.bind(Operand::X, x)?;
-        let residual = call.bind_residual(residual)?;
-        let tensors = (x, residual, call.bind_mut(Operand::Y, y)?, call.bind_mask_mut(mask)?);
-        let pass = call.pass();
-
-        self.run(call.parallel, || {
-            match &call.partition {
-                Partition::First(partition) if partition.parts() == 1 => {
-                    let settings = ForwardSettings {
-                        weight,
-                        bias,
-                        eps: norm.eps,
-                        running_factor: saved.factor,
-                        pass,
-                    };
-                    channels_first::forward_train(partition, tensors, saved.along(), &settings);
-                }
-                partition => {
-                    moments_of(partition, x, workspace, |channel, moments| {
-                        saved.write(channel, moments, norm.eps);
-                    });
-                    let channels = Channels { statistics: saved.statistics(), weight, bias };
-                    apply_to(partition, tensors, &channels, workspace, pass);
-                }
+    cpu.run(call.parallel, || {
+        match &call.partition {
+            Partition::First(partition) if partition.parts() == 1 => {
+                let settings = ForwardSettings {
+                    weight,
+                    bias,
+                    eps: norm.eps,
+                    running_factor: saved.factor,
+                    pass,
+                };
+                channels_first::forward_train(partition, tensors, saved.along(), &settings);
             }
-            saved.count_batch();
-        });
-        Ok(())
-    }
-
-    fn backward_train<E: Element>(
-        &self,
-        problem: &Problem,
-        args: BackwardTrain<'_, Self, E>,
-    ) -> Result<()> {
-        let BackwardTrain { x, residual, dy, affine, saved, gradients, workspace } = args;
-        problem.check_trainable(problem.values_per_channel())?;
-        let needs_residual = problem.epilogue().backward_reads_residual();
-        let (statistics, mask) = bind_saved(problem.channels(), saved)?;
-        let backward = Backward::bind(
-            self,
-            problem,
-            (x, dy, residual, mask),
-            needs_residual,
-            affine,
-            statistics,
-            gradients,
-            workspace,
-        )?;
-        let Backward { call, inputs, outputs, channels, dweight, dbias } = backward;
-        let (count, pass) = (problem.channels(), call.pass());
-
-        self.run(call.parallel, || {
-            match &call.partition {
-                Partition::First(partition) if partition.parts() == 1 => {
-                    channels_first::backward_train(
-                        partition,
-                        inputs,
-                        outputs,
-                        &mut workspace.sums[..count],
-                        &channels,
-                        pass,
-                    );
-                }
-                partition => {
-                    reduce_to_workspace(
-                        partition,
-                        inputs,
-                        &channels,
-                        workspace,
-                        count,
-                        pass.epilogue,
-                    );
-                    let CpuWorkspace { sums, lanes, .. } = workspace;
-                    gradients_to(
-                        partition,
-                        inputs,
-                        outputs,
-                        Some(&sums[..count]),
-                        &channels,
-                        lanes,
-                        pass,
-                    );
-                }
+            partition => {
+                moments_of(partition, x, workspace, |channel, moments| {
+                    saved.write(channel, moments, norm.eps);
+                });
+                let channels = Channels { statistics: saved.statistics(), weight, bias };
+                apply_to(partition, tensors, &channels, workspace, pass);
             }
-            write_parameter_gradients::<E>(&workspace.sums[..count], &channels, dweight, dbias);
-        });
-        Ok(())
-    }
-
-    fn inference<E: Element>(
-        &self,
-        problem: &Problem,
-        norm: &Norm,
-        args: Inference<'_, Self, E>,
-    ) -> Result<()> {
-        let Inference { x, residual, affine, running, y, workspace } = args;
-        let gapless = [
-            is_gapless(problem, Operand::X, &x),
-            residual.is_none_or(|residual| is_gapless(problem, Operand::Residual, &residual)),
-            is_gapless_mut(problem, Operand::Y, &y),
-        ];
-        let call = Call::new::<E>(self, problem, &gapless, workspace)?;
-        let statistics = bind_running(problem.channels(), running, norm.eps)?;
-        let channels = bind_channels::<E>(problem.channels(), affine, statistics)?;
-        let x = call.bind(Operand::X, x)?;
-        let residual = call.bind_residual(residual)?;
-        let tensors = (x, residual, call.bind_mut(Operand::Y, y)?, None);
-        let pass = call.pass();
-        self.run(call.parallel, || {
-            apply_to(&call.partition, tensors, &channels, workspace, pass);
-        });
-        Ok(())
-    }
-
-    fn inference_inplace<E: Element>(
-        &self,
-        problem: &Problem,
-        norm: &Norm,
-        args: InferenceInplace<'_, Self, E>,
-    ) -> Result<()> {
-        let InferenceInplace { x, residual, affine, running, workspace } = args;
-        let gapless = [
-            is_gapless_mut(problem, Operand::X, &x),
-            residual.is_none_or(|residual| is_gapless(problem, Operand::Residual, &residual)),
-        ];
-        let call = Call::new::<E>(self, problem, &gapless, workspace)?;
-        let statistics = bind_running(problem.channels(), running, norm.eps)?;
-        let channels = bind_channels::<E>(problem.channels(), affine, statistics)?;
-        let residual = call.bind_residual(residual)?;
-        let tensors = (residual, call.bind_mut(Operand::X, x)?);
-        let epilogue = problem.epilogue();
-        self.run(call.parallel, || match &call.partition {
-            Partition::First(partition) => {
-                channels_first::apply_in_place(partition, tensors, &channels, epilogue);
-            }
-            Partition::Last(partition) => {
-                let lanes = &mut workspace.lanes;
-                channels_last::apply_in_place(partition, tensors, &channels, lanes, epilogue);
-            }
-        });
-        Ok(())
-    }
-
-    fn inference_backward<E: Element>(
-        &self,
-        problem: &Problem,
-        norm: &Norm,
-        args: InferenceBackward<'_, Self, E>,
-    ) -> Result<()> {
-        let InferenceBackward { x, residual, dy, affine, running, gradients, workspace } = args;
-        let epilogue = problem.epilogue();
-        let needs_residual = epilogue.residual && epilogue.activation != Default::default();
-        let statistics = bind_running(problem.channels(), running, norm.eps)?;
-        let backward = Backward::bind(
-            self,
-            problem,
-            (x, dy, residual, None),
-            needs_residual,
-            affine,
-            statistics,
-            gradients,
-            workspace,
-        )?;
-        let Backward { call, inputs, outputs, channels, dweight, dbias } = backward;
-        let (count, pass) = (problem.channels(), call.pass());
-
-        self.run(call.parallel, || {
-            if dweight.is_some() || dbias.is_some() {
-                let partition = &call.partition;
-                reduce_to_workspace(partition, inputs, &channels, workspace, count, pass.epilogue);
-                write_parameter_gradients::<E>(&workspace.sums[..count], &channels, dweight, dbias);
-            }
-            gradients_to(
-                &call.partition,
-                inputs,
-                outputs,
-                None,
-                &channels,
-                &mut workspace.lanes,
-                pass,
-            );
-        });
-        Ok(())
-    }
-
-    fn statistics<E: Element>(
-        &self,
-        problem: &Problem,
-        x: CpuSlice<'_, E>,
-        moments: CpuSliceMut<'_, f64>,
-        workspace: &mut CpuWorkspace,
-    ) -> Result<()> {
-        let gapless = [is_gapless(problem, Operand::X, &x)];
-        let call = Call::new::<E>(self, problem, &gapless, workspace)?;
-        let channels = problem.channels();
-        let rows = moments.flat("moments", MOMENT_ROWS * channels)?;
-        let x = call.bind(Operand::X, x)?;
-        self.run(call.parallel, || {
-            moments_of(&call.partition, x, workspace, |channel, moments| {
-                rows[channel] = moments.count;
-                rows[channels + channel] = moments.mean_hi;
-                rows[2 * channels + channel] = moments.mean_lo;
-                rows[3 * channels + channel] = moments.m2;
-            });
-        });
-        Ok(())
-    }
-
-    fn merge_statistics<E: Element>(
-        &self,
-        channels: usize,
-        norm: &Norm,
-        args: MergeStatistics<'_, Self, E>,
-    ) -> Result<()> {
-        let MergeStatistics { moments, running, saved } = args;
-        let ranks = check_ranks("moments", MOMENT_ROWS * channels, &moments)?;
-        let moments = moments.flat("moments", ranks * MOMENT_ROWS * channels)?;
-        let (mut saved, _) = BoundSavedMut::bind(channels, norm, saved, running)?;
-        let merged = |channel| {
-            moments
-                .chunks_exact(MOMENT_ROWS * channels)
-                .map(|rank| read(rank, channels, channel))
-                .fold(Moments::default(), Moments::merge)
-        };
-        let count = merged(0).count;
-        if count <= 1.0 {
-            return Err(Error::argument(
-                "moments",
-                "more than 1 value per channel when training",
-                format_args!("{count} over {ranks} ranks"),
-            ));
-        }
-        for channel in 0..channels {
-            saved.write(channel, merged(channel), norm.eps);
         }
         saved.count_batch();
-        Ok(())
-    }
+    });
+    Ok(())
+}
 
-    fn apply<E: Element>(&self, problem: &Problem, args: Apply<'_, Self, E>) -> Result<()> {
-        let Apply { x, residual, affine, y, saved, mask, workspace } = args;
-        let gapless = [
-            is_gapless(problem, Operand::X, &x),
-            residual.is_none_or(|residual| is_gapless(problem, Operand::Residual, &residual)),
-            is_gapless_mut(problem, Operand::Y, &y),
-        ];
-        let call = Call::new::<E>(self, problem, &gapless, workspace)?;
-        let (statistics, _) = bind_saved(problem.channels(), saved)?;
-        let channels = bind_channels::<E>(problem.channels(), affine, statistics)?;
-        let x = call.bind(Operand::X, x)?;
-        let residual = call.bind_residual(residual)?;
-        let tensors = (x, residual, call.bind_mut(Operand::Y, y)?, call.bind_mask_mut(mask)?);
-        let pass = call.pass();
-        self.run(call.parallel, || {
-            apply_to(&call.partition, tensors, &channels, workspace, pass);
+pub(super) fn backward_train<E: Element>(
+    cpu: &Cpu,
+    problem: &Problem,
+    args: BackwardTrain<'_, Cpu, E>,
+) -> Result<()> {
+    let BackwardTrain { x, residual, dy, affine, saved, gradients, workspace } = args;
+    problem.check_trainable(problem.values_per_channel())?;
+    let needs_residual = problem.epilogue().backward_reads_residual();
+    let (statistics, mask) = bind_saved(problem.channels(), saved)?;
+    let backward = Backward::bind(
+        cpu,
+        problem,
+        (x, dy, residual, mask),
+        needs_residual,
+        affine,
+        statistics,
+        gradients,
+        workspace,
+    )?;
+    let Backward { call, inputs, outputs, channels, dweight, dbias } = backward;
+    let (count, pass) = (problem.channels(), call.pass());
+
+    cpu.run(call.parallel, || {
+        match &call.partition {
+            Partition::First(partition) if partition.parts() == 1 => {
+                channels_first::backward_train(
+                    partition,
+                    inputs,
+                    outputs,
+                    &mut workspace.sums[..count],
+                    &channels,
+                    pass,
+                );
+            }
+            partition => {
+                reduce_to_workspace(partition, inputs, &channels, workspace, count, pass.epilogue);
+                let CpuWorkspace { sums, lanes, .. } = workspace;
+                gradients_to(
+                    partition,
+                    inputs,
+                    outputs,
+                    Some(&sums[..count]),
+                    &channels,
+                    lanes,
+                    pass,
+                );
+            }
+        }
+        write_parameter_gradients::<E>(&workspace.sums[..count], &channels, dweight, dbias);
+    });
+    Ok(())
+}
+
+pub(super) fn inference<E: Element>(
+    cpu: &Cpu,
+    problem: &Problem,
+    norm: &Norm,
+    args: Inference<'_, Cpu, E>,
+) -> Result<()> {
+    let Inference { x, residual, affine, running, y, workspace } = args;
+    let gapless = [
+        is_gapless(problem, Operand::X, &x),
+        residual.is_none_or(|residual| is_gapless(problem, Operand::Residual, &residual)),
+        is_gapless_mut(problem, Operand::Y, &y),
+    ];
+    let call = Call::new::<E>(cpu, problem, &gapless, workspace)?;
+    let statistics = bind_running(problem.channels(), running, norm.eps)?;
+    let channels = bind_channels::<E>(problem.channels(), affine, statistics)?;
+    let x = call.bind(Operand::X, x)?;
+    let residual = call.bind_residual(residual)?;
+    let tensors = (x, residual, call.bind_mut(Operand::Y, y)?, None);
+    let pass = call.pass();
+    cpu.run(call.parallel, || {
+        apply_to(&call.partition, tensors, &channels, workspace, pass);
+    });
+    Ok(())
+}
+
+pub(super) fn inference_inplace<E: Element>(
+    cpu: &Cpu,
+    problem: &Problem,
+    norm: &Norm,
+    args: InferenceInplace<'_, Cpu, E>,
+) -> Result<()> {
+    let InferenceInplace { x, residual, affine, running, workspace } = args;
+    let gapless = [
+        is_gapless_mut(problem, Operand::X, &x),
+        residual.is_none_or(|residual| is_gapless(problem, Operand::Residual, &residual)),
+    ];
+    let call = Call::new::<E>(cpu, problem, &gapless, workspace)?;
+    let statistics = bind_running(problem.channels(), running, norm.eps)?;
+    let channels = bind_channels::<E>(problem.channels(), affine, statistics)?;
+    let residual = call.bind_residual(residual)?;
+    let tensors = (residual, call.bind_mut(Operand::X, x)?);
+    let epilogue = problem.epilogue();
+    cpu.run(call.parallel, || match &call.partition {
+        Partition::First(partition) => {
+            channels_first::apply_in_place(partition, tensors, &channels, epilogue);
+        }
+        Partition::Last(partition) => {
+            let lanes = &mut workspace.lanes;
+            channels_last::apply_in_place(partition, tensors, &channels, lanes, epilogue);
+        }
+    });
+    Ok(())
+}
+
+pub(super) fn inference_backward<E: Element>(
+    cpu: &Cpu,
+    problem: &Problem,
+    norm: &Norm,
+    args: InferenceBackward<'_, Cpu, E>,
+) -> Result<()> {
+    let InferenceBackward { x, residual, dy, affine, running, gradients, workspace } = args;
+    let epilogue = problem.epilogue();
+    let needs_residual = epilogue.residual && epilogue.activation != Default::default();
+    let statistics = bind_running(problem.channels(), running, norm.eps)?;
+    let backward = Backward::bind(
+        cpu,
+        problem,
+        (x, dy, residual, None),
+        needs_residual,
+        affine,
+        statistics,
+        gradients,
+        workspace,
+    )?;
+    let Backward { call, inputs, outputs, channels, dweight, dbias } = backward;
+    let (count, pass) = (problem.channels(), call.pass());
+
+    cpu.run(call.parallel, || {
+        if dweight.is_some() || dbias.is_some() {
+            let partition = &call.partition;
+            reduce_to_workspace(partition, inputs, &channels, workspace, count, pass.epilogue);
+            write_parameter_gradients::<E>(&workspace.sums[..count], &channels, dweight, dbias);
+        }
+        gradients_to(&call.partition, inputs, outputs, None, &channels, &mut workspace.lanes, pass);
+    });
+    Ok(())
+}
+
+pub(super) fn statistics<E: Element>(
+    cpu: &Cpu,
+    problem: &Problem,
+    x: CpuSlice<'_, E>,
+    moments: CpuSliceMut<'_, f64>,
+    workspace: &mut CpuWorkspace,
+) -> Result<()> {
+    let gapless = [is_gapless(problem, Operand::X, &x)];
+    let call = Call::new::<E>(cpu, problem, &gapless, workspace)?;
+    let channels = problem.channels();
+    let rows = moments.flat("moments", MOMENT_ROWS * channels)?;
+    let x = call.bind(Operand::X, x)?;
+    cpu.run(call.parallel, || {
+        moments_of(&call.partition, x, workspace, |channel, moments| {
+            rows[channel] = moments.count;
+            rows[channels + channel] = moments.mean_hi;
+            rows[2 * channels + channel] = moments.mean_lo;
+            rows[3 * channels + channel] = moments.m2;
         });
-        Ok(())
-    }
+    });
+    Ok(())
+}
 
-    fn backward_reduce<E: Element>(
-        &self,
-        problem: &Problem,
-        args: BackwardReduce<'_, Self, E>,
-    ) -> Result<()> {
-        let BackwardReduce { x, residual, dy, affine, saved, sums, dweight, dbias, workspace } =
-            args;
-        let count = problem.channels();
-        let (statistics, mask) = bind_saved(count, saved)?;
-        let gapless = [
-            is_gapless(problem, Operand::X, &x),
-            is_gapless(problem, Operand::Dy, &dy),
-            residual.is_none_or(|residual| is_gapless(problem, Operand::Residual, &residual)),
-        ];
-        let call = Call::new::<E>(self, problem, &gapless, workspace)?;
-        let needs_residual = problem.epilogue().backward_reads_residual();
-        let inputs = (
-            call.bind(Operand::X, x)?,
-            call.bind(Operand::Dy, dy)?,
-            call.bind_residual_for_backward(residual, needs_residual)?,
-            call.bind_mask(mask)?,
+pub(super) fn apply<E: Element>(
+    cpu: &Cpu,
+    problem: &Problem,
+    args: Apply<'_, Cpu, E>,
+) -> Result<()> {
+    let Apply { x, residual, affine, y, saved, mask, workspace } = args;
+    let gapless = [
+        is_gapless(problem, Operand::X, &x),
+        residual.is_none_or(|residual| is_gapless(problem, Operand::Residual, &residual)),
+        is_gapless_mut(problem, Operand::Y, &y),
+    ];
+    let call = Call::new::<E>(cpu, problem, &gapless, workspace)?;
+    let (statistics, _) = bind_saved(problem.channels(), saved)?;
+    let channels = bind_channels::<E>(problem.channels(), affine, statistics)?;
+    let x = call.bind(Operand::X, x)?;
+    let residual = call.bind_residual(residual)?;
+    let tensors = (x, residual, call.bind_mut(Operand::Y, y)?, call.bind_mask_mut(mask)?);
+    let pass = call.pass();
+    cpu.run(call.parallel, || {
+        apply_to(&call.partition, tensors, &channels, workspace, pass);
+    });
+    Ok(())
+}
+
+pub(super) fn backward_reduce<E: Element>(
+    cpu: &Cpu,
+    problem: &Problem,
+    args: BackwardReduce<'_, Cpu, E>,
+) -> Result<()> {
+    let BackwardReduce { x, residual, dy, affine, saved, sums, dweight, dbias, workspace } = args;
+    let count = problem.channels();
+    let (statistics, mask) = bind_saved(count, saved)?;
+    let gapless = [
+        is_gapless(problem, Operand::X, &x),
+        is_gapless(problem, Operand::Dy, &dy),
+        residual.is_none_or(|residual| is_gapless(problem, Operand::Residual, &residual)),
+    ];
+    let call = Call::new::<E>(cpu, problem, &gapless, workspace)?;
+    let needs_residual = problem.epilogue().backward_reads_residual();
+    let inputs = (
+        call.bind(Operand::X, x)?,
+        call.bind(Operand::Dy, dy)?,
+        call.bind_residual_for_backward(residual, needs_residual)?,
+        call.bind_mask(mask)?,
+    );
+    let channels = bind_channels::<E>(count, affine, statistics)?;
+    let rows = sums.flat("sums", SUM_ROWS * count)?;
+    let dweight = optional_mut("dweight", count, dweight)?;
+    let dbias = optional_mut("dbias", count, dbias)?;
+    cpu.run(call.parallel, || {
+        let epilogue = problem.epilogue();
+        reduce_to_workspace(&call.partition, inputs, &channels, workspace, count, epilogue);
+        let sums = &workspace.sums[..count];
+        for (channel, sums) in sums.iter().enumerate() {
+            rows[channel] = sums.count;
+            rows[count + channel] = sums.g;
+            rows[2 * count + channel] = sums.gd;
+        }
+        write_parameter_gradients::<E>(sums, &channels, dweight, dbias);
+    });
+    Ok(())
+}
+
+pub(super) fn backward_apply<E: Element>(
+    cpu: &Cpu,
+    problem: &Problem,
+    args: BackwardApply<'_, Cpu, E>,
+) -> Result<()> {
+    let BackwardApply { x, residual, dy, affine, saved, sums, dx, dresidual, workspace } = args;
+    let count = problem.channels();
+    let needs_residual = problem.epilogue().backward_reads_residual();
+    let (statistics, mask) = bind_saved(count, saved)?;
+    let rows = sums.flat("sums", SUM_ROWS * count)?;
+    if rows[0] <= 1.0 {
+        return Err(Error::argument("sums", "more than 1 value per channel", rows[0]));
+    }
+    let gradients = GradientsMut { dx, dresidual, dweight: None, dbias: None };
+    let backward = Backward::bind(
+        cpu,
+        problem,
+        (x, dy, residual, mask),
+        needs_residual,
+        affine,
+        statistics,
+        gradients,
+        workspace,
+    )?;
+    let Backward { call, inputs, outputs, channels, .. } = backward;
+    cpu.run(call.parallel, || {
+        let CpuWorkspace { sums, lanes, .. } = workspace;
+        for (channel, sums) in sums[..count].iter_mut().enumerate() {
+            *sums = Sums {
+                count: rows[channel],
+                g: rows[count + channel],
+                gd: rows[2 * count + channel],
+            };
+        }
+        gradients_to(
+            &call.partition,
+            inputs,
+            outputs,
+            Some(&sums[..count]),
+            &channels,
+            lanes,
+            call.pass(),
         );
-        let channels = bind_channels::<E>(count, affine, statistics)?;
-        let rows = sums.flat("sums", SUM_ROWS * count)?;
-        let dweight = optional_mut("dweight", count, dweight)?;
-        let dbias = optional_mut("dbias", count, dbias)?;
-        self.run(call.parallel, || {
-            let epilogue = problem.epilogue();
-            reduce_to_workspace(&call.partition, inputs, &channels, workspace, count, epilogue);
-            let sums = &workspace.sums[..count];
-            for (channel, sums) in sums.iter().enumerate() {
-                rows[channel] = sums.count;
-                rows[count + channel] = sums.g;
-                rows[2 * count + channel] = sums.gd;
-            }
-            write_parameter_gradients::<E>(sums, &channels, dweight, dbias);
-        });
-        Ok(())
-    }
-
-    fn merge_sums(
-        &self,
-        channels: usize,
-        gathered: CpuSlice<'_, f64>,
-        sums: CpuSliceMut<'_, f64>,
-    ) -> Result<()> {
-        let len = SUM_ROWS * channels;
-        let ranks = check_ranks("gathered", len, &gathered)?;
-        let gathered = gathered.flat("gathered", ranks * len)?;
-        let sums = sums.flat("sums", len)?;
-        for (index, sum) in sums.iter_mut().enumerate() {
-            *sum = gathered.iter().skip(index).step_by(len).sum();
-        }
-        Ok(())
-    }
-
-    fn backward_apply<E: Element>(
-        &self,
-        problem: &Problem,
-        args: BackwardApply<'_, Self, E>,
-    ) -> Result<()> {
-        let BackwardApply { x, residual, dy, affine, saved, sums, dx, dresidual, workspace } = args;
-        let count = problem.channels();
-        let needs_residual = problem.epilogue().backward_reads_residual();
-        let (statistics, mask) = bind_saved(count, saved)?;
-        let rows = sums.flat("sums", SUM_ROWS * count)?;
-        if rows[0] <= 1.0 {
-            return Err(Error::argument("sums", "more than 1 value per channel", rows[0]));
-        }
-        let gradients = GradientsMut { dx, dresidual, dweight: None, dbias: None };
-        let backward = Backward::bind(
-            self,
-            problem,
-            (x, dy, residual, mask),
-            needs_residual,
-            affine,
-            statistics,
-            gradients,
-            workspace,
-        )?;
-        let Backward { call, inputs, outputs, channels, .. } = backward;
-        self.run(call.parallel, || {
-            let CpuWorkspace { sums, lanes, .. } = workspace;
-            for (channel, sums) in sums[..count].iter_mut().enumerate() {
-                *sums = Sums {
-                    count: rows[channel],
-                    g: rows[count + channel],
-                    gd: rows[2 * count + channel],
-                };
-            }
-            gradients_to(
-                &call.partition,
-                inputs,
-                outputs,
-                Some(&sums[..count]),
-                &channels,
-                lanes,
-                call.pass(),
-            );
-        });
-        Ok(())
-    }
+    });
+    Ok(())
 }

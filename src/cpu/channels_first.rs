@@ -1,93 +1,27 @@
 //! Channels-first kernels, on `[N, C, spatial]` views whose last axis is contiguous.
 //!
-//! A thread takes a channel at a time: moments tile by tile, then apply while the channel is still
-//! in cache. The next channel's moments are taken between the tiles of this one's apply, so that
-//! memory is read while it is written. Few large channels are cut into parts along N or the
-//! spatial axis instead, and go through the split form.
+//! A thread takes a channel, or a group of small neighbours, at a time: moments tile by tile, then
+//! apply while the values are still in cache. A large channel's moments are taken between the
+//! steps of apply of the one before it, so that memory is read while it is written. Few large
+//! channels are cut into parts along N or the spatial axis instead, and go through the split form.
 
 use super::block;
 use super::channel::{
     Channels, Coefficients, GradientCoefficients, SavedChannel, Sums, advance_running,
 };
-use super::direct::Direct;
+use super::direct::{Direct, ValueCoefficients, with_direct};
 use super::moments::Moments;
-use super::parallel::{Along, Bits, Bundle, for_each};
-use super::simd::{Output, finish_streaming, vectorized};
-use super::tile::{BackwardInputs, Blocks, Pass, TILE, Tile, tiles, with_blocks};
+use super::neighbours::{
+    ForwardGroup, GradientGroup, Grouping, MAX_GROUP, apply_group, write_group,
+};
+use super::parallel::{Along, Bits};
+use super::planes::Partition;
+use super::simd::{finish_streaming, vectorized};
+use super::tile::{BackwardInputs, Blocks, ChannelOutputs, ForwardChannel, Pass, tiles};
 use crate::config::Epilogue;
-use crate::element::{Element, Param};
-use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
-
-/// How channels are cut and shared out; follows from the shape alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Partition {
-    /// The axis that parts are cut along: 0 (batch) or 2 (spatial).
-    axis: usize,
-    /// Its extent.
-    len: usize,
-    /// Its extent in one part.
-    grain: usize,
-    /// Channels per task.
-    channels: usize,
-    /// Whether tasks are shared out over threads. Results do not depend on it.
-    parallel: bool,
-}
-
-impl Partition {
-    pub fn new(batch: usize, channels: usize, spatial: usize, parallel: bool) -> Self {
-        /// Enough channels to keep any number of threads in work.
-        const MANY_CHANNELS: usize = 32;
-        const MAX_PARTS: usize = 32;
-        const MIN_PART: usize = 16 * TILE;
-        const MIN_TASK: usize = 8 * TILE;
-        let values = batch * spatial;
-        let wanted = match channels {
-            MANY_CHANNELS.. => 1,
-            _ => (values / MIN_PART).clamp(1, MAX_PARTS),
-        };
-        let (axis, len, unit) = if batch >= wanted { (0, batch, 1) } else { (2, spatial, TILE) };
-        let grain = len.div_ceil(wanted).next_multiple_of(unit).max(1);
-        let per_task = if parallel { MIN_TASK.div_ceil(values.max(1)) } else { usize::MAX };
-        Partition { axis, len, grain, channels: per_task, parallel }
-    }
-
-    /// Parts per channel.
-    pub fn parts(&self) -> usize {
-        self.len.div_ceil(self.grain).max(1)
-    }
-
-    /// Calls `f` with each task's first channel and its bundle: whole channels.
-    fn for_each_channels<B: Bundle>(
-        &self,
-        bundle: B,
-        channels: usize,
-        f: &(impl Fn(usize, B, &mut Blocks) + Sync),
-    ) {
-        for_each(bundle, 1, 0, channels, self.channels, &|start, bundle| {
-            with_blocks(|blocks| f(start, bundle, blocks));
-        });
-    }
-
-    /// Calls `f` with each task's first channel and its bundle: channels, cut into parts.
-    fn for_each_part<B: Bundle>(
-        &self,
-        bundle: B,
-        channels: usize,
-        f: &(impl Fn(usize, B, &mut Blocks) + Sync),
-    ) {
-        let grain = if self.parallel { self.grain } else { self.len };
-        for_each(bundle, self.axis, 0, self.len, grain, &|_, bundle| {
-            self.for_each_channels(bundle, channels, f);
-        });
-    }
-
-    /// One part of a bundle to read.
-    fn part_of<B: Bundle>(&self, bundle: B, part: usize) -> B {
-        let start = part * self.grain;
-        let len = self.grain.min(self.len - start);
-        bundle.split(self.axis, start).1.split(self.axis, len).0
-    }
-}
+use crate::element::Element;
+use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis, Slice};
+use std::ops::Range;
 
 /// The tensors of a forward call.
 pub type ForwardTensors<'a, E> = (
@@ -124,21 +58,6 @@ pub struct ForwardSettings<'a, P> {
     pub pass: Pass,
 }
 
-impl<P: Param> ForwardSettings<'_, P> {
-    fn coefficients<E: Element>(&self, channel: usize, saved: SavedChannel<P>) -> Coefficients {
-        let at = |values: Option<&[P]>, default: f64| {
-            values.map_or(default, |values| values[channel].to_f64())
-        };
-        Coefficients::new::<E>(
-            saved.mean_hi.to_f64(),
-            saved.mean_lo.to_f64(),
-            saved.invstd.to_f64(),
-            at(self.weight, 1.0),
-            at(self.bias, 0.0),
-        )
-    }
-}
-
 /// Training forward with one part per channel.
 pub fn forward_train<E: Element>(
     partition: &Partition,
@@ -148,62 +67,113 @@ pub fn forward_train<E: Element>(
 ) {
     let channels = tensors.0.len_of(Axis(1));
     let bundle = (tensors, statistics);
-    partition.for_each_channels(bundle, channels, &|start, (mut tensors, statistics), blocks| {
-        let (hi, lo, invstd, mut running) = statistics;
-        let x = tensors.0;
-        let mut moments = measure(x.index_axis_move(Axis(1), 0), ahead(x, 1));
-        for channel in 0..x.len_of(Axis(1)) {
-            let saved = SavedChannel::new(moments, settings.eps);
-            hi.0[channel] = saved.mean_hi;
-            lo.0[channel] = saved.mean_lo;
-            invstd.0[channel] = saved.invstd;
-            if let Some((mean, var)) = &mut running {
-                let factor = settings.running_factor;
-                advance_running(moments, factor, &mut mean.0[channel], &mut var.0[channel]);
-            }
-            let next = channel + 1;
-            moments = apply_and_measure(
-                forward_channel(&mut tensors, channel),
-                (next < x.len_of(Axis(1))).then(|| x.index_axis_move(Axis(1), next)),
-                ahead(x, next + 1),
-                settings.coefficients::<E>(start + channel, saved),
-                settings.pass,
-                blocks,
-            );
+    partition.for_each_channels(bundle, channels, &|start, (tensors, mut statistics), blocks| {
+        let mut finish = |channel: usize, moments: Moments| -> Coefficients {
+            finish_channel::<E>(moments, settings, &mut statistics, channel, start + channel)
+        };
+        if let Some(direct) = Direct::forward(settings.pass.epilogue) {
+            forward_direct::<_, true>(tensors, finish, direct, settings.pass.streaming);
+        } else {
+            let x = tensors.0;
+            forward_blocks(tensors, settings.pass, blocks, |channel| {
+                finish(channel, measure(x.index_axis_move(Axis(1), channel), Moments::default()))
+            });
         }
         finish_streaming();
     });
 }
 
-/// A channel to be prefetched while the one before it is worked on, if it is there and made of
-/// few short runs: long ones the hardware foresees.
-fn ahead<'a, E>(tensor: ArrayView3<'a, E>, channel: usize) -> Option<ArrayView2<'a, E>> {
-    const SHORT_RUN: usize = 1 << 10;
-    const SMALL_CHANNEL: usize = 128 << 10;
-    let (rows, channels, columns) = tensor.dim();
-    let run = columns * size_of::<E>();
-    let worthwhile = run <= SHORT_RUN && rows * run <= SMALL_CHANNEL;
-    (worthwhile && channel < channels).then(|| tensor.index_axis_move(Axis(1), channel))
+/// Saves a channel's statistics, advances the running ones, and returns its coefficients. `index`
+/// is the channel's place in the task's statistics, `channel` among all.
+fn finish_channel<E: Element>(
+    moments: Moments,
+    settings: &ForwardSettings<'_, E::Param>,
+    (hi, lo, invstd, running): &mut ForwardStatistics<'_, E::Param>,
+    index: usize,
+    channel: usize,
+) -> Coefficients {
+    let saved = SavedChannel::<E::Param>::new(moments, settings.eps);
+    (hi.0[index], lo.0[index], invstd.0[index]) = (saved.mean_hi, saved.mean_lo, saved.invstd);
+    if let Some((mean, var)) = running {
+        advance_running(moments, settings.running_factor, &mut mean.0[index], &mut var.0[index]);
+    }
+    let at = |values: Option<&[E::Param]>, default: f64| {
+        values.map_or(default, |values| values[channel].to_f64())
+    };
+    Coefficients::new::<E>(
+        saved.mean_hi.to_f64(),
+        saved.mean_lo.to_f64(),
+        saved.invstd.to_f64(),
+        at(settings.weight, 1.0),
+        at(settings.bias, 0.0),
+    )
+}
+
+/// Writes y (and the mask) by direct loops, with the coefficients that `finish` gives for a channel
+/// and, if they are to be taken, its moments.
+fn forward_direct<E: Element, const MEASURED: bool>(
+    mut tensors: ForwardTensors<'_, E>,
+    mut finish: impl FnMut(usize, Moments) -> Coefficients,
+    direct: Direct,
+    streaming: bool,
+) {
+    let x = tensors.0;
+    let grouping = Grouping::new(x.dim());
+    let mut coefficients = [ValueCoefficients::NONE; MAX_GROUP];
+    let mut moments = [Moments::default(); MAX_GROUP];
+    let measure_group = |group: Range<usize>, samples: Range<usize>, moments: &mut [Moments]| {
+        for (moments, channel) in moments.iter_mut().zip(group).filter(|_| MEASURED) {
+            *moments = measure(samples_of(x, channel, samples.clone()), *moments);
+        }
+    };
+    measure_group(grouping.group(0), 0..x.len_of(Axis(0)), &mut moments);
+    for group in grouping.groups() {
+        let coefficients = &mut coefficients[..group.len()];
+        for ((it, &moments), channel) in coefficients.iter_mut().zip(&moments).zip(group.clone()) {
+            *it = ValueCoefficients::forward(&finish(channel, moments));
+        }
+        let next = grouping.group(group.end);
+        moments.fill(Moments::default());
+        for samples in grouping.steps() {
+            let part =
+                ForwardGroup::new(&mut tensors, group.clone(), next.clone(), samples.clone());
+            apply_group(part, coefficients, direct, streaming);
+            measure_group(next.clone(), samples, &mut moments);
+        }
+    }
+}
+
+/// A channel in some samples.
+fn samples_of<T>(
+    tensor: ArrayView3<'_, T>,
+    channel: usize,
+    samples: Range<usize>,
+) -> ArrayView2<'_, T> {
+    tensor.index_axis_move(Axis(1), channel).slice_axis_move(Axis(0), Slice::from(samples))
 }
 
 vectorized! {
-    /// A channel's moments.
-    fn measure<'a, E>(x: ArrayView2<'a, E>, ahead: Option<ArrayView2<'a, E>>) -> Moments {
-        let mut moments = Moments::default();
+    /// A channel's moments, merged into those `before`.
+    fn measure<'a, E>(x: ArrayView2<'a, E>, before: Moments) -> Moments {
+        let mut moments = before;
         for tile in tiles(x.nrows(), x.ncols()) {
-            tile.prefetch(ahead);
             moments = tile.measure(x, moments);
         }
         moments
     }
 }
 
-/// One channel of a forward call's tensors, each `[N, spatial]`.
-struct ForwardChannel<'a, E> {
-    x: ArrayView2<'a, E>,
-    residual: Option<ArrayView2<'a, E>>,
-    y: ArrayViewMut2<'a, E>,
-    mask: Option<ArrayViewMut2<'a, u8>>,
+/// Writes y (and the mask) by way of blocks.
+fn forward_blocks<E: Element>(
+    mut tensors: ForwardTensors<'_, E>,
+    pass: Pass,
+    blocks: &mut Blocks,
+    mut coefficients: impl FnMut(usize) -> Coefficients,
+) {
+    for channel in 0..tensors.0.len_of(Axis(1)) {
+        let coefficients = coefficients(channel);
+        apply_blocks(forward_channel(&mut tensors, channel), coefficients, pass, blocks);
+    }
 }
 
 fn forward_channel<'a, E>(
@@ -219,35 +189,18 @@ fn forward_channel<'a, E>(
 }
 
 vectorized! {
-    /// Writes a channel's y, and takes the moments of `next` between its tiles.
-    fn apply_and_measure<'a, 'b, E>(
+    fn apply_blocks<'a, 'b, E>(
         channel: ForwardChannel<'a, E>,
-        next: Option<ArrayView2<'a, E>>,
-        ahead: Option<ArrayView2<'a, E>>,
         coefficients: Coefficients,
         pass: Pass,
         blocks: &'b mut Blocks,
-    ) -> Moments {
+    ) {
         let ForwardChannel { x, residual, mut y, mut mask } = channel;
-        let mut moments = Moments::default();
         for tile in tiles(x.nrows(), x.ncols()) {
-            let c = &coefficients;
-            let output = &mut Output::new(pass.streaming, &mut blocks.staging);
-            match Direct::of(pass.epilogue) {
-                Some(Direct::Identity) => tile.forward_direct::<E, false>(x, c, &mut y, output),
-                Some(Direct::Relu) => tile.forward_direct::<E, true>(x, c, &mut y, output),
-                None => {
-                    let block = &mut blocks.z[..tile.len()];
-                    tile.forward(x, block, c, pass.epilogue, residual, mask.as_mut());
-                    tile.scatter(block, &mut y, output);
-                }
-            }
-            if let Some(next) = next {
-                tile.prefetch(ahead);
-                moments = tile.measure(next, moments);
-            }
+            let block = &mut blocks.z[..tile.len()];
+            tile.forward(x, block, &coefficients, pass.epilogue, residual, mask.as_mut());
+            tile.scatter(block, &mut y, pass.streaming);
         }
-        moments
     }
 }
 
@@ -264,7 +217,7 @@ pub fn statistics<E: Element>(
         for (offset, moments) in partials.0.iter_mut().enumerate() {
             let (channel, part) = ((start + offset) / parts, (start + offset) % parts);
             let part = partition.part_of(x, part);
-            *moments = measure(part.index_axis_move(Axis(1), channel), None);
+            *moments = measure(part.index_axis_move(Axis(1), channel), Moments::default());
         }
     });
 }
@@ -277,11 +230,13 @@ pub fn apply<E: Element>(
     pass: Pass,
 ) {
     let count = tensors.0.len_of(Axis(1));
-    partition.for_each_part(tensors, count, &|start, mut tensors, blocks| {
-        for channel in 0..tensors.0.len_of(Axis(1)) {
-            let coefficients = channels.coefficients::<E>(start + channel);
-            let channel = forward_channel(&mut tensors, channel);
-            apply_and_measure(channel, None, None, coefficients, pass, blocks);
+    partition.for_each_part(tensors, count, &|start, tensors, blocks| {
+        let coefficients = |channel| channels.coefficients::<E>(start + channel);
+        if let Some(direct) = Direct::forward(pass.epilogue) {
+            let finish = |channel, _| coefficients(channel);
+            forward_direct::<_, false>(tensors, finish, direct, pass.streaming);
+        } else {
+            forward_blocks(tensors, pass, blocks, coefficients);
         }
         finish_streaming();
     });
@@ -320,7 +275,7 @@ vectorized! {
         for tile in tiles(x.nrows(), x.ncols()) {
             let block = &mut blocks.z[..tile.len()];
             tile.forward(x.view(), block, &coefficients, epilogue, residual, None);
-            tile.scatter(block, &mut x, &mut Output::new(false, &mut blocks.staging));
+            tile.scatter(block, &mut x, false);
         }
     }
 }
@@ -357,74 +312,113 @@ pub fn backward_train<E: Element>(
 ) {
     let count = inputs.0.len_of(Axis(1));
     let bundle = (inputs, outputs, Along::<1, _>(sums));
-    partition.for_each_channels(bundle, count, &|start, (inputs, mut outputs, sums), blocks| {
-        let count = sums.0.len();
-        let reduction = |channel: usize| Reduction {
-            inputs: channel_inputs(inputs, channel),
-            following: (ahead(inputs.0, channel + 1), ahead(inputs.1, channel + 1)),
-            coefficients: channels.coefficients::<E>(start + channel),
+    partition.for_each_channels(bundle, count, &|start, (inputs, outputs, sums), blocks| {
+        let coefficients = |channel| channels.coefficients::<E>(start + channel);
+        let mut finish = |channel: usize, sum: Sums| {
+            sums.0[channel] = sum;
+            GradientCoefficients::new(&coefficients(channel), sum)
         };
-        sums.0[0] = reduce_channel(reduction(0), pass.epilogue, blocks);
-        for channel in 0..count {
-            let coefficients = channels.coefficients::<E>(start + channel);
-            let gradient = Some(GradientCoefficients::new(&coefficients, sums.0[channel]));
-            let inputs = channel_inputs(inputs, channel);
-            let next = (channel + 1 < count).then(|| reduction(channel + 1));
-            let outputs = channel_outputs(&mut outputs, channel);
-            let reduced =
-                write_gradients(inputs, outputs, coefficients, gradient, next, pass, blocks);
-            if let Some(next) = sums.0.get_mut(channel + 1) {
-                *next = reduced;
-            }
+        if let Some(direct) = Direct::backward(pass.epilogue, inputs.3.is_some()) {
+            let streaming = pass.streaming;
+            backward_direct::<_, true>(inputs, outputs, coefficients, finish, direct, streaming);
+        } else {
+            backward_blocks(inputs, outputs, pass, blocks, |channel, blocks| {
+                let (it, c) = (channel_inputs(inputs, channel), coefficients(channel));
+                (c, Some(finish(channel, reduce_blocks(it, c, pass.epilogue, blocks))))
+            });
         }
         finish_streaming();
     });
 }
 
-/// A channel to be reduced; x and dy of the following one are prefetched.
-struct Reduction<'a, E> {
-    inputs: BackwardInputs<'a, E>,
-    following: (Option<ArrayView2<'a, E>>, Option<ArrayView2<'a, E>>),
-    coefficients: Coefficients,
-}
-
-impl<E: Element> Reduction<'_, E> {
-    /// Adds a tile.
-    #[inline(always)]
-    fn add(&self, tile: &Tile, epilogue: Epilogue, blocks: &mut Blocks, sums: Sums) -> Sums {
-        tile.prefetch(self.following.0);
-        tile.prefetch(self.following.1);
-        let [g, gd] = match Direct::of(epilogue) {
-            Some(Direct::Identity) => self.inputs.sums_direct::<false>(tile, &self.coefficients),
-            Some(Direct::Relu) => self.inputs.sums_direct::<true>(tile, &self.coefficients),
-            None => {
-                blocks.gather(tile, &self.inputs, &self.coefficients, epilogue);
-                blocks.sums(tile.len())
-            }
-        };
-        sums.add(Sums { count: tile.len() as f64, g, gd })
+/// Writes dx and dresidual by direct loops, with what `finish` gives for a channel and, if they are
+/// to be taken, its sums.
+fn backward_direct<E: Element, const REDUCED: bool>(
+    inputs: BackwardTensors<'_, E>,
+    mut outputs: GradientTensors<'_, E>,
+    coefficients: impl Fn(usize) -> Coefficients,
+    mut finish: impl FnMut(usize, Sums) -> GradientCoefficients,
+    direct: Direct,
+    streaming: bool,
+) {
+    let grouping = Grouping::new(inputs.0.dim());
+    let mut values = [ValueCoefficients::NONE; MAX_GROUP];
+    let mut sums = [Sums::default(); MAX_GROUP];
+    let reduce_group = |group: Range<usize>, samples: Range<usize>, sums: &mut [Sums]| {
+        for (sums, channel) in sums.iter_mut().zip(group).filter(|_| REDUCED) {
+            let inputs = channel_inputs(inputs, channel).samples(samples.clone());
+            *sums = reduce_direct(inputs, coefficients(channel), direct, *sums);
+        }
+    };
+    reduce_group(grouping.group(0), 0..inputs.0.len_of(Axis(0)), &mut sums);
+    for group in grouping.groups() {
+        let values = &mut values[..group.len()];
+        for ((value, &sums), channel) in values.iter_mut().zip(&sums).zip(group.clone()) {
+            *value = ValueCoefficients::new(&coefficients(channel), &finish(channel, sums));
+        }
+        let next = grouping.group(group.end);
+        sums.fill(Sums::default());
+        for samples in grouping.steps() {
+            let (group, ahead) = (group.clone(), next.clone());
+            let part = GradientGroup::new(inputs, &mut outputs, group, ahead, samples.clone());
+            write_group(part, values, direct, streaming);
+            reduce_group(next.clone(), samples, &mut sums);
+        }
     }
 }
 
 vectorized! {
-    /// The sums of one channel.
-    fn reduce_channel<'a, 'b, E>(
-        channel: Reduction<'a, E>,
-        epilogue: Epilogue,
-        blocks: &'b mut Blocks,
+    /// The sums of one channel, added to those `before`: straight from x and dy.
+    fn reduce_direct<'a, E>(
+        inputs: BackwardInputs<'a, E>,
+        coefficients: Coefficients,
+        direct: Direct,
+        before: Sums,
     ) -> Sums {
-        let mut sums = Sums::default();
-        for tile in tiles(channel.inputs.x.nrows(), channel.inputs.x.ncols()) {
-            sums = channel.add(&tile, epilogue, blocks, sums);
+        let mut sums = before;
+        for tile in tiles(inputs.x.nrows(), inputs.x.ncols()) {
+            let [g, gd] = with_direct!(direct, |RELU, ADD| {
+                inputs.sums_direct::<RELU, ADD>(&tile, &coefficients)
+            });
+            sums = sums.add(Sums { count: tile.len() as f64, g, gd });
         }
         sums
     }
 }
 
-/// What backward writes of one channel, each `[N, spatial]`.
-struct ChannelOutputs<'a, E> {
-    dx: ArrayViewMut2<'a, E>,
-    dresidual: Option<ArrayViewMut2<'a, E>>,
+vectorized! {
+    /// The sums of one channel, by way of blocks.
+    fn reduce_blocks<'a, 'b, E>(
+        inputs: BackwardInputs<'a, E>,
+        coefficients: Coefficients,
+        epilogue: Epilogue,
+        blocks: &'b mut Blocks,
+    ) -> Sums {
+        let mut sums = Sums::default();
+        for tile in tiles(inputs.x.nrows(), inputs.x.ncols()) {
+            blocks.gather(&tile, &inputs, &coefficients, epilogue);
+            let [g, gd] = blocks.sums(tile.len());
+            sums = sums.add(Sums { count: tile.len() as f64, g, gd });
+        }
+        sums
+    }
+}
+
+/// Writes dx and dresidual by way of blocks; channels without gradient coefficients have constant
+/// statistics.
+fn backward_blocks<E: Element>(
+    inputs: BackwardTensors<'_, E>,
+    mut outputs: GradientTensors<'_, E>,
+    pass: Pass,
+    blocks: &mut Blocks,
+    mut coefficients: impl FnMut(usize, &mut Blocks) -> (Coefficients, Option<GradientCoefficients>),
+) {
+    for channel in 0..inputs.0.len_of(Axis(1)) {
+        let coefficients = coefficients(channel, blocks);
+        let inputs = channel_inputs(inputs, channel);
+        let outputs = channel_outputs(&mut outputs, channel);
+        write_blocks(inputs, outputs, coefficients, pass, blocks);
+    }
 }
 
 fn channel_outputs<'a, E>(
@@ -438,51 +432,28 @@ fn channel_outputs<'a, E>(
 }
 
 vectorized! {
-    /// dx and dresidual of one channel; without gradient coefficients the statistics are constants.
-    /// Takes the sums of `next` between its tiles.
-    fn write_gradients<'a, 'b, E>(
+    fn write_blocks<'a, 'b, E>(
         inputs: BackwardInputs<'a, E>,
         outputs: ChannelOutputs<'b, E>,
-        coefficients: Coefficients,
-        gradient: Option<GradientCoefficients>,
-        next: Option<Reduction<'a, E>>,
+        coefficients: (Coefficients, Option<GradientCoefficients>),
         pass: Pass,
         blocks: &'b mut Blocks,
-    ) -> Sums {
+    ) {
         let ChannelOutputs { mut dx, mut dresidual } = outputs;
-        let mut sums = Sums::default();
+        let (c, by) = coefficients;
         for tile in tiles(inputs.x.nrows(), inputs.x.ncols()) {
-            let c = &coefficients;
-            match (Direct::of(pass.epilogue), &gradient) {
-                (Some(direct), Some(by)) => {
-                    let out = &mut Output::new(pass.streaming, &mut blocks.staging);
-                    match direct {
-                        Direct::Identity => {
-                            inputs.gradient_direct::<false>(&tile, c, by, &mut dx, out);
-                        }
-                        Direct::Relu => inputs.gradient_direct::<true>(&tile, c, by, &mut dx, out),
-                    }
-                }
-                _ => {
-                    blocks.gather(&tile, &inputs, c, pass.epilogue);
-                    let Blocks { d, g, staging, .. } = &mut *blocks;
-                    let (d, g) = (&d[..tile.len()], &mut g[..tile.len()]);
-                    let out = &mut Output::new(pass.streaming, staging);
-                    if let Some(dresidual) = &mut dresidual {
-                        tile.scatter(g, dresidual, out);
-                    }
-                    match &gradient {
-                        Some(by) => block::input_gradient(g, d, by),
-                        None => g.iter_mut().for_each(|g| *g *= c.scale),
-                    }
-                    tile.scatter(g, &mut dx, out);
-                }
+            blocks.gather(&tile, &inputs, &c, pass.epilogue);
+            let Blocks { d, g, .. } = &mut *blocks;
+            let (d, g) = (&d[..tile.len()], &mut g[..tile.len()]);
+            if let Some(dresidual) = &mut dresidual {
+                tile.scatter(g, dresidual, pass.streaming);
             }
-            if let Some(next) = &next {
-                sums = next.add(&tile, pass.epilogue, blocks, sums);
+            match &by {
+                Some(by) => block::input_gradient(g, d, by),
+                None => g.iter_mut().for_each(|g| *g *= c.scale),
             }
+            tile.scatter(g, &mut dx, pass.streaming);
         }
-        sums
     }
 }
 
@@ -501,8 +472,10 @@ pub fn reduce<E: Element>(
             let (channel, part) = ((start + offset) / parts, (start + offset) % parts);
             let coefficients = channels.coefficients::<E>(channel);
             let inputs = channel_inputs(partition.part_of(inputs, part), channel);
-            let reduction = Reduction { inputs, following: (None, None), coefficients };
-            *sums = reduce_channel(reduction, epilogue, blocks);
+            *sums = match Direct::backward(epilogue, inputs.mask.is_some()) {
+                Some(direct) => reduce_direct(inputs, coefficients, direct, Sums::default()),
+                None => reduce_blocks(inputs, coefficients, epilogue, blocks),
+            };
         }
     });
 }
@@ -517,18 +490,33 @@ pub fn gradients<E: Element>(
     pass: Pass,
 ) {
     let count = inputs.0.len_of(Axis(1));
-    partition.for_each_part((inputs, outputs), count, &|start, (inputs, mut outputs), blocks| {
-        for channel in 0..inputs.0.len_of(Axis(1)) {
-            let coefficients = channels.coefficients::<E>(start + channel);
-            let gradient = match gradient {
-                Gradient::Train(sums) => {
-                    Some(GradientCoefficients::new(&coefficients, sums[start + channel]))
-                }
-                Gradient::Frozen => None,
-            };
-            let inputs = channel_inputs(inputs, channel);
-            let outputs = channel_outputs(&mut outputs, channel);
-            write_gradients(inputs, outputs, coefficients, gradient, None, pass, blocks);
+    partition.for_each_part((inputs, outputs), count, &|start, (inputs, outputs), blocks| {
+        let coefficients = |channel| channels.coefficients::<E>(start + channel);
+        match (Direct::backward(pass.epilogue, inputs.3.is_some()), gradient) {
+            (Some(direct), Gradient::Train(sums)) => {
+                let finish = |channel, _| {
+                    GradientCoefficients::new(&coefficients(channel), sums[start + channel])
+                };
+                let streaming = pass.streaming;
+                backward_direct::<_, false>(
+                    inputs,
+                    outputs,
+                    coefficients,
+                    finish,
+                    direct,
+                    streaming,
+                );
+            }
+            _ => backward_blocks(inputs, outputs, pass, blocks, |channel, _| {
+                let c = coefficients(channel);
+                let by = match gradient {
+                    Gradient::Train(sums) => {
+                        Some(GradientCoefficients::new(&c, sums[start + channel]))
+                    }
+                    Gradient::Frozen => None,
+                };
+                (c, by)
+            }),
         }
         finish_streaming();
     });

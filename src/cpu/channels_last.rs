@@ -3,13 +3,14 @@
 
 use super::block;
 use super::channel::{Channels, Sums};
-use super::direct::Direct;
+use super::direct::{BackwardRun, Direct, Forward, Gradient, with_direct};
 use super::epilogue;
 use super::lanes::LaneCoefficients;
 use super::moments::{Lanes, Moments, is_far, read_lane};
 use super::parallel::for_each_dense;
 use super::rows::{PACK, Pack, Partition, ahead, block_rows, loose_lanes, packs, pieces};
-use super::simd::{Output, finish_streaming, prefetch_line, store, vectorized};
+use super::run::{Output, along_lines, read};
+use super::simd::{finish_streaming, prefetch_line, vectorized};
 use super::tile::{Blocks, Pass, with_blocks};
 use crate::config::{Activation, Epilogue};
 use crate::element::Element;
@@ -132,9 +133,9 @@ fn deviations<E: Element, const W: usize>(
     let (mut first, mut second) = ([0.0; W], [0.0; W]);
     for (index, row) in block.chunks_exact(lanes).enumerate() {
         prefetch_line(ahead, index * W);
-        let Some((row, _)) = row[start..].split_first_chunk::<W>() else { continue };
+        let row = read::<E, W>(row, start);
         for lane in 0..W {
-            let deviation = row[lane].to_f64() - pivot[lane];
+            let deviation = E::extend(row[lane]) - pivot[lane];
             first[lane] += deviation;
             second[lane] += deviation * deviation;
         }
@@ -160,7 +161,7 @@ pub fn apply<E: Element>(
     let coefficients = LaneCoefficients::fill::<E>(lanes, partition, channels, None);
     partition.for_each_rows(tensors, &|tensors, rows, lanes, blocks| {
         for_each_dense(tensors, rows, &mut |tensors| {
-            apply_rows(tensors, coefficients.columns(0..lanes), pass, blocks);
+            apply_rows(tensors, coefficients.first(lanes), pass, blocks);
         });
         finish_streaming();
     });
@@ -184,38 +185,34 @@ vectorized! {
         blocks: &'b mut Blocks,
     ) {
         let (x, residual, y, mut mask) = tensors;
-        let lanes = coefficients.scale.len();
-        match Direct::of(pass.epilogue) {
-            Some(Direct::Identity) if !pass.streaming => {
-                return coefficients.forward::<E, false>(x, y);
-            }
-            Some(Direct::Relu) if !pass.streaming => return coefficients.forward::<E, true>(x, y),
-            _ => {}
+        let lanes = coefficients.lanes;
+        if let Some(direct) =
+            Direct::forward(pass.epilogue).filter(|_| has_whole_bytes(pass.epilogue, lanes))
+        {
+            let residual = residual.unwrap_or_default();
+            let mask = mask.unwrap_or_default();
+            let coefficients = coefficients.along_rows();
+            let (len, y) = (x.len(), Output::new(y, pass.streaming));
+            let head = y.head();
+            return with_direct!(direct, |RELU, ADD| {
+                let mut forward = Forward::<_, _, RELU, ADD> { x, residual, y, mask, coefficients };
+                along_lines::<E>(&mut forward, head, len);
+            });
         }
-        let Blocks { z: block, staging, .. } = blocks;
-        let output = &mut Output::new(pass.streaming, staging);
         for (values, columns) in pieces(x.len(), lanes) {
+            let z = &mut blocks.z[..values.len()];
+            let residual = residual.map(|residual| &residual[values.clone()]);
+            let mask = mask.as_deref_mut().map(|mask| &mut mask[mask_range(&values, lanes)]);
             let coefficients = coefficients.columns(columns);
-            let (input, y) = (&x[values.clone()], &mut y[values.clone()]);
-            match Direct::of(pass.epilogue) {
-                Some(direct) => {
-                    let target = output.target(y);
-                    match direct {
-                        Direct::Identity => coefficients.forward::<E, false>(input, target),
-                        Direct::Relu => coefficients.forward::<E, true>(input, target),
-                    }
-                    output.finish(y);
-                }
-                None => {
-                    let z = &mut block[..values.len()];
-                    let residual = residual.map(|residual| &residual[values.clone()]);
-                    let mask = mask.as_deref_mut().map(|mask| &mut mask[mask_range(&values, lanes)]);
-                    forward_block(input, z, &coefficients, pass.epilogue, residual, mask);
-                    output.store(z, y);
-                }
-            }
+            forward_block(&x[values.clone()], z, &coefficients, pass.epilogue, residual, mask);
+            block::store(z, &mut y[values], pass.streaming);
         }
     }
+}
+
+/// Whether direct loops, which go through a mask without regard to rows, find whole bytes there.
+fn has_whole_bytes(epilogue: Epilogue, lanes: usize) -> bool {
+    !epilogue.has_mask() || lanes.is_multiple_of(8)
 }
 
 /// `z = y`; writes the mask.
@@ -228,8 +225,9 @@ fn forward_block<E: Element>(
     residual: Option<&[E]>,
     mask: Option<&mut [u8]>,
 ) {
-    let lanes = coefficients.scale.len();
-    coefficients.load_normalized(x, z);
+    let lanes = coefficients.lanes;
+    block::load(x, z);
+    coefficients.normalize_in_place::<E>(z);
     if let Some(residual) = residual {
         block::load_add(residual, z);
     }
@@ -252,7 +250,7 @@ pub fn apply_in_place<E: Element>(
     let coefficients = LaneCoefficients::fill::<E>(lanes, partition, channels, None);
     partition.for_each_rows(tensors, &|tensors, rows, lanes, blocks| {
         for_each_dense(tensors, rows, &mut |tensors| {
-            apply_rows_in_place(tensors, coefficients.columns(0..lanes), epilogue, blocks);
+            apply_rows_in_place(tensors, coefficients.first(lanes), epilogue, blocks);
         });
     });
 }
@@ -265,13 +263,13 @@ vectorized! {
         blocks: &'b mut Blocks,
     ) {
         let (residual, x) = tensors;
-        let lanes = coefficients.scale.len();
+        let lanes = coefficients.lanes;
         for (values, columns) in pieces(x.len(), lanes) {
             let z = &mut blocks.z[..values.len()];
             let residual = residual.map(|residual| &residual[values.clone()]);
             let coefficients = coefficients.columns(columns);
             forward_block(&x[values.clone()], z, &coefficients, epilogue, residual, None);
-            store(z, &mut x[values]);
+            block::store(z, &mut x[values], false);
         }
     }
 }
@@ -292,11 +290,12 @@ fn load_gradient<'b, E: Element>(
     let len = values.len();
     let (d, g, z) = (&mut blocks.d[..len], &mut blocks.g[..len], &mut blocks.z[..len]);
     let (x, dy, residual, mask) = inputs;
-    coefficients.load_centered(&x[values.clone()], d);
+    block::load(&x[values.clone()], d);
+    coefficients.center::<E>(d);
     block::load(&dy[values.clone()], g);
     let activation = epilogue.activation;
     if let Some(mask) = mask {
-        let columns = coefficients.scale.len();
+        let columns = coefficients.lanes;
         let mask = mask[mask_range(&values, lanes)].chunks_exact(columns.div_ceil(8));
         for (mask, g) in mask.zip(g.chunks_exact_mut(columns)) {
             epilogue::differentiate_by_mask(activation, mask, g);
@@ -331,7 +330,7 @@ pub fn reduce<E: Element>(
         partial.fill(0.0);
         with_blocks(|blocks| {
             for_each_dense(inputs, rows, &mut |inputs| {
-                reduce_rows(inputs, coefficients.columns(0..lanes), epilogue, partial, blocks);
+                reduce_rows(inputs, coefficients.first(lanes), epilogue, partial, blocks);
             });
         });
     });
@@ -378,16 +377,15 @@ vectorized! {
         partial: &'a mut [f64],
         blocks: &'b mut Blocks,
     ) {
-        let lanes = coefficients.scale.len();
+        let lanes = coefficients.lanes;
         let (sum_g, sum_gd) = partial.split_at_mut(lanes);
-        match Direct::of(epilogue) {
-            Some(Direct::Identity) => {
-                return coefficients.sums::<E, false>(inputs.0, inputs.1, sum_g, sum_gd);
-            }
-            Some(Direct::Relu) => {
-                return coefficients.sums::<E, true>(inputs.0, inputs.1, sum_g, sum_gd);
-            }
-            None => {}
+        let direct = Direct::backward(epilogue, inputs.3.is_some());
+        if let Some(direct) = direct.filter(|_| has_whole_bytes(epilogue, lanes)) {
+            let (x, dy, _, mask) = inputs;
+            let inputs = BackwardRun { x, dy, mask: mask.unwrap_or_default() };
+            return with_direct!(direct, |RELU, ADD| {
+                coefficients.add_sums::<E, RELU, ADD>(inputs, sum_g, sum_gd);
+            });
         }
         for (values, columns) in pieces(inputs.0.len(), lanes) {
             let coefficients = coefficients.columns(columns.clone());
@@ -418,7 +416,7 @@ pub fn gradients<E: Element>(
     let coefficients = LaneCoefficients::fill::<E>(lanes, partition, channels, sums);
     let frozen = sums.is_none();
     partition.for_each_rows((inputs, outputs), &|(inputs, outputs), rows, lanes, blocks| {
-        let coefficients = coefficients.columns(0..lanes);
+        let coefficients = coefficients.first(lanes);
         for_each_dense((inputs, outputs), rows, &mut |(inputs, outputs)| {
             write_gradients(inputs, outputs, coefficients, frozen, pass, blocks);
         });
@@ -436,35 +434,35 @@ vectorized! {
         blocks: &'b mut Blocks,
     ) {
         let (dx, mut dresidual) = outputs;
-        let lanes = coefficients.scale.len();
+        let lanes = coefficients.lanes;
+        let direct = Direct::backward(pass.epilogue, inputs.3.is_some());
+        let is_direct = !frozen && has_whole_bytes(pass.epilogue, lanes);
+        if let Some(direct) = direct.filter(|_| is_direct) {
+            let (x, dy, _, mask) = inputs;
+            let inputs = BackwardRun { x, dy, mask: mask.unwrap_or_default() };
+            let dresidual = Output::new(dresidual.unwrap_or_default(), pass.streaming);
+            let (len, dx) = (dx.len(), Output::new(dx, pass.streaming));
+            let head = dx.head();
+            let coefficients = coefficients.along_rows();
+            return with_direct!(direct, |RELU, ADD| {
+                let mut gradient =
+                    Gradient::<_, _, RELU, ADD> { inputs, dx, dresidual, coefficients };
+                along_lines::<E>(&mut gradient, head, len);
+            });
+        }
         for (values, columns) in pieces(dx.len(), lanes) {
             let coefficients = coefficients.columns(columns);
-            let (x, dy) = (&inputs.0[values.clone()], &inputs.1[values.clone()]);
-            let to = &mut dx[values.clone()];
-            let direct = if frozen { None } else { Direct::of(pass.epilogue) };
-            if let Some(direct) = direct {
-                let output = &mut Output::new(pass.streaming, &mut blocks.staging);
-                let target = output.target(to);
-                match direct {
-                    Direct::Identity => coefficients.gradient::<E, false>(x, dy, target),
-                    Direct::Relu => coefficients.gradient::<E, true>(x, dy, target),
-                }
-                output.finish(to);
-                continue;
-            }
-            load_gradient(blocks, &inputs, values.clone(), lanes, &coefficients, pass.epilogue);
-            let Blocks { d, g, staging, .. } = &mut *blocks;
-            let (d, g) = (&d[..values.len()], &mut g[..values.len()]);
-            let output = &mut Output::new(pass.streaming, staging);
+            let (d, g) =
+                load_gradient(blocks, &inputs, values.clone(), lanes, &coefficients, pass.epilogue);
             if let Some(dresidual) = &mut dresidual {
-                output.store(g, &mut dresidual[values.clone()]);
+                block::store(g, &mut dresidual[values.clone()], pass.streaming);
             }
             if frozen {
                 coefficients.scale_rows(g);
             } else {
                 coefficients.input_gradient(g, d);
             }
-            output.store(g, to);
+            block::store(g, &mut dx[values], pass.streaming);
         }
     }
 }

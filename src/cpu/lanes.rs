@@ -2,26 +2,35 @@
 
 use super::block::{self, deviation, normalize};
 use super::channel::{Channels, GradientCoefficients, Sums};
-use super::direct;
+use super::direct::{BackwardRun, ChunkCoefficients, RunCoefficients, ValueCoefficients, backward};
 use super::rows::{PACK, Pack, Partition, ahead, block_rows, loose_lanes, packs};
-use super::simd::prefetch_line;
+use super::run::{MAX_CHUNK, read, read_bits};
+use super::simd::{Table, prefetch_line};
 use crate::element::Element;
 use std::ops::Range;
 
-/// Coefficients of every lane, a row each, borrowed from `[ROWS, lanes]`.
+/// Coefficients of every lane, a row each: mean hi, mean lo, scale, bias, mean g, slope. A row goes
+/// on with its own beginning, so that a chunk may reach into the next row of the tensor.
 #[derive(Debug, Clone, Copy)]
 pub struct LaneCoefficients<'a> {
-    pub mean_hi: &'a [f64],
-    pub mean_lo: &'a [f64],
-    pub scale: &'a [f64],
-    pub bias: &'a [f64],
-    pub mean_g: &'a [f64],
-    pub slope: &'a [f64],
+    pub lanes: usize,
+    table: Table<'a, ROWS>,
 }
 
+const ROWS: usize = 6;
+
+/// Values of f64 in a cache line: rows begin with one, so that few loads reach over two.
+const LINE: usize = 8;
+
 impl<'a> LaneCoefficients<'a> {
-    /// Rows that a lane's coefficients take.
-    pub const ROWS: usize = 6;
+    /// Values that the coefficients of `lanes` lanes take.
+    pub fn len(lanes: usize) -> usize {
+        LINE - 1 + ROWS * Self::stride(lanes)
+    }
+
+    fn stride(lanes: usize) -> usize {
+        (lanes + MAX_CHUNK).next_multiple_of(LINE)
+    }
 
     /// Fills `rows` with the coefficients of every channel, repeated along a folded row; without
     /// sums those of dx are left as they are.
@@ -32,7 +41,9 @@ impl<'a> LaneCoefficients<'a> {
         sums: Option<&[Sums]>,
     ) -> Self {
         let (lanes, count) = (partition.lanes(), partition.channels);
-        let mut parts = rows[..Self::ROWS * lanes].chunks_exact_mut(lanes);
+        let start = rows.as_ptr().align_offset(LINE * size_of::<f64>()).min(LINE - 1);
+        let rows = &mut rows[start..][..ROWS * Self::stride(lanes)];
+        let mut parts = rows.chunks_exact_mut(Self::stride(lanes));
         let mut next = || parts.next().expect("ROWS of them");
         let [mean_hi, mean_lo, scale, bias, mean_g, slope] =
             [next(), next(), next(), next(), next(), next()];
@@ -47,42 +58,47 @@ impl<'a> LaneCoefficients<'a> {
             (mean_g[channel], slope[channel]) = (by.mean_g, by.slope);
         }
         for row in [&mut *mean_hi, mean_lo, scale, bias, mean_g, slope] {
-            for copy in 1..partition.fold {
-                row.copy_within(..count, copy * count);
+            let (first, mut copies) = row.split_at_mut(count);
+            while !copies.is_empty() {
+                let (copy, rest) = copies.split_at_mut(count.min(copies.len()));
+                copy.copy_from_slice(&first[..copy.len()]);
+                copies = rest;
             }
         }
-        let mut parts = rows.chunks_exact(lanes);
-        let mut next = || parts.next().expect("ROWS of them");
-        LaneCoefficients {
-            mean_hi: next(),
-            mean_lo: next(),
-            scale: next(),
-            bias: next(),
-            mean_g: next(),
-            slope: next(),
-        }
+        LaneCoefficients { lanes, table: Table::new(rows) }
     }
 
-    #[inline(always)]
-    pub fn columns(&self, range: Range<usize>) -> Self {
-        LaneCoefficients {
-            mean_hi: &self.mean_hi[range.clone()],
-            mean_lo: &self.mean_lo[range.clone()],
-            scale: &self.scale[range.clone()],
-            bias: &self.bias[range.clone()],
-            mean_g: &self.mean_g[range.clone()],
-            slope: &self.slope[range],
-        }
+    /// Those of the first `lanes` lanes.
+    pub fn first(self, lanes: usize) -> Self {
+        LaneCoefficients { lanes, ..self }
     }
 
-    /// `d = x - mean`, row by row.
+    /// Those of some lanes.
     #[inline(always)]
-    pub fn load_centered<E: Element>(&self, x: &[E], d: &mut [f64]) {
-        let lanes = self.mean_hi.len();
-        let (hi, lo) = (&self.mean_hi[..lanes], &self.mean_lo[..lanes]);
-        for (d, x) in d.chunks_exact_mut(lanes).zip(x.chunks_exact(lanes)) {
+    pub fn columns(self, range: Range<usize>) -> Self {
+        LaneCoefficients { lanes: range.len(), table: self.table.columns(range) }
+    }
+
+    /// Six rows, cut to the lanes.
+    #[inline(always)]
+    fn rows(&self) -> [&'a [f64]; ROWS] {
+        self.table.rows(self.lanes)
+    }
+
+    /// The coefficients of row after row.
+    #[inline(always)]
+    pub fn along_rows(self) -> AlongRows<'a> {
+        AlongRows { coefficients: self, lane: 0 }
+    }
+
+    /// `d = x - mean`, row by row, in x's place.
+    #[inline(always)]
+    pub fn center<E: Element>(&self, d: &mut [f64]) {
+        let lanes = self.lanes;
+        let [hi, lo, ..] = self.rows();
+        for d in d.chunks_exact_mut(lanes) {
             for lane in 0..lanes {
-                d[lane] = deviation::<E>(x[lane].to_f64(), hi[lane], lo[lane]);
+                d[lane] = deviation::<E>(d[lane], hi[lane], lo[lane]);
             }
         }
     }
@@ -90,120 +106,23 @@ impl<'a> LaneCoefficients<'a> {
     /// `z = d * scale + bias`, row by row.
     #[inline(always)]
     pub fn normalize(&self, d: &[f64], z: &mut [f64]) {
-        let lanes = self.scale.len();
+        let lanes = self.lanes;
+        let [_, _, scale, bias, ..] = self.rows();
         for (z, d) in z.chunks_exact_mut(lanes).zip(d.chunks_exact(lanes)) {
-            for (((z, &d), &scale), &bias) in z.iter_mut().zip(d).zip(self.scale).zip(self.bias) {
-                *z = normalize(d, scale, bias);
-            }
-        }
-    }
-
-    #[inline(always)]
-    pub fn lane(&self, lane: usize) -> [f64; 4] {
-        [self.mean_hi[lane], self.mean_lo[lane], self.scale[lane], self.bias[lane]]
-    }
-
-    /// y, straight from x, row by row.
-    #[inline(always)]
-    pub fn forward<E: Element, const RELU: bool>(&self, x: &[E], y: &mut [E]) {
-        let lanes = self.scale.len();
-        let all = self.columns(0..lanes);
-        for (x, y) in x.chunks_exact(lanes).zip(y.chunks_exact_mut(lanes)) {
             for lane in 0..lanes {
-                y[lane] = direct::forward::<E, RELU>(x[lane], all.lane(lane));
+                z[lane] = normalize(d[lane], scale[lane], bias[lane]);
             }
         }
     }
 
-    /// dx, straight from x and dy, row by row.
+    /// `z = (x - mean) * scale + bias`, row by row, in x's place.
     #[inline(always)]
-    pub fn gradient<E: Element, const RELU: bool>(&self, x: &[E], dy: &[E], dx: &mut [E]) {
-        let lanes = self.scale.len();
-        let all = self.columns(0..lanes);
-        let rows = x.chunks_exact(lanes).zip(dy.chunks_exact(lanes));
-        for ((x, dy), dx) in rows.zip(dx.chunks_exact_mut(lanes)) {
+    pub fn normalize_in_place<E: Element>(&self, z: &mut [f64]) {
+        let lanes = self.lanes;
+        let [hi, lo, scale, bias, ..] = self.rows();
+        for z in z.chunks_exact_mut(lanes) {
             for lane in 0..lanes {
-                let (g, d) = direct::backward::<E, RELU>(x[lane], dy[lane], all.lane(lane));
-                let gradient =
-                    block::gradient(g, d, all.scale[lane], all.mean_g[lane], all.slope[lane]);
-                dx[lane] = E::from_f64(gradient);
-            }
-        }
-    }
-
-    /// Adds the sums of g and of g * d of a pack's lanes, but for the first `skip`, over a block
-    /// of rows.
-    #[inline(always)]
-    pub fn add_sums<E: Element, const RELU: bool, const W: usize>(
-        &self,
-        (x, dy): (&[E], &[E]),
-        ahead: (&[E], &[E]),
-        Pack { start, skip }: Pack,
-        sum_g: &mut [f64],
-        sum_gd: &mut [f64],
-    ) {
-        let lanes = self.scale.len();
-        // Not `from_fn`: its closure would not be inlined.
-        let mut coefficients = [[0.0; 4]; W];
-        for (lane, coefficients) in coefficients.iter_mut().enumerate() {
-            *coefficients = self.lane(start + lane);
-        }
-        let (mut g_sums, mut gd_sums) = ([0.0; W], [0.0; W]);
-        for (index, (x, dy)) in x.chunks_exact(lanes).zip(dy.chunks_exact(lanes)).enumerate() {
-            prefetch_line(ahead.0, index * W);
-            prefetch_line(ahead.1, index * W);
-            let (Some((x, _)), Some((dy, _))) =
-                (x[start..].split_first_chunk::<W>(), dy[start..].split_first_chunk::<W>())
-            else {
-                continue;
-            };
-            for lane in 0..W {
-                let (g, d) = direct::backward::<E, RELU>(x[lane], dy[lane], coefficients[lane]);
-                g_sums[lane] += g;
-                gd_sums[lane] += g * d;
-            }
-        }
-        for lane in skip..W {
-            sum_g[start + lane] += g_sums[lane];
-            sum_gd[start + lane] += gd_sums[lane];
-        }
-    }
-
-    /// The sums of g and of g * d of each lane over rows, straight from x and dy.
-    #[inline(always)]
-    pub fn sums<E: Element, const RELU: bool>(
-        &self,
-        x: &[E],
-        dy: &[E],
-        sum_g: &mut [f64],
-        sum_gd: &mut [f64],
-    ) {
-        let lanes = self.scale.len();
-        let block_rows = block_rows::<E>(lanes);
-        let step = block_rows * lanes;
-        for (index, inputs) in x.chunks(step).zip(dy.chunks(step)).enumerate() {
-            let next = x.len().min((index + 1) * step);
-            for (index, pack) in packs(lanes).enumerate() {
-                let ahead =
-                    (ahead(&x[next..], index, block_rows), ahead(&dy[next..], index, block_rows));
-                self.add_sums::<E, RELU, PACK>(inputs, ahead, pack, sum_g, sum_gd);
-            }
-            for start in 0..loose_lanes(lanes) {
-                let pack = Pack { start, skip: 0 };
-                self.add_sums::<E, RELU, 1>(inputs, (&[], &[]), pack, sum_g, sum_gd);
-            }
-        }
-    }
-
-    /// `z = (x - mean) * scale + bias`, row by row.
-    #[inline(always)]
-    pub fn load_normalized<E: Element>(&self, x: &[E], z: &mut [f64]) {
-        let lanes = self.scale.len();
-        let (hi, lo) = (&self.mean_hi[..lanes], &self.mean_lo[..lanes]);
-        let (scale, bias) = (&self.scale[..lanes], &self.bias[..lanes]);
-        for (z, x) in z.chunks_exact_mut(lanes).zip(x.chunks_exact(lanes)) {
-            for lane in 0..lanes {
-                let d = deviation::<E>(x[lane].to_f64(), hi[lane], lo[lane]);
+                let d = deviation::<E>(z[lane], hi[lane], lo[lane]);
                 z[lane] = normalize(d, scale[lane], bias[lane]);
             }
         }
@@ -212,8 +131,8 @@ impl<'a> LaneCoefficients<'a> {
     /// `g = dx`, row by row.
     #[inline(always)]
     pub fn input_gradient(&self, g: &mut [f64], d: &[f64]) {
-        let lanes = self.scale.len();
-        let (scale, mean_g, slope) = (self.scale, &self.mean_g[..lanes], &self.slope[..lanes]);
+        let lanes = self.lanes;
+        let [_, _, scale, _, mean_g, slope] = self.rows();
         for (g, d) in g.chunks_exact_mut(lanes).zip(d.chunks_exact(lanes)) {
             for lane in 0..lanes {
                 g[lane] = block::gradient(g[lane], d[lane], scale[lane], mean_g[lane], slope[lane]);
@@ -224,10 +143,117 @@ impl<'a> LaneCoefficients<'a> {
     /// `g = scale * g`, row by row: dx where the statistics are constants.
     #[inline(always)]
     pub fn scale_rows(&self, g: &mut [f64]) {
-        for row in g.chunks_exact_mut(self.scale.len()) {
-            for (g, &scale) in row.iter_mut().zip(self.scale) {
+        let [_, _, scale, ..] = self.rows();
+        for row in g.chunks_exact_mut(self.lanes) {
+            for (g, &scale) in row.iter_mut().zip(scale) {
                 *g *= scale;
             }
         }
+    }
+
+    /// The sums of g and of g * d of each lane over rows, straight from x and dy.
+    #[inline(always)]
+    pub fn add_sums<E: Element, const RELU: bool, const ADD: bool>(
+        &self,
+        inputs: BackwardRun<'_, E>,
+        sum_g: &mut [f64],
+        sum_gd: &mut [f64],
+    ) {
+        let lanes = self.lanes;
+        let block_rows = block_rows::<E>(lanes);
+        let rows = inputs.x.len() / lanes;
+        for first in (0..rows).step_by(block_rows) {
+            let block = first..rows.min(first + block_rows);
+            for (index, pack) in packs(lanes).enumerate() {
+                let next = block.end * lanes;
+                let ahead = [&inputs.x[next..], &inputs.dy[next..]]
+                    .map(|next| ahead(next, index, block_rows));
+                self.add_pack::<E, RELU, ADD, PACK>(
+                    inputs,
+                    block.clone(),
+                    ahead,
+                    pack,
+                    sum_g,
+                    sum_gd,
+                );
+            }
+            for start in 0..loose_lanes(lanes) {
+                let pack = Pack { start, skip: 0 };
+                let block = block.clone();
+                self.add_pack::<E, RELU, ADD, 1>(inputs, block, [&[]; 2], pack, sum_g, sum_gd);
+            }
+        }
+    }
+
+    /// Adds the sums of a pack's lanes, but for the first `skip`, over a block of rows.
+    #[inline(always)]
+    fn add_pack<E: Element, const RELU: bool, const ADD: bool, const W: usize>(
+        &self,
+        inputs: BackwardRun<'_, E>,
+        rows: Range<usize>,
+        ahead: [&[E]; 2],
+        Pack { start, skip }: Pack,
+        sum_g: &mut [f64],
+        sum_gd: &mut [f64],
+    ) {
+        let coefficients = LaneChunk(self.table.chunk::<W>(start));
+        let (mut g_sums, mut gd_sums) = ([0.0; W], [0.0; W]);
+        for (index, row) in rows.enumerate() {
+            prefetch_line(ahead[0], index * W);
+            prefetch_line(ahead[1], index * W);
+            let at = row * self.lanes + start;
+            let (x, dy) = (read::<E, W>(inputs.x, at), read::<E, W>(inputs.dy, at));
+            let positive = if RELU && ADD { read_bits::<W>(inputs.mask, at) } else { 0 };
+            for lane in 0..W {
+                let c = coefficients.of(lane);
+                let positive = positive >> lane & 1 == 1;
+                let (g, d) = backward::<E, RELU, ADD>(x[lane], dy[lane], positive, &c);
+                g_sums[lane] += g;
+                gd_sums[lane] += g * d;
+            }
+        }
+        for lane in skip..W {
+            sum_g[start + lane] += g_sums[lane];
+            sum_gd[start + lane] += gd_sums[lane];
+        }
+    }
+}
+
+/// Coefficients of a chunk's lanes.
+#[derive(Debug, Clone, Copy)]
+pub struct LaneChunk<'a, const N: usize>([&'a [f64; N]; ROWS]);
+
+impl<const N: usize> ChunkCoefficients for LaneChunk<'_, N> {
+    #[inline(always)]
+    fn of(self, lane: usize) -> ValueCoefficients {
+        let [mean_hi, mean_lo, scale, bias, mean_g, slope] = self.0;
+        ValueCoefficients {
+            mean_hi: mean_hi[lane],
+            mean_lo: mean_lo[lane],
+            scale: scale[lane],
+            bias: bias[lane],
+            mean_g: mean_g[lane],
+            slope: slope[lane],
+        }
+    }
+}
+
+/// Coefficients along dense rows.
+pub struct AlongRows<'a> {
+    coefficients: LaneCoefficients<'a>,
+    lane: usize,
+}
+
+impl<'a> RunCoefficients for AlongRows<'a> {
+    type Chunk<const N: usize> = LaneChunk<'a, N>;
+
+    #[inline(always)]
+    fn next<const N: usize>(&mut self) -> LaneChunk<'a, N> {
+        let chunk = LaneChunk(self.coefficients.table.chunk(self.lane));
+        self.lane += N;
+        while self.lane >= self.coefficients.lanes {
+            self.lane -= self.coefficients.lanes;
+        }
+        chunk
     }
 }

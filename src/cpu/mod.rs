@@ -9,14 +9,19 @@ mod calls;
 mod channel;
 mod channels_first;
 mod channels_last;
+mod compiled;
+mod convert;
 mod direct;
 mod epilogue;
 mod lanes;
 mod math;
 mod moments;
+mod neighbours;
 mod parallel;
 mod passes;
+mod planes;
 mod rows;
+mod run;
 mod simd;
 mod tensor;
 mod tile;
@@ -28,6 +33,8 @@ use crate::config::Layout;
 use crate::error::{Error, Result};
 use crate::problem::Problem;
 use channel::Sums;
+pub(crate) use compiled::Compiled;
+use convert::Convert;
 use moments::Moments;
 use std::sync::Arc;
 
@@ -126,8 +133,7 @@ impl WorkspaceSize {
         let (batch, channels) = (problem.batch(), problem.channels());
         match problem.layout() {
             Layout::ChannelsFirst => {
-                let partition =
-                    channels_first::Partition::new(batch, channels, problem.spatial(), false);
+                let partition = planes::Partition::new(batch, channels, problem.spatial(), false);
                 let each = channels * partition.parts();
                 WorkspaceSize { moments: each, sums: channels + each, partials: 0, lanes: 0 }
             }
@@ -142,7 +148,7 @@ impl WorkspaceSize {
                     moments: 0,
                     sums: channels,
                     partials: most(rows::Partition::partials_len),
-                    lanes: most(|p| lanes::LaneCoefficients::ROWS * p.lanes()),
+                    lanes: most(|p| lanes::LaneCoefficients::len(p.lanes())),
                 }
             }
         }

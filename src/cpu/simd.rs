@@ -8,6 +8,8 @@
 #![allow(unsafe_code)]
 
 use crate::element::Element;
+use half::f16;
+use std::ops::Range;
 
 /// Defines a function whose body is compiled for every instruction set and dispatched at run time.
 macro_rules! vectorized {
@@ -36,23 +38,61 @@ macro_rules! vectorized {
                     $body
                 }
             }
-            struct Dispatch<T>(T);
-            impl<T: ::pulp::NullaryFnOnce> ::pulp::WithSimd for Dispatch<T> {
-                type Output = T::Output;
-
-                #[inline(always)]
-                fn with_simd<S: ::pulp::Simd>(self, _: S) -> Self::Output {
-                    self.0.call()
-                }
-            }
-            ::pulp::Arch::new().dispatch(Dispatch(Call::<$($lifetime,)* $element> {
+            $crate::cpu::simd::dispatch(Call::<$($lifetime,)* $element> {
                 $($argument,)*
                 marker: ::std::marker::PhantomData,
-            }))
+            })
         }
     };
 }
 pub(super) use vectorized;
+
+#[cfg(target_arch = "x86_64")]
+pulp::simd_type! {
+    /// x86-64-v3: pulp's own leaves out the conversions of f16.
+    struct Avx2 {
+        avx: "avx",
+        avx2: "avx2",
+        bmi1: "bmi1",
+        bmi2: "bmi2",
+        f16c: "f16c",
+        fma: "fma",
+        lzcnt: "lzcnt",
+        popcnt: "popcnt",
+    }
+
+    /// x86-64-v4.
+    struct Avx512 {
+        avx: "avx",
+        avx2: "avx2",
+        bmi1: "bmi1",
+        bmi2: "bmi2",
+        f16c: "f16c",
+        fma: "fma",
+        lzcnt: "lzcnt",
+        popcnt: "popcnt",
+        avx512f: "avx512f",
+        avx512bw: "avx512bw",
+        avx512cd: "avx512cd",
+        avx512dq: "avx512dq",
+        avx512vl: "avx512vl",
+    }
+}
+
+/// Calls `call` as compiled for the best instruction set at hand.
+#[inline]
+pub fn dispatch<F: pulp::NullaryFnOnce>(call: F) -> F::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if let Some(isa) = Avx512::try_new() {
+            return isa.vectorize(call);
+        }
+        if let Some(isa) = Avx2::try_new() {
+            return isa.vectorize(call);
+        }
+    }
+    call.call()
+}
 
 /// The result type of a function, `()` where none is written.
 macro_rules! result {
@@ -68,108 +108,164 @@ pub(super) use result;
 /// Bytes of a cache line, the unit that a streaming store should fill.
 const LINE: usize = 64;
 
-/// `dst = src`, rounded once.
+/// Between the chunks of a loop: keeps the compiler from working on several at once, for which it
+/// would gather values from all over them. Costs no instruction.
 #[inline(always)]
-pub fn store<E: Element>(src: &[f64], dst: &mut [E]) {
-    for (dst, &src) in dst.iter_mut().zip(src) {
-        *dst = E::from_f64(src);
-    }
+pub fn keep_chunk() {
+    // SAFETY: no instruction at all.
+    unsafe { std::arch::asm!("", options(nomem, nostack, preserves_flags)) };
 }
 
-/// Where a pass writes: straight to its output, or through a staging block and past the cache. The
-/// latter is for outputs too large to stay there: an ordinary store would read each line before it
-/// overwrites it.
-pub struct Output<'b> {
-    staging: Option<&'b mut [f64]>,
-}
-
-impl<'b> Output<'b> {
-    /// Streams through `staging` if `streaming`. What is streamed is seen by other threads after
-    /// [`finish_streaming`].
-    #[inline(always)]
-    pub fn new(streaming: bool, staging: &'b mut [f64]) -> Self {
-        Output { staging: streaming.then_some(staging) }
-    }
-
-    /// Where to compute what belongs to `dst`, whose length is at most the staging block's.
-    #[inline(always)]
-    pub fn target<'t, E: Element>(&'t mut self, dst: &'t mut [E]) -> &'t mut [E] {
-        match &mut self.staging {
-            Some(staging) => &mut elements(staging)[..dst.len()],
-            None => dst,
-        }
-    }
-
-    /// Brings to `dst` what was computed for it.
-    #[inline(always)]
-    pub fn finish<E: Element>(&mut self, dst: &mut [E]) {
-        if let Some(staging) = &mut self.staging {
-            copy_streaming(&elements(staging)[..dst.len()], dst);
-        }
-    }
-
-    /// `dst = src`, rounded once.
-    #[inline(always)]
-    pub fn store<E: Element>(&mut self, src: &[f64], dst: &mut [E]) {
-        store(src, self.target(dst));
-        self.finish(dst);
-    }
-}
-
-/// A block's memory as elements.
+/// Exact.
 #[inline(always)]
-fn elements<E: Element>(block: &mut [f64]) -> &mut [E] {
-    // SAFETY: elements are f32, f64, f16 or bf16 (the trait is sealed), of which every bit pattern
-    // is valid, and none is aligned beyond f64.
-    unsafe { block.align_to_mut::<E>().1 }
+pub fn f16_to_f32<const N: usize>(values: &[f16; N]) -> [f32; N] {
+    let mut wide = [0.0; N];
+    #[cfg(target_arch = "x86_64")]
+    if Avx2::is_available() {
+        let (eights, rest) = values.as_chunks::<8>();
+        let (wide_eights, wide_rest) = wide.as_chunks_mut::<8>();
+        for (wide, eight) in wide_eights.iter_mut().zip(eights) {
+            *wide = eight_to_f32(eight);
+        }
+        if !rest.is_empty() {
+            let mut padded = [f16::ZERO; 8];
+            padded[..rest.len()].copy_from_slice(rest);
+            wide_rest.copy_from_slice(&eight_to_f32(&padded)[..rest.len()]);
+        }
+        return wide;
+    }
+    for (wide, value) in wide.iter_mut().zip(values) {
+        *wide = Element::to_f64(*value) as f32;
+    }
+    wide
 }
 
-/// `dst = src` by stores that do not bring whole lines of `dst` into the cache.
-fn copy_streaming<E: Element>(src: &[E], dst: &mut [E]) {
-    let head = dst.as_ptr().align_offset(LINE).min(dst.len());
-    let body = (dst.len() - head) / (LINE / size_of::<E>()) * (LINE / size_of::<E>());
-    dst[..head].copy_from_slice(&src[..head]);
-    let (from, to) = (&src[head..head + body], &mut dst[head..head + body]);
-    // SAFETY: both are `body` elements, a whole number of lines; `to` starts at a line.
-    unsafe { stream_lines(from.as_ptr().cast(), to.as_mut_ptr().cast(), size_of_val(from) / LINE) };
-    dst[head + body..].copy_from_slice(&src[head + body..]);
+/// To nearest even.
+#[inline(always)]
+pub fn f32_to_f16<const N: usize>(values: &[f32; N]) -> [f16; N] {
+    let mut narrow = [f16::ZERO; N];
+    #[cfg(target_arch = "x86_64")]
+    if Avx2::is_available() {
+        let (eights, rest) = values.as_chunks::<8>();
+        let (narrow_eights, narrow_rest) = narrow.as_chunks_mut::<8>();
+        for (narrow, eight) in narrow_eights.iter_mut().zip(eights) {
+            *narrow = eight_to_f16(eight);
+        }
+        if !rest.is_empty() {
+            let mut padded = [0.0; 8];
+            padded[..rest.len()].copy_from_slice(rest);
+            narrow_rest.copy_from_slice(&eight_to_f16(&padded)[..rest.len()]);
+        }
+        return narrow;
+    }
+    for (narrow, &value) in narrow.iter_mut().zip(values) {
+        *narrow = Element::from_f64(value.into());
+    }
+    narrow
 }
 
-/// # Safety
-/// `src` and `dst` are valid for reading and writing `lines` lines; `dst` is aligned to one.
+/// Needs [`Avx2`]: in functions that were not compiled for it the instruction is a call.
 #[cfg(target_arch = "x86_64")]
-unsafe fn stream_lines(src: *const u8, dst: *mut u8, lines: usize) {
-    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
-    if is_x86_feature_detected!("avx512f") {
-        // SAFETY: the caller's promise, and the feature is there.
-        return unsafe { stream_lines_avx512(src, dst, lines) };
+#[inline(always)]
+fn eight_to_f32(values: &[f16; 8]) -> [f32; 8] {
+    use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
+    let mut wide = [0.0; 8];
+    // SAFETY: both hold eight values; the callers saw that F16C is available.
+    unsafe {
+        let values = _mm_loadu_si128(values.as_ptr().cast());
+        _mm256_storeu_ps(wide.as_mut_ptr(), _mm256_cvtph_ps(values));
     }
-    let (src, dst) = (src.cast::<__m128i>(), dst.cast::<__m128i>());
-    for part in 0..lines * (LINE / 16) {
-        // SAFETY: the caller's promise; SSE2 is in the x86-64 baseline.
-        unsafe { _mm_stream_si128(dst.add(part), _mm_loadu_si128(src.add(part))) };
-    }
+    wide
 }
 
-/// # Safety
-/// As [`stream_lines`]; the processor has AVX-512F.
+/// As [`eight_to_f32`].
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn stream_lines_avx512(src: *const u8, dst: *mut u8, lines: usize) {
-    use std::arch::x86_64::{__m512i, _mm512_loadu_si512, _mm512_stream_si512};
-    let (src, dst) = (src.cast::<__m512i>(), dst.cast::<__m512i>());
-    for line in 0..lines {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_stream_si512(dst.add(line), _mm512_loadu_si512(src.add(line))) };
+#[inline(always)]
+fn eight_to_f16(values: &[f32; 8]) -> [f16; 8] {
+    use std::arch::x86_64::{
+        _MM_FROUND_TO_NEAREST_INT, _mm_storeu_si128, _mm256_cvtps_ph, _mm256_loadu_ps,
+    };
+    let mut narrow = [f16::ZERO; 8];
+    // SAFETY: both hold eight values; the callers saw that F16C is available.
+    unsafe {
+        let rounded =
+            _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(values.as_ptr()));
+        _mm_storeu_si128(narrow.as_mut_ptr().cast(), rounded);
     }
+    narrow
 }
 
-/// # Safety
-/// `src` and `dst` are valid for reading and writing `lines` lines.
-#[cfg(not(target_arch = "x86_64"))]
-unsafe fn stream_lines(src: *const u8, dst: *mut u8, lines: usize) {
-    // SAFETY: the caller's promise; a shared and an exclusive borrow cannot overlap.
-    unsafe { std::ptr::copy_nonoverlapping(src, dst, lines * LINE) };
+/// Values before the first that lies at the head of a cache line.
+#[inline(always)]
+pub fn to_line<E>(values: &[E]) -> usize {
+    values.as_ptr().align_offset(LINE).min(values.len())
+}
+
+/// `to = values`, past the cache where both are whole cache lines: the lines are not read before
+/// they are written. (A line written in part this way would be worse off than by ordinary stores.)
+#[inline(always)]
+pub fn store_past_cache<E: Copy, const N: usize>(values: &[E; N], to: &mut [E; N]) {
+    #[cfg(target_arch = "x86_64")]
+    if to_line(to) == 0 && size_of::<[E; N]>().is_multiple_of(LINE) {
+        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+        let (from, to) = (values.as_ptr().cast::<__m128i>(), to.as_mut_ptr().cast::<__m128i>());
+        for part in 0..size_of::<[E; N]>() / size_of::<__m128i>() {
+            // SAFETY: both are arrays of so many parts, `to` is aligned; SSE2 is in the baseline.
+            unsafe { _mm_stream_si128(to.add(part), _mm_loadu_si128(from.add(part))) };
+        }
+        return;
+    }
+    *to = *values;
+}
+
+/// `R` rows of equal length, read a chunk of columns at a time with one check for all rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Table<'a, const R: usize> {
+    /// At least `R * stride` of them.
+    values: &'a [f64],
+    stride: usize,
+    /// `first + width <= stride`.
+    first: usize,
+    width: usize,
+}
+
+impl<'a, const R: usize> Table<'a, R> {
+    /// Cuts `values` into rows.
+    pub fn new(values: &'a [f64]) -> Self {
+        let stride = values.len() / R;
+        Table { values, stride, first: 0, width: stride }
+    }
+
+    /// Some of its columns.
+    #[inline(always)]
+    pub fn columns(self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.width, "columns of the table");
+        Table { first: self.first + range.start, width: range.len(), ..self }
+    }
+
+    /// The first `len` columns of every row.
+    #[inline(always)]
+    pub fn rows(self, len: usize) -> [&'a [f64]; R] {
+        let mut rows = [&[][..]; R];
+        for (index, row) in rows.iter_mut().enumerate() {
+            *row = &self.values[index * self.stride + self.first..][..len.min(self.width)];
+        }
+        rows
+    }
+
+    /// The columns `at..at + N` of every row.
+    #[inline(always)]
+    pub fn chunk<const N: usize>(self, at: usize) -> [&'a [f64; N]; R] {
+        assert!(at <= self.width && N <= self.width - at, "columns of the table");
+        let mut chunk = [&[0.0; N]; R];
+        for (index, chunk) in chunk.iter_mut().enumerate() {
+            // SAFETY: the last column is before `first + width`, so inside row `index`; all rows
+            // are inside `values`.
+            *chunk =
+                unsafe { &*self.values.as_ptr().add(index * self.stride + self.first + at).cast() };
+        }
+        chunk
+    }
 }
 
 /// Asks for `values` to be brought into the cache.

@@ -1,14 +1,14 @@
 //! A tile: the part of a channel that is worked on at a time, gathered from its runs into f64.
 
 use super::block::{self, Deviations};
-use super::channel::{Coefficients, GradientCoefficients};
-use super::direct::{self, GradientSums};
+use super::channel::Coefficients;
+use super::direct::{BackwardRun, GradientSums, PartialSums, ValueCoefficients};
 use super::epilogue;
 use super::moments::{Moments, is_far};
-use super::simd::{Output, prefetch};
+use super::run::{PARTIAL, along};
 use crate::config::Epilogue;
 use crate::element::Element;
-use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -28,8 +28,6 @@ pub struct Blocks {
     _second_gap: [f64; 128],
     /// x, then y; in backward z, where the activation asks for it.
     pub z: [f64; TILE],
-    /// What is to be streamed.
-    pub staging: [f64; TILE],
 }
 
 thread_local! {
@@ -39,7 +37,6 @@ thread_local! {
         g: [0.0; TILE],
         _second_gap: [0.0; 128],
         z: [0.0; TILE],
-        staging: [0.0; TILE],
     }));
 }
 
@@ -101,6 +98,13 @@ impl Tile {
         &mut run.expect("runs are contiguous")[self.columns.clone()]
     }
 
+    /// The part of a mask's row in this tile.
+    #[inline(always)]
+    fn mask_run<'a>(&self, mask: ArrayView2<'a, u8>, row: usize) -> &'a [u8] {
+        let run = mask.index_axis_move(Axis(0), row).to_slice();
+        &run.expect("runs are contiguous")[self.mask_columns()]
+    }
+
     /// Calls `f` with each run of `tensor` in this tile, beside its part of `block`.
     #[inline(always)]
     fn for_each_run<T>(
@@ -139,16 +143,6 @@ impl Tile {
         });
     }
 
-    /// Asks for this tile of a tensor to be brought into the cache.
-    #[inline(always)]
-    pub fn prefetch<T>(&self, tensor: Option<ArrayView2<'_, T>>) {
-        if let Some(tensor) = tensor {
-            for row in self.rows.clone() {
-                prefetch(self.run(tensor, row));
-            }
-        }
-    }
-
     /// Merges this tile of a channel into the moments of the tiles before it.
     #[inline(always)]
     pub fn measure<E: Element>(&self, tensor: ArrayView2<'_, E>, before: Moments) -> Moments {
@@ -168,27 +162,12 @@ impl Tile {
 
     #[inline(always)]
     fn deviations<E: Element>(&self, tensor: ArrayView2<'_, E>, pivot: f64) -> [f64; 2] {
-        let mut sums = Deviations::ZERO;
+        let mut sums = Deviations::new(pivot);
         for row in self.rows.clone() {
-            sums.add(self.run(tensor, row), pivot);
+            sums.values = self.run(tensor, row);
+            along::<PARTIAL>(&mut sums, self.columns.len());
         }
         sums.totals()
-    }
-
-    /// y of this tile, straight from x.
-    #[inline(always)]
-    pub fn forward_direct<E: Element, const RELU: bool>(
-        &self,
-        x: ArrayView2<'_, E>,
-        c: &Coefficients,
-        y: &mut ArrayViewMut2<'_, E>,
-        output: &mut Output<'_>,
-    ) {
-        for row in self.rows.clone() {
-            let y = self.run_mut(y, row);
-            direct::forward_run::<E, RELU>(self.run(x, row), c, output.target(y));
-            output.finish(y);
-        }
     }
 
     /// `tensor = block`, rounded once.
@@ -197,11 +176,11 @@ impl Tile {
         &self,
         block: &[f64],
         tensor: &mut ArrayViewMut2<'_, E>,
-        output: &mut Output<'_>,
+        streaming: bool,
     ) {
         let width = self.columns.len();
         for (row, block) in self.rows.clone().zip(block.chunks(width)) {
-            output.store(block, self.run_mut(tensor, row));
+            block::store(block, self.run_mut(tensor, row), streaming);
         }
     }
 
@@ -216,7 +195,8 @@ impl Tile {
         residual: Option<ArrayView2<'_, E>>,
         mask: Option<&mut ArrayViewMut2<'_, u8>>,
     ) {
-        self.for_each_run(x, self.columns.clone(), z, |run, z| block::load_normalized(run, c, z));
+        self.gather(x, z);
+        block::normalize_in_place::<E>(z, c);
         if let Some(residual) = residual {
             self.for_each_run(residual, self.columns.clone(), z, |run, z| block::load_add(run, z));
         }
@@ -238,34 +218,58 @@ pub struct BackwardInputs<'a, E> {
     pub mask: Option<ArrayView2<'a, u8>>,
 }
 
-impl<E: Element> BackwardInputs<'_, E> {
-    /// A tile's sums of g and of g * d, straight from x and dy.
+impl<'a, E: Element> BackwardInputs<'a, E> {
     #[inline(always)]
-    pub fn sums_direct<const RELU: bool>(&self, tile: &Tile, c: &Coefficients) -> [f64; 2] {
-        let mut sums = GradientSums::ZERO;
-        for row in tile.rows.clone() {
-            sums.add::<E, RELU>(tile.run(self.x, row), tile.run(self.dy, row), c);
+    fn run(&self, tile: &Tile, row: usize) -> BackwardRun<'a, E> {
+        BackwardRun {
+            x: tile.run(self.x, row),
+            dy: tile.run(self.dy, row),
+            mask: self.mask.map_or(&[], |mask| tile.mask_run(mask, row)),
         }
-        sums.totals()
     }
 
-    /// A tile's dx, straight from x and dy.
+    /// The part in some samples.
+    pub fn samples(self, samples: Range<usize>) -> Self {
+        let samples = Slice::from(samples);
+        BackwardInputs {
+            x: self.x.slice_axis_move(Axis(0), samples),
+            dy: self.dy.slice_axis_move(Axis(0), samples),
+            residual: self.residual.map(|it| it.slice_axis_move(Axis(0), samples)),
+            mask: self.mask.map(|it| it.slice_axis_move(Axis(0), samples)),
+        }
+    }
+
+    /// A tile's sums of g and of g * d, straight from x and dy.
     #[inline(always)]
-    pub fn gradient_direct<const RELU: bool>(
+    pub fn sums_direct<const RELU: bool, const ADD: bool>(
         &self,
         tile: &Tile,
         c: &Coefficients,
-        by: &GradientCoefficients,
-        dx: &mut ArrayViewMut2<'_, E>,
-        output: &mut Output<'_>,
-    ) {
+    ) -> [f64; 2] {
+        let coefficients = ValueCoefficients::forward(c);
+        let mut sums = PartialSums::ZERO;
         for row in tile.rows.clone() {
-            let (x, dy) = (tile.run(self.x, row), tile.run(self.dy, row));
-            let dx = tile.run_mut(dx, row);
-            direct::gradient_run::<E, RELU>(x, dy, c, by, output.target(dx));
-            output.finish(dx);
+            let inputs = self.run(tile, row);
+            let mut add = GradientSums::<_, RELU, ADD> { inputs, coefficients, sums };
+            along::<PARTIAL>(&mut add, tile.columns.len());
+            sums = add.sums;
         }
+        sums.totals()
     }
+}
+
+/// One channel of a forward call's tensors, each `[N, spatial]`.
+pub struct ForwardChannel<'a, E> {
+    pub x: ArrayView2<'a, E>,
+    pub residual: Option<ArrayView2<'a, E>>,
+    pub y: ArrayViewMut2<'a, E>,
+    pub mask: Option<ArrayViewMut2<'a, u8>>,
+}
+
+/// What backward writes of one channel, each `[N, spatial]`.
+pub struct ChannelOutputs<'a, E> {
+    pub dx: ArrayViewMut2<'a, E>,
+    pub dresidual: Option<ArrayViewMut2<'a, E>>,
 }
 
 impl Blocks {
@@ -280,9 +284,8 @@ impl Blocks {
     ) {
         let len = tile.len();
         let (d, g, z) = (&mut self.d[..len], &mut self.g[..len], &mut self.z[..len]);
-        tile.for_each_run(inputs.x, tile.columns.clone(), d, |run, d| {
-            block::load_centered(run, c, d)
-        });
+        tile.gather(inputs.x, d);
+        block::center::<E>(d, c);
         tile.gather(inputs.dy, g);
         let activation = epilogue.activation;
         if let Some(mask) = inputs.mask {

@@ -361,7 +361,8 @@ impl<E: Element> Data<E> {
             dresidual: per_channel(&|c| largest(dy, c) * (1.0 + smooth * spread[c])),
             // The rounding of the reference's mean moves an xhat close to 0 by more than its share.
             dweight: per_channel(&|c| {
-                (g(c) * xhat(c).mapv(|xhat| xhat.abs() + 1e-3 * largest_xhat(c))).sum()
+                let hair = 1e-3 * largest_xhat(c);
+                (g(c) * xhat(c).mapv(|xhat| xhat.abs() + hair)).sum()
             }),
             dbias: per_channel(&|c| g(c).sum()),
             dx: per_channel(&|c| {

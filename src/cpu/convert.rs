@@ -1,0 +1,204 @@
+//! Elements to and from f64, a chunk at a time.
+//!
+//! A 16-bit element reaches f64 by way of f32, which holds it exactly. The way back rounds once
+//! all the same: f64 is rounded to odd on its way to f32 (what is cut off leaves a trace in the
+//! last bit), so that the second rounding sees on which side of a tie the value was.
+
+use super::simd;
+use half::{bf16, f16};
+
+/// Conversions of whole chunks. Every chunk length gives the same results.
+pub trait Convert: Copy + Default {
+    /// What the arithmetic loads and stores: f64 for f64, f32 for the rest.
+    type Wide: Copy + Default;
+
+    /// Exact.
+    fn widen<const N: usize>(values: &[Self; N]) -> [Self::Wide; N];
+    /// Exact.
+    fn extend(value: Self::Wide) -> f64;
+    /// The first half of a rounding.
+    fn reduce(value: f64) -> Self::Wide;
+    /// The second half: to nearest even.
+    fn narrow<const N: usize>(values: &[Self::Wide; N]) -> [Self; N];
+}
+
+impl Convert for f64 {
+    type Wide = f64;
+
+    #[inline(always)]
+    fn widen<const N: usize>(values: &[f64; N]) -> [f64; N] {
+        *values
+    }
+
+    #[inline(always)]
+    fn extend(value: f64) -> f64 {
+        value
+    }
+
+    #[inline(always)]
+    fn reduce(value: f64) -> f64 {
+        value
+    }
+
+    #[inline(always)]
+    fn narrow<const N: usize>(values: &[f64; N]) -> [f64; N] {
+        *values
+    }
+}
+
+impl Convert for f32 {
+    type Wide = f32;
+
+    #[inline(always)]
+    fn widen<const N: usize>(values: &[f32; N]) -> [f32; N] {
+        *values
+    }
+
+    #[inline(always)]
+    fn extend(value: f32) -> f64 {
+        f64::from(value)
+    }
+
+    #[inline(always)]
+    fn reduce(value: f64) -> f32 {
+        value as f32
+    }
+
+    #[inline(always)]
+    fn narrow<const N: usize>(values: &[f32; N]) -> [f32; N] {
+        *values
+    }
+}
+
+impl Convert for f16 {
+    type Wide = f32;
+
+    #[inline(always)]
+    fn widen<const N: usize>(values: &[f16; N]) -> [f32; N] {
+        simd::f16_to_f32(values)
+    }
+
+    #[inline(always)]
+    fn extend(value: f32) -> f64 {
+        f64::from(value)
+    }
+
+    #[inline(always)]
+    fn reduce(value: f64) -> f32 {
+        round_to_odd(value)
+    }
+
+    #[inline(always)]
+    fn narrow<const N: usize>(values: &[f32; N]) -> [f16; N] {
+        simd::f32_to_f16(values)
+    }
+}
+
+impl Convert for bf16 {
+    type Wide = f32;
+
+    #[inline(always)]
+    fn widen<const N: usize>(values: &[bf16; N]) -> [f32; N] {
+        let mut wide = [0.0; N];
+        for (wide, value) in wide.iter_mut().zip(values) {
+            *wide = f32::from_bits(u32::from(value.to_bits()) << 16);
+        }
+        wide
+    }
+
+    #[inline(always)]
+    fn extend(value: f32) -> f64 {
+        f64::from(value)
+    }
+
+    #[inline(always)]
+    fn reduce(value: f64) -> f32 {
+        round_to_odd(value)
+    }
+
+    #[inline(always)]
+    fn narrow<const N: usize>(values: &[f32; N]) -> [bf16; N] {
+        let mut narrow = [bf16::ZERO; N];
+        for (narrow, value) in narrow.iter_mut().zip(values) {
+            let bits = value.to_bits();
+            let nearest_even = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+            let quiet = bits >> 16 | 0x40;
+            let bits = if value.is_nan() { quiet } else { nearest_even };
+            *narrow = bf16::from_bits(bits as u16);
+        }
+        narrow
+    }
+}
+
+/// To f32, with the last bit set where anything was cut off. Below f32's smallest normal number,
+/// 1.2e-38, the conversion itself rounds once more.
+#[inline(always)]
+fn round_to_odd(value: f64) -> f32 {
+    /// The bits that f32 has no room for.
+    const CUT: u64 = (1 << 29) - 1;
+    let bits = value.to_bits();
+    let trace = (bits & CUT) + CUT;
+    f64::from_bits((bits | trace) & !CUT) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::element::Element;
+
+    fn rounded<E: Element>(value: f64) -> [E; 32] {
+        E::narrow(&[E::reduce(value); 32])
+    }
+
+    fn same<E: Element>(one: E, other: E) -> bool {
+        let (one, other) = (one.to_f64(), other.to_f64());
+        one.to_bits() == other.to_bits() || one.is_nan() && other.is_nan()
+    }
+
+    /// Every value of E, its ties with the next one, and what is a hair off them, in chunks of
+    /// every length that loops use.
+    fn agrees_with_single_conversions<E: Element>(all: impl Iterator<Item = E>, smallest: f64) {
+        let all: Vec<E> = all.collect();
+        for pair in all.windows(2) {
+            let (value, next) = (pair[0].to_f64(), pair[1].to_f64());
+            let tie = 0.5 * (value + next);
+            for hair in [-f64::EPSILON, 0.0, f64::EPSILON] {
+                for exact in [value * (1.0 + hair), tie * (1.0 + hair)] {
+                    if exact.abs() < smallest {
+                        continue;
+                    }
+                    let expected = E::from_f64(exact);
+                    let chunk = rounded::<E>(exact);
+                    assert!(chunk.iter().all(|&it| same(it, expected)), "{exact:e}");
+                    let single = E::narrow(&[E::reduce(exact)]);
+                    assert_eq!(format!("{:?}", single[0]), format!("{:?}", chunk[0]));
+                }
+            }
+            let wide = E::widen(&[pair[0]; 32]).map(E::extend);
+            assert!(wide.iter().all(|wide| wide.to_bits() == value.to_bits() || value.is_nan()));
+            assert_eq!(E::extend(E::widen(&[pair[0]])[0]).to_bits(), wide[0].to_bits());
+        }
+    }
+
+    #[test]
+    fn chunks_of_f16() {
+        agrees_with_single_conversions((0..=u16::MAX).map(f16::from_bits), 0.0);
+    }
+
+    #[test]
+    fn chunks_of_bf16() {
+        agrees_with_single_conversions((0..=u16::MAX).map(bf16::from_bits), 2f64.powi(-126));
+    }
+
+    #[test]
+    fn beyond_the_range_is_infinite() {
+        for value in [65520.0, 1e5, 1e30, 1e300, f64::INFINITY] {
+            assert_eq!(rounded::<f16>(value), [f16::INFINITY; 32]);
+            assert_eq!(rounded::<f16>(-value), [f16::NEG_INFINITY; 32]);
+        }
+        assert_eq!(rounded::<f16>(65519.9), [f16::MAX; 32]);
+        for value in [3.4e38, 3.402_823_5e38, 1e39, 1e300, f64::INFINITY] {
+            assert_eq!(rounded::<bf16>(value), [bf16::INFINITY; 32]);
+        }
+    }
+}
