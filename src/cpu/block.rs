@@ -97,8 +97,8 @@ impl<E: Element> Body for Deviations<'_, E> {
     fn chunk<const N: usize>(&mut self, at: usize) {
         let values = read::<E, N>(self.values, at);
         let partial = first_partial::<N>(at);
-        for index in 0..N {
-            let deviation = E::extend(values[index]) - self.pivot;
+        for (index, value) in values.into_iter().enumerate() {
+            let deviation = E::extend(value) - self.pivot;
             self.first[partial + index] += deviation;
             self.second[partial + index] += deviation * deviation;
         }

@@ -15,6 +15,7 @@ use crate::problem::Problem;
 use half::{bf16, f16};
 
 /// The calls on tensors of E.
+#[allow(clippy::type_complexity, reason = "the signatures of the backend's methods")]
 pub struct Calls<E: Element> {
     forward_train: fn(&Cpu, &Problem, &Norm, ForwardTrain<'_, Cpu, E>) -> Result<()>,
     backward_train: fn(&Cpu, &Problem, BackwardTrain<'_, Cpu, E>) -> Result<()>,

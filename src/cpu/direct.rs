@@ -279,3 +279,94 @@ impl<E: Element, const RELU: bool, const ADD: bool> Body for GradientSums<'_, E,
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::run::{along, along_lines};
+    use half::{bf16, f16};
+
+    const VALUE: ValueCoefficients = ValueCoefficients {
+        mean_hi: 0.125,
+        mean_lo: 0.0,
+        scale: 1.5,
+        bias: -0.25,
+        mean_g: 0.0625,
+        slope: 0.375,
+    };
+
+    fn tensor<E: Element>(len: usize, seed: usize) -> Vec<E> {
+        (0..len)
+            .map(|i| E::from_f64(((i * 7919 + seed * 104_729) % 401) as f64 / 100.0 - 2.0))
+            .collect()
+    }
+
+    /// y and mask, dx and dresidual of a run that begins `offset` values into its tensors.
+    struct Run<E> {
+        y: Vec<E>,
+        mask: Vec<u8>,
+        dx: Vec<E>,
+        dresidual: Vec<E>,
+    }
+
+    impl<E: Element> Run<E> {
+        fn new(offset: usize, len: usize, streaming: bool) -> Self {
+            let end = offset + len;
+            let (x, residual, dy) = (tensor(end, 1), tensor(end, 2), tensor(end, 3));
+            let [mut y, mut dx, mut dresidual] = [(); 3].map(|()| tensor::<E>(end, 4));
+            let mut mask = vec![0xaa; len.div_ceil(8)];
+            let mut forward = Forward::<E, _, true, true> {
+                x: &x[offset..],
+                residual: &residual[offset..],
+                y: Output::new(&mut y[offset..], streaming),
+                mask: &mut mask,
+                coefficients: VALUE,
+            };
+            match streaming {
+                true => {
+                    let head = forward.y.head();
+                    along_lines::<E>(&mut forward, head, len);
+                }
+                false => along::<1>(&mut forward, len),
+            }
+            let mut gradient = Gradient::<E, _, true, true> {
+                inputs: BackwardRun { x: &x[offset..], dy: &dy[offset..], mask: &mask },
+                dx: Output::new(&mut dx[offset..], streaming),
+                dresidual: Output::new(&mut dresidual[offset..], streaming),
+                coefficients: VALUE,
+            };
+            match streaming {
+                true => {
+                    let head = gradient.dx.head();
+                    along_lines::<E>(&mut gradient, head, len);
+                }
+                false => along::<1>(&mut gradient, len),
+            }
+            Run { y, mask, dx, dresidual }
+        }
+    }
+
+    /// Whatever the alignment, lines past the cache and chunks give what single values give, and
+    /// write nothing else.
+    fn chunks_are_their_values<E: Element + PartialEq>() {
+        for offset in 0..40 {
+            for len in [0, 1, 7, 8, 31, 33, 64, 97, 200] {
+                let single = Run::<E>::new(offset, len, false);
+                let lines = Run::<E>::new(offset, len, true);
+                crate::cpu::simd::finish_streaming();
+                assert!(lines.y == single.y && lines.mask == single.mask, "{offset} {len}");
+                assert!(lines.dx == single.dx, "{offset} {len}");
+                assert!(lines.dresidual == single.dresidual, "{offset} {len}");
+                assert!(lines.y[..offset] == tensor::<E>(offset + len, 4)[..offset]);
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_of_every_type_are_their_values() {
+        chunks_are_their_values::<f32>();
+        chunks_are_their_values::<f64>();
+        chunks_are_their_values::<f16>();
+        chunks_are_their_values::<bf16>();
+    }
+}

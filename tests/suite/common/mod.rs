@@ -270,7 +270,7 @@ impl<E: Element> Data<E> {
             Mode::Train if n * s > 0 => self.x.slice(s![0, .., 0]).mapv(Element::to_f64),
             _ => Array1::zeros(c),
         };
-        let x = wide(&self.x) - &shift.view().insert_axis(Axis(1));
+        let x = wide(&self.x) - shift.view().insert_axis(Axis(1));
         let (mean, var) = match mode {
             Mode::Train => reference::moments(x.view()),
             Mode::Eval => (self.running_mean.clone(), self.running_var.clone()),
