@@ -135,8 +135,12 @@ fn forward_direct<E: Element, const MEASURED: bool>(
         let next = grouping.group(group.end);
         moments.fill(Moments::default());
         for samples in grouping.steps() {
-            let part =
-                ForwardGroup::new(&mut tensors, group.clone(), next.clone(), samples.clone());
+            let part = ForwardGroup::new(
+                &mut tensors,
+                group.clone(),
+                grouping.ahead(next.clone()),
+                samples.clone(),
+            );
             apply_group(part, coefficients, direct, streaming);
             measure_group(next.clone(), samples, &mut moments);
         }
@@ -359,7 +363,7 @@ fn backward_direct<E: Element, const REDUCED: bool>(
         let next = grouping.group(group.end);
         sums.fill(Sums::default());
         for samples in grouping.steps() {
-            let (group, ahead) = (group.clone(), next.clone());
+            let (group, ahead) = (group.clone(), grouping.ahead(next.clone()));
             let part = GradientGroup::new(inputs, &mut outputs, group, ahead, samples.clone());
             write_group(part, values, direct, streaming);
             reduce_group(next.clone(), samples, &mut sums);

@@ -50,6 +50,12 @@ impl Grouping {
         start.min(self.channels)..self.channels.min(start + self.size)
     }
 
+    /// What is brought into the cache while the group before `next` is written: the hardware does
+    /// not foresee short runs.
+    pub fn ahead(self, next: Range<usize>) -> Range<usize> {
+        if self.size > 1 { next } else { next.start..next.start }
+    }
+
     /// Samples to be done at a time.
     pub fn steps(self) -> impl Iterator<Item = Range<usize>> {
         let Grouping { batch, step, .. } = self;
