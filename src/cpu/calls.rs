@@ -7,6 +7,7 @@ use super::passes::*;
 use super::tensor::{CpuSlice, CpuSliceMut};
 use super::{Cpu, CpuWorkspace, channels_last};
 use crate::backend::*;
+use crate::config::Activation;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::problem::{Operand, Problem};
@@ -174,7 +175,7 @@ pub(super) fn inference_backward<E: Element>(
 ) -> Result<()> {
     let InferenceBackward { x, residual, dy, affine, running, gradients, workspace } = args;
     let epilogue = problem.epilogue();
-    let needs_residual = epilogue.residual && epilogue.activation != Default::default();
+    let needs_residual = epilogue.residual && epilogue.activation != Activation::Identity;
     let statistics = bind_running(problem.channels(), running, norm.eps)?;
     let backward = Backward::bind(
         cpu,

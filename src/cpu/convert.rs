@@ -2,7 +2,8 @@
 //!
 //! A 16-bit element reaches f64 by way of f32, which holds it exactly. The way back rounds once
 //! all the same: f64 is rounded to odd on its way to f32 (what is cut off leaves a trace in the
-//! last bit), so that the second rounding sees on which side of a tie the value was.
+//! last bit), so that the second rounding sees on which side of a tie the value was. The exception are
+//! results of bf16 below 1.2e-38, f32's smallest normal number: those are rounded twice.
 
 use super::simd;
 use half::{bf16, f16};
@@ -130,8 +131,8 @@ impl Convert for bf16 {
     }
 }
 
-/// To f32, with the last bit set where anything was cut off. Below f32's smallest normal number,
-/// 1.2e-38, the conversion itself rounds once more.
+/// To f32, with the last bit set where anything was cut off. Below f32's smallest normal number the
+/// conversion itself rounds once more.
 #[inline(always)]
 fn round_to_odd(value: f64) -> f32 {
     /// The bits that f32 has no room for.

@@ -211,7 +211,7 @@ pub struct BackwardRun<'a, E> {
 pub struct Gradient<'a, E, C, const RELU: bool, const ADD: bool> {
     pub inputs: BackwardRun<'a, E>,
     pub dx: Output<'a, E>,
-    /// Empty without `ADD`.
+    /// Empty where none is to be written.
     pub dresidual: Output<'a, E>,
     pub coefficients: C,
 }
@@ -235,7 +235,7 @@ where
             dresidual[index] = E::reduce(g);
         }
         self.dx.write(at, &dx);
-        if ADD {
+        if ADD && !self.dresidual.is_empty() {
             self.dresidual.write(at, &dresidual);
         }
     }

@@ -6,7 +6,7 @@ use super::channels_first::{BackwardTensors, ForwardTensors, GradientTensors};
 use super::direct::{BackwardRun, Direct, Forward, Gradient, ValueCoefficients, with_direct};
 use super::run::{Output, along_lines};
 use super::simd::{prefetch, vectorized};
-use super::tile::TILE;
+use super::tile::{TILE, tile_rows};
 use crate::element::Element;
 use ndarray::{ArrayView3, ArrayViewMut3, Axis, Slice};
 use std::ops::Range;
@@ -19,7 +19,7 @@ pub const MAX_GROUP: usize = 64;
 pub struct Grouping {
     channels: usize,
     /// Channels of a group, at most [`MAX_GROUP`].
-    pub size: usize,
+    size: usize,
     batch: usize,
     step: usize,
 }
@@ -36,7 +36,9 @@ impl Grouping {
             let size = (GROUP / (batch * spatial).max(1)).clamp(1, MAX_GROUP);
             Grouping { channels, size, batch, step: batch.max(1) }
         } else {
-            Grouping { channels, size: 1, batch, step: STEP.div_ceil(spatial) }
+            // Whole tiles: a channel's are then the same wherever a task begins.
+            let step = STEP.div_ceil(spatial).next_multiple_of(tile_rows(spatial));
+            Grouping { channels, size: 1, batch, step }
         }
     }
 
@@ -239,7 +241,7 @@ fn gradient_sample<E: Element, const RELU: bool, const ADD: bool>(
         let mask = if RELU && ADD { &mask[channel * mask_len..][..mask_len] } else { &[] };
         let dx = Output::new(&mut dx[run.clone()], streaming);
         let head = dx.head();
-        let dresidual = if ADD { &mut dresidual[run.clone()] } else { &mut [] };
+        let dresidual = dresidual.get_mut(run.clone()).unwrap_or_default();
         let mut gradient = Gradient::<_, _, RELU, ADD> {
             inputs: BackwardRun { x: &x[run.clone()], dy: &dy[run], mask },
             dx,

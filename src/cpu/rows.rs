@@ -80,7 +80,7 @@ impl Partition {
 
     /// Parts of the rows, the tail not counted.
     pub fn parts(&self) -> usize {
-        self.rows[self.axis].div_ceil(self.grain)
+        if self.rows.contains(&0) { 0 } else { self.rows[self.axis].div_ceil(self.grain) }
     }
 
     /// Parts, the tail counted.

@@ -105,6 +105,10 @@ impl<'a, E: Convert> Output<'a, E> {
         Output { values, streaming }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
     /// Values before the first that streaming stores should begin with.
     #[inline(always)]
     pub fn head(&self) -> usize {

@@ -1,12 +1,14 @@
-//! Run-time dispatch to the instruction set at hand, and stores that go past the cache.
+//! What needs `unsafe`: run-time dispatch to the instruction set at hand, conversions of f16, stores
+//! that go past the cache, prefetching, and tables read with one check for all rows.
 //!
-//! Inner loops are plain Rust, written once; [`vectorized!`] compiles them for AVX-512, AVX2, the
-//! baseline, and NEON, and picks one at run time. Whatever they call must be `#[inline(always)]`,
+//! Inner loops are plain Rust, written once; [`vectorized!`] compiles them for AVX-512, AVX2 and the
+//! baseline (on aarch64 that has NEON), and picks one at run time. Whatever they call must be `#[inline(always)]`,
 //! or it stays compiled for the baseline. No multiplication is fused with an addition, so that
 //! every instruction set arrives at the same bits.
 
 #![allow(unsafe_code)]
 
+use super::convert::Convert;
 use crate::element::Element;
 use half::f16;
 use std::ops::Range;
@@ -112,8 +114,11 @@ const LINE: usize = 64;
 /// would gather values from all over them. Costs no instruction.
 #[inline(always)]
 pub fn keep_chunk() {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     // SAFETY: no instruction at all.
-    unsafe { std::arch::asm!("", options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        std::arch::asm!("", options(nomem, nostack, preserves_flags))
+    };
 }
 
 /// Exact.
@@ -125,12 +130,15 @@ pub fn f16_to_f32<const N: usize>(values: &[f16; N]) -> [f32; N] {
         let (eights, rest) = values.as_chunks::<8>();
         let (wide_eights, wide_rest) = wide.as_chunks_mut::<8>();
         for (wide, eight) in wide_eights.iter_mut().zip(eights) {
-            *wide = eight_to_f32(eight);
+            // SAFETY: it is available.
+            *wide = unsafe { eight_to_f32(eight) };
         }
         if !rest.is_empty() {
             let mut padded = [f16::ZERO; 8];
             padded[..rest.len()].copy_from_slice(rest);
-            wide_rest.copy_from_slice(&eight_to_f32(&padded)[..rest.len()]);
+            // SAFETY: it is available.
+            let padded = unsafe { eight_to_f32(&padded) };
+            wide_rest.copy_from_slice(&padded[..rest.len()]);
         }
         return wide;
     }
@@ -149,12 +157,15 @@ pub fn f32_to_f16<const N: usize>(values: &[f32; N]) -> [f16; N] {
         let (eights, rest) = values.as_chunks::<8>();
         let (narrow_eights, narrow_rest) = narrow.as_chunks_mut::<8>();
         for (narrow, eight) in narrow_eights.iter_mut().zip(eights) {
-            *narrow = eight_to_f16(eight);
+            // SAFETY: it is available.
+            *narrow = unsafe { eight_to_f16(eight) };
         }
         if !rest.is_empty() {
             let mut padded = [0.0; 8];
             padded[..rest.len()].copy_from_slice(rest);
-            narrow_rest.copy_from_slice(&eight_to_f16(&padded)[..rest.len()]);
+            // SAFETY: it is available.
+            let padded = unsafe { eight_to_f16(&padded) };
+            narrow_rest.copy_from_slice(&padded[..rest.len()]);
         }
         return narrow;
     }
@@ -164,13 +175,14 @@ pub fn f32_to_f16<const N: usize>(values: &[f32; N]) -> [f16; N] {
     narrow
 }
 
-/// Needs [`Avx2`]: in functions that were not compiled for it the instruction is a call.
+/// # Safety
+/// [`Avx2`] is available. (In functions that were not compiled for it the instruction is a call.)
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn eight_to_f32(values: &[f16; 8]) -> [f32; 8] {
+unsafe fn eight_to_f32(values: &[f16; 8]) -> [f32; 8] {
     use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
     let mut wide = [0.0; 8];
-    // SAFETY: both hold eight values; the callers saw that F16C is available.
+    // SAFETY: both hold eight values; the caller's promise.
     unsafe {
         let values = _mm_loadu_si128(values.as_ptr().cast());
         _mm256_storeu_ps(wide.as_mut_ptr(), _mm256_cvtph_ps(values));
@@ -178,15 +190,16 @@ fn eight_to_f32(values: &[f16; 8]) -> [f32; 8] {
     wide
 }
 
+/// # Safety
 /// As [`eight_to_f32`].
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn eight_to_f16(values: &[f32; 8]) -> [f16; 8] {
+unsafe fn eight_to_f16(values: &[f32; 8]) -> [f16; 8] {
     use std::arch::x86_64::{
         _MM_FROUND_TO_NEAREST_INT, _mm_storeu_si128, _mm256_cvtps_ph, _mm256_loadu_ps,
     };
     let mut narrow = [f16::ZERO; 8];
-    // SAFETY: both hold eight values; the callers saw that F16C is available.
+    // SAFETY: both hold eight values; the caller's promise.
     unsafe {
         let rounded =
             _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(values.as_ptr()));
@@ -204,13 +217,14 @@ pub fn to_line<E>(values: &[E]) -> usize {
 /// `to = values`, past the cache where both are whole cache lines: the lines are not read before
 /// they are written. (A line written in part this way would be worse off than by ordinary stores.)
 #[inline(always)]
-pub fn store_past_cache<E: Copy, const N: usize>(values: &[E; N], to: &mut [E; N]) {
+pub fn store_past_cache<E: Convert, const N: usize>(values: &[E; N], to: &mut [E; N]) {
     #[cfg(target_arch = "x86_64")]
     if to_line(to) == 0 && size_of::<[E; N]>().is_multiple_of(LINE) {
         use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
         let (from, to) = (values.as_ptr().cast::<__m128i>(), to.as_mut_ptr().cast::<__m128i>());
         for part in 0..size_of::<[E; N]>() / size_of::<__m128i>() {
-            // SAFETY: both are arrays of so many parts, `to` is aligned; SSE2 is in the baseline.
+            // SAFETY: both are arrays of so many parts, of f32, f64, f16 or bf16 (nothing else is
+            // Convert), so without padding; `to` is aligned; SSE2 is in the baseline.
             unsafe { _mm_stream_si128(to.add(part), _mm_loadu_si128(from.add(part))) };
         }
         return;

@@ -1,4 +1,4 @@
-//! A tile: the part of a channel that is worked on at a time, gathered from its runs into f64.
+//! A tile: the part of a channel that is worked on at a time, several runs or a piece of one.
 
 use super::block::{self, Deviations};
 use super::channel::Coefficients;
@@ -60,10 +60,15 @@ pub struct Tile {
     pub columns: Range<usize>,
 }
 
+/// Rows of a tile of runs of `columns` values.
+pub fn tile_rows(columns: usize) -> usize {
+    (TILE / columns.max(1)).max(1)
+}
+
 /// The tiles of a channel: several short runs, or a piece of a long one.
 pub fn tiles(rows: usize, columns: usize) -> impl ExactSizeIterator<Item = Tile> + Clone {
     let tile_columns = columns.clamp(1, TILE);
-    let tile_rows = (TILE / tile_columns).max(1);
+    let tile_rows = tile_rows(columns);
     let across = columns.div_ceil(tile_columns);
     let count = if columns == 0 { 0 } else { rows.div_ceil(tile_rows) * across };
     (0..count).map(move |index| {

@@ -210,6 +210,36 @@ fn check_flat<E: Element>(case: Case, gaps: &[(Operand, usize)]) {
     }
 }
 
+/// Gradients that nobody asks for change nothing in the others.
+#[test]
+fn gradients_are_optional() {
+    for layout in LAYOUTS {
+        for epilogue in epilogues() {
+            // Channels that are and are not whole mask bytes; small ones and large ones.
+            for dim in [(5, 16, 9), (5, 7, 3), (2, 3, 1031), (9, 24, 1)] {
+                for mode in [Mode::Train, Mode::Eval] {
+                    let mut all =
+                        Buffers::dense(&Data::<f32>::new(Case::new(dim, layout, epilogue)));
+                    all.forward_train(&Cpu::new()).unwrap();
+                    let mut only_dx = all.clone();
+                    (only_dx.dresidual, only_dx.dweight, only_dx.dbias) = (None, None, None);
+                    for buffers in [&mut all, &mut only_dx] {
+                        match mode {
+                            Mode::Train => buffers.backward_train(&Cpu::new()).unwrap(),
+                            Mode::Eval => buffers.inference_backward(&Cpu::new()).unwrap(),
+                        }
+                    }
+                    assert_eq!(
+                        value_bits(&only_dx.dx),
+                        value_bits(&all.dx),
+                        "{layout} {epilogue:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 /// Outputs of 32 MiB and more are stored past the cache, by another path: it must give what
 /// samples taken one by one give, whatever their alignment.
 #[test]

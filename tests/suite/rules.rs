@@ -515,6 +515,7 @@ fn any_number_of_threads_gives_the_same_bits() {
     let backends: Vec<Cpu> =
         [2, 3, 8].into_iter().map(|threads| Cpu::with_threads(threads).unwrap()).collect();
     let shapes = [
+        (64, 12, 400),
         (1, 1, 200_003),
         (37, 3, 4099),
         (6, 40, 777),
@@ -525,17 +526,21 @@ fn any_number_of_threads_gives_the_same_bits() {
     for layout in LAYOUTS {
         for dim in shapes {
             for epilogue in [Epilogue::NONE, Epilogue { activation: RELU, residual: true }] {
-                let data = Data::<f32>::new(Case::new(dim, layout, epilogue));
-                let one = results(&data, Cpu::with_threads(1).unwrap());
-                assert!(results(&data, Cpu::with_threads(1).unwrap()) == one, "repeated");
-                for backend in &backends {
-                    let many = results(&data, backend.clone());
-                    assert!(many == one, "{backend:?} {layout} {dim:?} {epilogue:?}");
-                }
-                assert!(results(&data, Cpu::new()) == one, "ambient {layout} {dim:?}");
+                let case = Case::new(dim, layout, epilogue);
+                same_bits(&Data::<f32>::new(case), &backends);
+                same_bits(&Data::<f64>::new(case), &backends);
             }
         }
     }
+}
+
+fn same_bits<E: Element>(data: &Data<E>, backends: &[Cpu]) {
+    let one = results(data, Cpu::with_threads(1).unwrap());
+    assert!(results(data, Cpu::with_threads(1).unwrap()) == one, "repeated");
+    for backend in backends {
+        assert!(results(data, backend.clone()) == one, "{backend:?} {:?}", data.case);
+    }
+    assert!(results(data, Cpu::new()) == one, "ambient {:?}", data.case);
 }
 
 #[test]
@@ -628,15 +633,19 @@ fn the_moments_of_an_empty_rank_are_zero() {
     let cpu = Cpu::new();
     for layout in [Layout::ChannelsFirst, Layout::ChannelsLast] {
         let full = Problem::new(&[40, 3, 2], layout, DType::F32, Epilogue::NONE).unwrap();
-        let empty = Problem::new(&[0, 3, 2], layout, DType::F32, Epilogue::NONE).unwrap();
+        let no_rows = Problem::new(&[0, 3, 2], layout, DType::F32, Epilogue::NONE).unwrap();
+        let no_positions = Problem::new(&[40, 3, 0], layout, DType::F32, Epilogue::NONE).unwrap();
+        let gaps = no_positions.with_batch_stride(Operand::X, 10).unwrap();
         let mut workspace = cpu.workspace(&full).unwrap();
         let x: Vec<f32> = (0..full.elements()).map(|i| i as f32).collect();
-        let mut moments = vec![7.0; MOMENT_ROWS * 3];
-        cpu.statistics::<f32>(&full, (&x).into(), (&mut moments).into(), &mut workspace).unwrap();
-        assert!(moments[3..].iter().any(|&value| value != 0.0));
-        let none: Vec<f32> = Vec::new();
-        cpu.statistics::<f32>(&empty, (&none).into(), (&mut moments).into(), &mut workspace)
-            .unwrap();
-        assert_eq!(moments, vec![0.0; MOMENT_ROWS * 3], "{layout}");
+        for empty in [no_rows, no_positions, gaps] {
+            let mut moments = vec![7.0; MOMENT_ROWS * 3];
+            let mut statistics = |problem: &Problem, x: &[f32]| {
+                cpu.statistics::<f32>(problem, x.into(), (&mut moments).into(), &mut workspace)
+            };
+            statistics(&full, &x).unwrap();
+            statistics(&empty, &vec![1.0; empty.span(Operand::X)]).unwrap();
+            assert_eq!(moments, vec![0.0; MOMENT_ROWS * 3], "{layout} {empty}");
+        }
     }
 }
