@@ -105,6 +105,7 @@ impl<'a, E: Convert> Output<'a, E> {
         Output { values, streaming }
     }
 
+    #[inline(always)]
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
     }
