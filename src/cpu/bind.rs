@@ -193,6 +193,20 @@ pub(super) fn is_gapless_mut<T: Scalar>(
     }
 }
 
+/// [`is_gapless`] of each tensor of a forward call that does not work in place.
+pub(super) fn is_forward_gapless<E: Element>(
+    problem: &Problem,
+    x: &CpuSlice<'_, E>,
+    residual: &Option<CpuSlice<'_, E>>,
+    y: &CpuSliceMut<'_, E>,
+) -> [bool; 3] {
+    [
+        is_gapless(problem, Operand::X, x),
+        residual.as_ref().is_none_or(|residual| is_gapless(problem, Operand::Residual, residual)),
+        is_gapless_mut(problem, Operand::Y, y),
+    ]
+}
+
 pub(super) fn optional<'a, P: Param>(
     argument: &str,
     channels: usize,

@@ -19,11 +19,7 @@ pub(super) fn forward_train<E: Element>(
     args: ForwardTrain<'_, Cpu, E>,
 ) -> Result<()> {
     let ForwardTrain { x, residual, affine, running, y, saved, workspace } = args;
-    let gapless = [
-        is_gapless(problem, Operand::X, &x),
-        residual.is_none_or(|residual| is_gapless(problem, Operand::Residual, &residual)),
-        is_gapless_mut(problem, Operand::Y, &y),
-    ];
+    let gapless = is_forward_gapless(problem, &x, &residual, &y);
     let call = Call::new::<E>(cpu, problem, &gapless, workspace)?;
     problem.check_trainable(problem.values_per_channel())?;
     let channels = problem.channels();
@@ -120,11 +116,7 @@ pub(super) fn inference<E: Element>(
     args: Inference<'_, Cpu, E>,
 ) -> Result<()> {
     let Inference { x, residual, affine, running, y, workspace } = args;
-    let gapless = [
-        is_gapless(problem, Operand::X, &x),
-        residual.is_none_or(|residual| is_gapless(problem, Operand::Residual, &residual)),
-        is_gapless_mut(problem, Operand::Y, &y),
-    ];
+    let gapless = is_forward_gapless(problem, &x, &residual, &y);
     let call = Call::new::<E>(cpu, problem, &gapless, workspace)?;
     let statistics = bind_running(problem.channels(), running, norm.eps)?;
     let channels = bind_channels::<E>(problem.channels(), affine, statistics)?;
@@ -230,11 +222,7 @@ pub(super) fn apply<E: Element>(
     args: Apply<'_, Cpu, E>,
 ) -> Result<()> {
     let Apply { x, residual, affine, y, saved, mask, workspace } = args;
-    let gapless = [
-        is_gapless(problem, Operand::X, &x),
-        residual.is_none_or(|residual| is_gapless(problem, Operand::Residual, &residual)),
-        is_gapless_mut(problem, Operand::Y, &y),
-    ];
+    let gapless = is_forward_gapless(problem, &x, &residual, &y);
     let call = Call::new::<E>(cpu, problem, &gapless, workspace)?;
     let (statistics, _) = bind_saved(problem.channels(), saved)?;
     let channels = bind_channels::<E>(problem.channels(), affine, statistics)?;

@@ -2,9 +2,9 @@
 //! that go past the cache, prefetching, and tables read with one check for all rows.
 //!
 //! Inner loops are plain Rust, written once; [`vectorized!`] compiles them for AVX-512, AVX2 and the
-//! baseline (on aarch64 that has NEON), and picks one at run time. Whatever they call must be `#[inline(always)]`,
-//! or it stays compiled for the baseline. No multiplication is fused with an addition, so that
-//! every instruction set arrives at the same bits.
+//! baseline (on aarch64 that has NEON), and picks one at run time. Whatever they call must be
+//! `#[inline(always)]`, or it stays compiled for the baseline. No multiplication is fused with an
+//! addition, so that every instruction set arrives at the same bits.
 
 #![allow(unsafe_code)]
 
