@@ -7,6 +7,8 @@ mod backend;
 pub mod checkpoint;
 mod config;
 mod cpu;
+#[doc(hidden)]
+pub mod cuda;
 mod element;
 mod error;
 mod fold;
