@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 pub mod flat;
+pub mod on_backend;
 
 use ndarray::{Array1, Array3, ArrayRef, ArrayView3, Axis, Ix3, Slice, s};
 use rand::{RngExt, SeedableRng};
