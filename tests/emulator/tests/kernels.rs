@@ -1,212 +1,227 @@
-//! Every kernel, run by the emulator with its checker on, against the textbook.
+//! Correct kernels give correct results, and the checker finds nothing in them.
 #![cfg(emulated)]
 
-#[path = "../../suite/common/mod.rs"]
 mod common;
 
-use common::flat::Buffers;
-use common::on_backend::on_backend;
-use common::{Case, Data, Dim, LAYOUTS, Mode, epilogues};
-use emulator::Emulator;
+use common::{SEEDS, TestParams, address, launch, ramp};
+use emulator::{Emulator, Options};
 use half::{bf16, f16};
-use warpnorm::cuda::Device;
-use warpnorm::{Activation, Backend, Element, Epilogue, Layout, Operand};
+use warpnorm::Scalar;
+use warpnorm::cuda::Launcher;
 
-fn device(seed: u64) -> Device<Emulator> {
-    Device::new(Emulator::with_seed(seed))
-}
-
-/// Training and evaluation, forward and backward, against the textbook.
-fn check<E: Element>(case: Case, gaps: &[(Operand, usize)], seed: u64) {
-    let device = device(seed);
-    for mode in [Mode::Train, Mode::Eval] {
-        let data = Data::<E>::new(case).without_gradients_at_kinks(mode);
-        let mut buffers = Buffers::with_gaps(&data, gaps);
-        run(&device, &mut buffers, mode);
-        buffers.assert_results(&data.expected(mode));
+/// Breaks if threads, blocks or packs do not cover every element once.
+#[test]
+fn adds_vectors() {
+    for (kernel, len) in
+        [("test_vector_add", 1000), ("test_vector_add_packs", 1000), ("test_plain_add", 1000)]
+    {
+        for seed in SEEDS {
+            let device = Emulator::with_seed(seed);
+            let (a, b) = (device.upload(&ramp(len)).unwrap(), device.upload(&ramp(len)).unwrap());
+            let sum = device.uninitialised::<f32>(len).unwrap();
+            let params = TestParams {
+                input: address(&device, &a, 0),
+                workspace: address(&device, &b, 0),
+                output: address(&device, &sum, 0),
+                count: len as u64,
+                ..TestParams::default()
+            };
+            launch(&device, kernel, 4, 256, params).unwrap();
+            let expected: Vec<f32> = ramp(len).iter().map(|value| 2.0 * value).collect();
+            assert_eq!(device.download(&sum).unwrap(), expected, "{kernel} seed {seed}");
+        }
     }
 }
 
-fn run<E: Element>(device: &Device<Emulator>, buffers: &mut Buffers<E>, mode: Mode) {
-    let mut workspace = device.workspace(&buffers.problem).unwrap();
-    let problem = buffers.problem;
-    on_backend(buffers, device, &mut workspace, |on| match mode {
-        Mode::Train => on.forward_train().and_then(|()| on.backward_train()),
-        Mode::Eval => on.inference().and_then(|()| on.inference_backward()),
-    })
-    .unwrap_or_else(|error| panic!("{problem} {:?}: {error}", problem.epilogue()));
+/// Breaks if a shuffle takes a wrong lane, or a barrier lets a thread through too early: twice,
+/// since the shared array is used again.
+#[test]
+fn sums_a_block() {
+    for seed in SEEDS {
+        let device = Emulator::with_seed(seed);
+        let input = device.upload(&ramp(1000)).unwrap();
+        let output = device.uninitialised::<f32>(3).unwrap();
+        let params = TestParams {
+            input: address(&device, &input, 0),
+            output: address(&device, &output, 0),
+            count: 1000,
+            argument: 3,
+            ..TestParams::default()
+        };
+        for block in [32, 64, 256] {
+            launch(&device, "test_block_sum", 1, block, params).unwrap();
+            assert_eq!(device.download(&output).unwrap(), [499_500.0, 999_000.0, 1_498_500.0]);
+        }
+    }
 }
 
-/// Small and odd: planes and columns, whole packs and single elements, one channel and many, tiles
-/// and parts that are ragged at every end.
-const DIMS: [Dim; 9] = [
-    (5, 7, 1),
-    (6, 16, 1),
-    (1, 3, 13),
-    (3, 8, 49),
-    (2, 24, 9),
-    (3, 5, 169),
-    (2, 3, 520),
-    (2, 4, 1031),
-    (70, 33, 4),
-];
-
-fn check_epilogues<E: Element>() {
-    for (seed, dim) in (0..).zip(DIMS) {
-        for layout in LAYOUTS {
-            for epilogue in epilogues() {
-                check::<E>(Case::new(dim, layout, epilogue), &[], seed);
+/// Breaks if the rule for fences and atomics rejects either of its two usual forms, or if the last
+/// block does not see what the others wrote. Twice, with the counter as the first launch left it.
+#[test]
+fn sums_a_grid() {
+    for kernel in ["test_grid_sum", "test_grid_sum_one_fence"] {
+        for seed in SEEDS {
+            let device = Emulator::with_seed(seed);
+            let (grid, block) = (7, 64);
+            let input = device.upload(&ramp(grid * block)).unwrap();
+            let workspace = device.uninitialised::<f32>(grid * block).unwrap();
+            let counter = device.zeros::<u8>(4).unwrap();
+            let output = device.uninitialised::<f32>(1).unwrap();
+            let params = TestParams {
+                input: address(&device, &input, 0),
+                output: address(&device, &output, 0),
+                workspace: address(&device, &workspace, 0),
+                counter: address(&device, &counter, 0),
+                count: (grid * block) as u64,
+                ..TestParams::default()
+            };
+            for _ in 0..2 {
+                launch(&device, kernel, grid as u32, block as u32, params).unwrap();
+                assert_eq!(device.download(&output).unwrap(), [100_128.0], "{kernel} seed {seed}");
+                assert_eq!(device.download(&counter).unwrap(), [0; 4]);
             }
         }
     }
 }
 
-/// Every activation, with and without a residual.
+/// Breaks if a thread that has returned is waited for: on a GPU it is not.
 #[test]
-fn every_epilogue_in_f32() {
-    check_epilogues::<f32>();
+fn exited_threads_are_not_waited_for() {
+    for seed in SEEDS {
+        let device = Emulator::with_seed(seed);
+        let input = device.upload(&ramp(64)).unwrap();
+        let output = device.uninitialised::<f32>(2).unwrap();
+        let params = TestParams {
+            input: address(&device, &input, 0),
+            output: address(&device, &output, 0),
+            count: 64,
+            argument: 2,
+            ..TestParams::default()
+        };
+        launch(&device, "test_block_sum_lost_lane", 1, 64, params).unwrap();
+        assert_eq!(device.download(&output).unwrap(), [0.0, 0.0]);
+    }
 }
 
+/// Breaks if bytes of one word are taken for the same memory.
 #[test]
-fn every_epilogue_in_f16() {
-    check_epilogues::<f16>();
+fn neighbouring_bytes_do_not_race() {
+    for seed in SEEDS {
+        let device = Emulator::with_seed(seed);
+        let output = device.uninitialised::<u8>(64).unwrap();
+        let params = TestParams { output: address(&device, &output, 0), ..TestParams::default() };
+        launch(&device, "test_neighbouring_bytes", 1, 64, params).unwrap();
+        let expected: Vec<u8> = (0..64).map(|i| (63 - i) % 2).collect();
+        assert_eq!(device.download(&output).unwrap(), expected);
+    }
 }
 
-#[test]
-fn every_epilogue_in_bf16() {
-    check_epilogues::<bf16>();
+fn converted<T: Scalar>(kernel: &str, values: &[f32]) -> (Vec<T>, Vec<f32>) {
+    let device = Emulator::with_seed(0);
+    let input = device.upload(values).unwrap();
+    let narrow = device.uninitialised::<T>(values.len()).unwrap();
+    let output = device.uninitialised::<f32>(values.len()).unwrap();
+    let params = TestParams {
+        input: address(&device, &input, 0),
+        output: address(&device, &output, 0),
+        workspace: address(&device, &narrow, 0),
+        count: values.len() as u64,
+        ..TestParams::default()
+    };
+    launch(&device, kernel, values.len().div_ceil(256) as u32, 256, params).unwrap();
+    (device.download(&narrow).unwrap(), device.download(&output).unwrap())
 }
 
-const ADD_RELU: Epilogue = Epilogue { activation: Activation::Relu, residual: true };
+/// Every 16-bit number, the ties between neighbours, and what is a hair off them.
+fn interesting(numbers: impl Iterator<Item = f32>) -> Vec<f32> {
+    let mut values = vec![f32::MAX, f32::MIN_POSITIVE, f32::from_bits(1), 65519.996, 65520.0];
+    let mut latest = 0.0f32;
+    for number in numbers {
+        let tie = 0.5 * (number + latest);
+        values.extend([number, tie, tie.next_up(), tie.next_down()]);
+        latest = number;
+    }
+    values
+}
 
-/// Samples with gaps between them, for each operand another.
+/// Breaks if rounding is not to nearest even, subnormal numbers are flushed, or a NaN becomes
+/// something else than the 0x7fff that the hardware makes of it.
 #[test]
-fn a_stride_for_every_operand() {
-    use Operand::*;
-    let odd = [(X, 5), (Residual, 0), (Y, 3), (Dy, 8), (Dx, 1), (Dresidual, 2)];
-    let whole = [(X, 8), (Residual, 16), (Y, 0), (Dy, 8), (Dx, 24), (Dresidual, 8)];
-    for dim in [(5, 7, 1), (4, 16, 1), (3, 8, 49), (3, 16, 9), (2, 3, 520), (2, 2, 1031)] {
-        for layout in LAYOUTS {
-            for gaps in [odd, whole] {
-                for epilogue in [Epilogue::NONE, ADD_RELU] {
-                    check::<f32>(Case::new(dim, layout, epilogue), &gaps, 2);
-                    check::<bf16>(Case::new(dim, layout, epilogue), &gaps, 3);
-                }
-            }
+fn converts_halves() {
+    let values = interesting((0..=u16::MAX).map(|bits| f16::from_bits(bits).to_f32()));
+    let (narrow, wide) = converted::<f16>("test_convert_half", &values);
+    for ((value, narrow), wide) in values.iter().zip(narrow).zip(wide) {
+        let expected = if value.is_nan() { 0x7fff } else { f16::from_f32(*value).to_bits() };
+        assert_eq!(narrow.to_bits(), expected, "{value:e}");
+        assert!(wide == narrow.to_f32() || wide.is_nan() && narrow.is_nan(), "{value:e}");
+    }
+}
+
+/// As for halves.
+#[test]
+fn converts_bf16() {
+    let values = interesting((0..=u16::MAX).map(|bits| bf16::from_bits(bits).to_f32()));
+    let (narrow, wide) = converted::<bf16>("test_convert_bf16", &values);
+    for ((value, narrow), wide) in values.iter().zip(narrow).zip(wide) {
+        let expected = if value.is_nan() { 0x7fff } else { bf16::from_f32(*value).to_bits() };
+        assert_eq!(narrow.to_bits(), expected, "{value:e}");
+        assert!(wide == narrow.to_f32() || wide.is_nan() && narrow.is_nan(), "{value:e}");
+    }
+}
+
+/// Breaks if memory or the checker's share of it is paid for before it is touched, or an index is
+/// cut to 32 bits on the way.
+#[test]
+fn rows_lie_two_to_the_31_elements_apart() {
+    let far = 1usize << 31;
+    let device = Emulator::with_seed(2);
+    let mut input = device.zeros::<u8>(far + 1).unwrap();
+    let output = device.uninitialised::<u8>(far + 1).unwrap();
+    input.write(0, &[3]);
+    input.write(far, &[4]);
+    let params = TestParams {
+        input: address(&device, &input, 0),
+        output: address(&device, &output, 0),
+        count: far as u64,
+        ..TestParams::default()
+    };
+    launch(&device, "test_far_apart", 1, 32, params).unwrap();
+    assert_eq!(output.read(far..), [7]);
+}
+
+/// Breaks if launches of several emulators share anything.
+#[test]
+fn emulators_run_side_by_side() {
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(sums_a_grid);
         }
-    }
+    });
 }
 
-/// Rule 9: the order in which blocks, warps and lanes run changes no bit.
+/// Breaks if results depend on the checker or the counters.
 #[test]
-fn no_schedule_changes_a_bit() {
-    for layout in LAYOUTS {
-        for dim in [(70, 33, 4), (9, 8, 49), (3, 5, 1031), (900, 24, 1)] {
-            let data = Data::<f32>::new(Case::new(dim, layout, ADD_RELU));
-            let mut bits = (0..4).map(|seed| {
-                let mut buffers = Buffers::dense(&data);
-                run(&device(seed), &mut buffers, Mode::Train);
-                buffers.fingerprint()
-            });
-            let first = bits.next().unwrap();
-            for other in bits {
-                assert!(first == other, "{dim:?} {layout}");
-            }
-        }
-    }
+fn runs_without_checks_and_counters() {
+    let device = Emulator::new(Options { checks: false, counters: false, ..Options::default() });
+    let input = device.upload(&ramp(100)).unwrap();
+    let output = device.zeros::<f32>(1).unwrap();
+    let params = TestParams {
+        input: address(&device, &input, 0),
+        output: address(&device, &output, 0),
+        count: 100,
+        argument: 1,
+        ..TestParams::default()
+    };
+    launch(&device, "test_block_sum", 1, 64, params).unwrap();
+    assert_eq!(device.download(&output).unwrap(), [4950.0]);
+    assert_eq!(device.counters().read.bytes, 0);
 }
 
-/// Rules 2 and 3: a mean a million times the standard deviation.
+/// Breaks if a kernel file is left out of the build, or its registration out of the program.
 #[test]
-fn a_mean_far_from_zero() {
-    for dim in [(64, 5, 1), (8, 8, 49), (3, 4, 1031), (700, 12, 1)] {
-        for layout in LAYOUTS {
-            for epilogue in [Epilogue::NONE, ADD_RELU] {
-                let case = Case { mean: 1e4, std: 1e-2, ..Case::new(dim, layout, epilogue) };
-                check::<f32>(case, &[], 1);
-            }
-        }
-    }
-}
-
-/// Rule 6: values of which neither the squares nor the variance are within fp32.
-#[test]
-fn huge_and_tiny_values() {
-    for dim in [(64, 5, 1), (8, 8, 49), (3, 4, 1031)] {
-        for layout in LAYOUTS {
-            for std in [1e29, 1e20, 1e-15, 1e-25] {
-                let case = Case { mean: 0.5 * std, std, eps: 0.0, ..Case::new(dim, layout, Epilogue::NONE) };
-                check::<f32>(case, &[], 1);
-                check::<bf16>(case, &[], 1);
-            }
-        }
-    }
-}
-
-/// Rule 5: all values of a channel equal.
-#[test]
-fn constant_channels() {
-    for layout in LAYOUTS {
-        for dim in [(7, 5, 1), (3, 8, 49), (3, 3, 1031)] {
-            for eps in [1e-5, 0.0] {
-                let case = Case { eps, ..Case::new(dim, layout, ADD_RELU) };
-                constant_channel::<f32>(case);
-                constant_channel::<f16>(case);
-                constant_channel::<bf16>(case);
-            }
-        }
-    }
-}
-
-/// y is the activation of bias + residual, rounded once; dx is 0 where invstd is.
-fn constant_channel<E: Element>(case: Case) {
-    let mut data = Data::<E>::new(case);
-    for (channel, mut x) in data.x.axis_iter_mut(ndarray::Axis(1)).enumerate() {
-        x.fill(E::from_f64(1.1 + 1000.3 * channel as f64));
-    }
-    let mut buffers = Buffers::dense(&data);
-    run(&device(5), &mut buffers, Mode::Train);
-    let (y, dx) = (buffers.tensor(Operand::Y), buffers.tensor(Operand::Dx));
-    for ((n, c, s), y) in y.indexed_iter() {
-        let z = data.bias[c] + data.residual[[n, c, s]].to_f64();
-        assert_eq!(y.to_f64(), E::from_f64(z.max(0.0)).to_f64(), "{case:?} [{n}, {c}, {s}]");
-        assert!(case.eps > 0.0 || dx[[n, c, s]].to_f64() == 0.0);
-    }
-}
-
-/// Rule 7: what is not finite stays in its channel.
-#[test]
-fn a_nan_stays_in_its_channel() {
-    for bad in [f64::NAN, f64::INFINITY] {
-        for layout in LAYOUTS {
-            for dim in [(9, 24, 1), (3, 8, 49), (3, 4, 1031), (5, 7, 3)] {
-                let mut data = Data::<f32>::new(Case::new(dim, layout, Epilogue::NONE));
-                let expected = data.expected(Mode::Train);
-                data.x[[1, 2, 0]] = bad as f32;
-                let mut buffers = Buffers::dense(&data);
-                run(&device(1), &mut buffers, Mode::Train);
-                for operand in [Operand::Y, Operand::Dx] {
-                    for ((n, c, s), value) in buffers.tensor(operand).indexed_iter() {
-                        assert_eq!(value.is_finite(), c != 2, "{operand:?}[{n}, {c}, {s}]");
-                    }
-                }
-                assert!(buffers.running_var.iter().enumerate().all(|(c, it)| it.is_finite() == (c != 2)));
-                let _ = expected;
-            }
-        }
-    }
-}
-
-/// A scaled twin of a layer of ResNet-50, in each walk.
-#[test]
-fn a_scaled_twin_of_a_real_shape() {
-    for (dim, layout) in [
-        ((4, 16, 56 * 56), Layout::ChannelsFirst),
-        ((8, 64, 49), Layout::ChannelsFirst),
-        ((4, 64, 28 * 28), Layout::ChannelsLast),
-        ((1024, 256, 1), Layout::ChannelsLast),
-    ] {
-        check::<f16>(Case::new(dim, layout, ADD_RELU), &[], 1);
-        check::<f32>(Case::new(dim, layout, Epilogue::NONE), &[], 1);
-    }
+fn kernels_are_known_by_name() {
+    let kernels = emulator::kernels();
+    let sum = kernels.iter().find(|kernel| kernel.name == "test_grid_sum").unwrap();
+    assert_eq!((sum.threads, sum.params_bytes), (128, size_of::<TestParams>()));
+    assert!(kernels.is_sorted_by(|a, b| a.name < b.name), "a name is there twice");
 }

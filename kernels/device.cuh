@@ -1,0 +1,250 @@
+// All that is hardware. Each thing has two bodies: CUDA and PTX for a GPU, and a call into
+// tests/emulator for a CPU. Kernels use this file and plain CUDA, with no inline assembly, no
+// architecture test and no raw __shared__ of their own.
+//
+// The GPU side includes nothing, so that NVRTC needs no header at all.
+#pragma once
+
+#ifdef WARPNORM_EMULATOR
+#include "cuda_on_cpu.h"
+#else
+typedef unsigned char uint8_t;
+typedef unsigned short uint16_t;
+typedef unsigned int uint32_t;
+typedef unsigned long long uint64_t;
+typedef long long int64_t;
+typedef unsigned long size_t;
+#endif
+
+// ---- entry points -----------------------------------------------------------------------------
+
+// KERNEL(name, threads, ParamsType, function): the entry point `name`, launched with one struct by
+// value and at most `threads` threads a block. The function comes last so that it may be a template
+// instance with commas in it.
+#ifdef WARPNORM_EMULATOR
+#define KERNEL(name, threads, ParamsType, ...)                                                     \
+    static void name(const void *params) {                                                         \
+        __VA_ARGS__(*static_cast<const ParamsType *>(params));                                     \
+    }                                                                                              \
+    static const emulator::Registration name##_registration(#name, name, sizeof(ParamsType),       \
+                                                            threads);
+#else
+// __grid_constant__: read from the constant bank, never copied to local memory.
+#define KERNEL(name, threads, ParamsType, ...)                                                     \
+    extern "C" __global__ __launch_bounds__(threads) void name(                                    \
+        const __grid_constant__ ParamsType params) {                                               \
+        __VA_ARGS__(params);                                                                       \
+    }
+#endif
+
+// ---- shared memory ----------------------------------------------------------------------------
+
+// SHARED_ARRAY(T, name, count): an array that the threads of a block share. A T with a comma in it
+// needs an alias.
+#ifdef WARPNORM_EMULATOR
+#define SHARED_ARRAY(T, name, count)                                                               \
+    static const char name##_site = 0;                                                             \
+    T(&name)[count] = *static_cast<T(*)[count]>(                                                   \
+        emulator::shared_array(&name##_site, sizeof(T) * (count), alignof(T)))
+#else
+#define SHARED_ARRAY(T, name, count) __shared__ T name[count]
+#endif
+
+// The launch's dynamic shared memory, aligned to 16 bytes.
+template <class T> __device__ __forceinline__ T *block_shared() {
+#ifdef WARPNORM_EMULATOR
+    return static_cast<T *>(emulator::dynamic_shared());
+#else
+    extern __shared__ __align__(16) unsigned char warpnorm_dynamic_shared[];
+    return reinterpret_cast<T *>(warpnorm_dynamic_shared);
+#endif
+}
+
+// ---- 16-bit elements: storage only, arithmetic is in float ------------------------------------
+
+struct half_t {
+    uint16_t bits;
+};
+
+struct bf16_t {
+    uint16_t bits;
+};
+
+__device__ __forceinline__ float to_float(float value) { return value; }
+
+__device__ __forceinline__ float to_float(bf16_t value) {
+    return __uint_as_float(static_cast<uint32_t>(value.bits) << 16);
+}
+
+// Exact. What becomes of a NaN's payload is not promised.
+__device__ __forceinline__ float to_float(half_t value) {
+#ifdef WARPNORM_EMULATOR
+    return emulator::half_to_float(value.bits);
+#else
+    float result;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
+    return result;
+#endif
+}
+
+// Rounds to nearest even; every NaN becomes 0x7fff, as the hardware's does.
+template <class T> __device__ T from_float(float value);
+
+template <> __device__ __forceinline__ float from_float<float>(float value) { return value; }
+
+template <> __device__ __forceinline__ half_t from_float<half_t>(float value) {
+#ifdef WARPNORM_EMULATOR
+    return half_t{emulator::float_to_half(value)};
+#else
+    half_t result;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+    return result;
+#endif
+}
+
+template <> __device__ __forceinline__ bf16_t from_float<bf16_t>(float value) {
+#if !defined(WARPNORM_EMULATOR) && __CUDA_ARCH__ >= 800
+    bf16_t result;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+    return result;
+#else
+    const uint32_t bits = __float_as_uint(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return bf16_t{0x7fff};
+    // Just under half of the last place kept, and one more where that place is odd.
+    const uint32_t rounding = 0x7fffu + ((bits >> 16) & 1u);
+    return bf16_t{static_cast<uint16_t>((bits + rounding) >> 16)};
+#endif
+}
+
+// ---- packs: N neighbouring elements in one access ---------------------------------------------
+
+template <class T, int N> struct __align__(sizeof(T) * N) Pack {
+    T values[N];
+};
+
+// One instruction moves a pack: `bytes` is 2, 4, 8 or 16, and the address a multiple of it.
+// `streaming` marks data that is touched once, so that it does not displace what is not.
+#ifdef WARPNORM_EMULATOR
+
+template <int N, class T>
+EMULATOR_ONE_ACCESS Pack<T, N> load_pack(const T *address) {
+    emulator::pack_read(address, sizeof(T) * N, EMULATOR_CALLER);
+    return *reinterpret_cast<const Pack<T, N> *>(address);
+}
+
+template <int N, class T>
+EMULATOR_ONE_ACCESS void store_pack(T *address, const Pack<T, N> &pack) {
+    emulator::pack_write(address, sizeof(T) * N, EMULATOR_CALLER);
+    *reinterpret_cast<Pack<T, N> *>(address) = pack;
+}
+
+template <int N, class T>
+EMULATOR_ONE_ACCESS Pack<T, N> load_pack_streaming(const T *address) {
+    emulator::pack_read(address, sizeof(T) * N, EMULATOR_CALLER);
+    return *reinterpret_cast<const Pack<T, N> *>(address);
+}
+
+template <int N, class T>
+EMULATOR_ONE_ACCESS void store_pack_streaming(T *address, const Pack<T, N> &pack) {
+    emulator::pack_write(address, sizeof(T) * N, EMULATOR_CALLER);
+    *reinterpret_cast<Pack<T, N> *>(address) = pack;
+}
+
+#else
+
+// The unsigned types that one load or store moves.
+template <int bytes> struct PackBits;
+template <> struct PackBits<2> { typedef uint16_t type; };
+template <> struct PackBits<4> { typedef uint32_t type; };
+template <> struct PackBits<8> { typedef uint2 type; };
+template <> struct PackBits<16> { typedef uint4 type; };
+
+// "memory", on loads too: the input of a call in place is overwritten by the same kernel.
+__device__ __forceinline__ uint16_t load_streaming(const uint16_t *address) {
+    uint16_t bits;
+    asm volatile("ld.global.cs.u16 %0, [%1];" : "=h"(bits) : "l"(address) : "memory");
+    return bits;
+}
+
+__device__ __forceinline__ uint32_t load_streaming(const uint32_t *address) {
+    uint32_t bits;
+    asm volatile("ld.global.cs.u32 %0, [%1];" : "=r"(bits) : "l"(address) : "memory");
+    return bits;
+}
+
+__device__ __forceinline__ uint2 load_streaming(const uint2 *address) {
+    uint2 bits;
+    asm volatile("ld.global.cs.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(bits.x), "=r"(bits.y)
+                 : "l"(address)
+                 : "memory");
+    return bits;
+}
+
+__device__ __forceinline__ uint4 load_streaming(const uint4 *address) {
+    uint4 bits;
+    asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+                 : "l"(address)
+                 : "memory");
+    return bits;
+}
+
+__device__ __forceinline__ void store_streaming(uint16_t *address, uint16_t bits) {
+    asm volatile("st.global.cs.u16 [%0], %1;" ::"l"(address), "h"(bits) : "memory");
+}
+
+__device__ __forceinline__ void store_streaming(uint32_t *address, uint32_t bits) {
+    asm volatile("st.global.cs.u32 [%0], %1;" ::"l"(address), "r"(bits) : "memory");
+}
+
+__device__ __forceinline__ void store_streaming(uint2 *address, uint2 bits) {
+    asm volatile("st.global.cs.v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(bits.x), "r"(bits.y)
+                 : "memory");
+}
+
+__device__ __forceinline__ void store_streaming(uint4 *address, uint4 bits) {
+    asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(bits.x),
+                 "r"(bits.y), "r"(bits.z), "r"(bits.w)
+                 : "memory");
+}
+
+// A pack and the bits that move it, without a detour through local memory.
+template <class T, int N> union PackCast {
+    typedef typename PackBits<sizeof(T) * N>::type Bits;
+    Bits bits;
+    Pack<T, N> pack;
+};
+
+template <int N, class T> __device__ __forceinline__ Pack<T, N> load_pack(const T *address) {
+    typedef PackCast<T, N> Cast;
+    Cast cast;
+    cast.bits = *reinterpret_cast<const typename Cast::Bits *>(address);
+    return cast.pack;
+}
+
+template <int N, class T>
+__device__ __forceinline__ void store_pack(T *address, const Pack<T, N> &pack) {
+    typedef PackCast<T, N> Cast;
+    Cast cast;
+    cast.pack = pack;
+    *reinterpret_cast<typename Cast::Bits *>(address) = cast.bits;
+}
+
+template <int N, class T>
+__device__ __forceinline__ Pack<T, N> load_pack_streaming(const T *address) {
+    typedef PackCast<T, N> Cast;
+    Cast cast;
+    cast.bits = load_streaming(reinterpret_cast<const typename Cast::Bits *>(address));
+    return cast.pack;
+}
+
+template <int N, class T>
+__device__ __forceinline__ void store_pack_streaming(T *address, const Pack<T, N> &pack) {
+    typedef PackCast<T, N> Cast;
+    Cast cast;
+    cast.pack = pack;
+    store_streaming(reinterpret_cast<typename Cast::Bits *>(address), cast.bits);
+}
+
+#endif

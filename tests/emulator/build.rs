@@ -1,0 +1,62 @@
+//! Compiles the emulator and, with the compiler's hooks for its checker, the kernels.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+fn main() {
+    for folder in ["runtime", "kernels", "../../kernels"] {
+        println!("cargo::rerun-if-changed={folder}");
+    }
+    let target = |what: &str| env::var(format!("CARGO_CFG_TARGET_{what}")).unwrap_or_default();
+    let (os, processor) = (target("OS"), target("ARCH"));
+    if os != "linux" || !["x86_64", "aarch64"].contains(&processor.as_str()) {
+        println!("cargo::warning=no kernel emulator on {os} {processor}: its tests are skipped");
+        return;
+    }
+    println!("cargo::rustc-cfg=emulated");
+
+    // Above the kernels: a static library is searched for what those before it lack.
+    let mut kernels = compiler(1);
+    kernels
+        .define("WARPNORM_EMULATOR", None)
+        .include("../../kernels")
+        .include("runtime")
+        .flag("-fsanitize=thread")
+        .flag("-fsanitize-coverage=trace-pc")
+        .flag("-fno-exceptions")
+        .flag("-Wno-unknown-pragmas")
+        // Else nobody asks for them: they make themselves known in static initialisers.
+        .link_lib_modifier("+whole-archive")
+        .files(sources("../../kernels", "cu"))
+        .files(sources("kernels", "cu"))
+        .compile("warpnorm_kernels");
+    println!("cargo::rustc-env=EMULATOR_CXX={}", kernels.get_compiler().path().display());
+
+    compiler(2).files(sources("runtime", "cpp")).compile("warpnorm_emulator");
+}
+
+/// Optimisation levels do not follow Cargo's profile: counters would change with it.
+fn compiler(optimisation: u32) -> cc::Build {
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++17")
+        .opt_level(optimisation)
+        .debug(true)
+        .flag("-x")
+        .flag("c++")
+        .flag("-ffp-contract=off")
+        .flag("-Wall")
+        .flag("-Wextra");
+    build
+}
+
+fn sources(folder: &str, extension: &str) -> Vec<PathBuf> {
+    let entries = Path::new(folder).read_dir().expect("the folder is part of the repository");
+    let mut files: Vec<PathBuf> = entries
+        .map(|entry| entry.expect("a folder that can be read").path())
+        .filter(|path| path.extension().is_some_and(|found| found == extension))
+        .collect();
+    files.sort();
+    files
+}

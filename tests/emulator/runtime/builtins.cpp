@@ -1,0 +1,55 @@
+// Built-in variables, shared memory and 16-bit floats, as kernels call them.
+
+#include <math.h>
+
+#include "interface.h"
+#include "launch.h"
+
+namespace emulator {
+
+uint3 thread_index() { return uint3{current->index, 0, 0}; }
+uint3 block_index() { return uint3{current->block->index, 0, 0}; }
+uint3 block_size() { return uint3{active->spec.block, 1, 1}; }
+uint3 grid_size() { return uint3{active->spec.grid, 1, 1}; }
+
+void *dynamic_shared() { return current->block->shared.base(); }
+
+void *shared_array(const void *site, size_t bytes, size_t alignment) {
+    SharedLayout &layout = active->layout;
+    const SharedLayout::Array *array = layout.array(site, bytes, alignment);
+    if (!array) fail("more than 48 KiB of shared arrays");
+    const size_t total = layout.used_bytes() + active->spec.shared_bytes;
+    if (total > active->device.options.shared_bytes_per_block)
+        fail("%zu bytes of shared memory, static and dynamic together: the device has %u a block",
+             total, active->device.options.shared_bytes_per_block);
+    return current->block->shared.base() + array->offset;
+}
+
+float half_to_float(uint16_t bits) {
+    const uint32_t sign = (bits & 0x8000u) << 16;
+    const uint32_t exponent = bits >> 10 & 31, fraction = bits & 1023;
+    if (exponent == 31) return same_bits<float>(sign | 0x7f800000u | fraction << 13);
+    if (exponent == 0) {
+        const float magnitude = ldexpf(static_cast<float>(fraction), -24);
+        return same_bits<float>(sign | same_bits<uint32_t>(magnitude));
+    }
+    return same_bits<float>(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+uint16_t float_to_half(float value) {
+    const uint32_t bits = same_bits<uint32_t>(value), magnitude = bits & 0x7fffffffu;
+    const uint32_t sign = bits >> 16 & 0x8000u;
+    const uint32_t infinity = 0x7f800000u, smallest_normal = 0x38800000u;
+    if (magnitude > infinity) return 0x7fff;
+    // 65520, half-way between the largest half and the next power of two.
+    if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
+    if (magnitude < smallest_normal) {
+        // A multiple of 2^-24; nearbyint rounds to even.
+        const float units = ldexpf(same_bits<float>(magnitude), 24);
+        return static_cast<uint16_t>(sign | static_cast<uint32_t>(nearbyintf(units)));
+    }
+    const uint32_t rounding = 0xfffu + (magnitude >> 13 & 1);
+    return static_cast<uint16_t>(sign | (magnitude - (112u << 23) + rounding) >> 13);
+}
+
+}  // namespace emulator

@@ -1,0 +1,168 @@
+#include "checker.h"
+
+#include <algorithm>
+
+#include "interface.h"
+#include "launch.h"
+
+// The linker's names for where the program lies.
+extern "C" char __executable_start, _end;
+
+namespace emulator {
+
+static const char *verb(Access access) {
+    return access == Access::read ? "read" : access == Access::write ? "write" : "atomic";
+}
+
+// ---- races and uninitialised reads ------------------------------------------------------------
+
+[[noreturn]] static void race(Access access, const char *space, const void *address, Stamp other,
+                              const char *what_other_did) {
+    fail("race: %s of %s memory at %p, which block %u thread %u has %s; nothing orders the two",
+         verb(access), space, address, block_of(other.thread), thread_of(other.thread),
+         what_other_did);
+}
+
+static void check_cell(Cell &cell, const Region &region, Access access, const char *address,
+                       const char *space, ThreadId me) {
+    const Ordering &ordering = active->ordering;
+    const uintptr_t number = reinterpret_cast<uintptr_t>(address);
+    // What a former block did in the same shared memory is nothing to this one.
+    const bool written = cell.writer.time > region.born;
+    if (access != Access::write && !written && !region.initially_written)
+        fail("read of uninitialised %s memory at %p", space, address);
+
+    const bool both_atomic = access == Access::atomic && cell.writer.atomic;
+    if (written && !both_atomic && !ordering.ordered(cell.writer, *current, number))
+        race(access, space, address, cell.writer, "written");
+
+    const Stamp now{me, ordering.now(), access == Access::atomic};
+    if (access == Access::read) {
+        if (warp_of(cell.readers[0].thread) != warp_of(me)) cell.readers[1] = cell.readers[0];
+        cell.readers[0] = now;
+        return;
+    }
+    for (const Stamp &reader : cell.readers)
+        if (reader.time > region.born && !ordering.ordered(reader, *current, number))
+            race(access, space, address, reader, "read");
+    cell.writer = now;
+    // Who comes after this write comes after those readers too; atomics order nobody.
+    if (access == Access::write) cell.readers[0] = cell.readers[1] = Stamp{0, 0, 0};
+}
+
+static void check_cells(const Region &region, const char *address, size_t bytes, Access access,
+                        const char *space) {
+    const ThreadId me = thread_id(current->block->index, current->index);
+    const char *const end = address + bytes;
+    for (Cell *cell = region.cell(address); address < end; ++cell, address += region.granule)
+        check_cell(*cell, region, access, address, space, me);
+}
+
+// ---- shared memory ----------------------------------------------------------------------------
+
+static void observe_shared(const char *address, size_t bytes, Access access, const void *site) {
+    const Options &options = active->device.options;
+    Block &block = *current->block;
+    const size_t offset = address - block.shared.base();
+    const SharedLayout::Array *array = active->layout.owner(offset);
+    if (options.checks) {
+        if (!array || offset + bytes > array->offset + array->bytes)
+            fail("%s of %zu bytes outside every shared array", verb(access), bytes);
+        const Region region = block.shared.region(*array, block.times.start - 1);
+        check_cells(region, address, bytes, access, "shared");
+    }
+    if (options.counters && access != Access::atomic) {
+        SharedCounters &counters = active->counters.shared;
+        (access == Access::read ? counters.read_bytes : counters.written_bytes) += bytes;
+        current->warp->requests.add(active->sites.index(site), current->lane, 0,
+                                    access == Access::write, offset,
+                                    static_cast<unsigned>(bytes));
+    }
+}
+
+// ---- global memory ----------------------------------------------------------------------------
+
+[[noreturn]] static void out_of_bounds(const char *address, size_t bytes, Access access,
+                                       const Allocation *allocation) {
+    if (!allocation)
+        fail("%s of %zu bytes at %p, which is no memory of this device", verb(access), bytes,
+             static_cast<const void *>(address));
+    fail("%s of %zu bytes outside an allocation of %zu bytes, at offset %lld", verb(access), bytes,
+         allocation->region.bytes, static_cast<long long>(address - allocation->region.base));
+}
+
+// Constants that the compiler has put beside the code, and the launch's parameters.
+static bool constant(const char *address, size_t bytes) {
+    const std::vector<char> &params = active->params;
+    if (address >= params.data() && address + bytes <= params.data() + params.size()) return true;
+    return address >= &__executable_start && address < &_end;
+}
+
+static void count_global(Allocation &allocation, const char *address, size_t bytes, Access access,
+                         unsigned site) {
+    AllocationCounters &counters = active->counters.allocation(allocation.id);
+    if (access == Access::atomic) {
+        ++counters.atomics;
+        return;
+    }
+    const bool write = access == Access::write;
+    (write ? counters.written : counters.read).bytes += bytes;
+    current->warp->requests.add(site, current->lane, allocation.id, write,
+                                reinterpret_cast<uintptr_t>(address),
+                                static_cast<unsigned>(bytes));
+}
+
+static void observe_global(const char *address, size_t bytes, Access access, const void *site) {
+    const Options &options = active->device.options;
+    const unsigned index = active->sites.index(site);
+    if (index >= active->latest_allocation.size()) active->latest_allocation.resize(index + 1);
+    // A place in the code mostly stays with one allocation.
+    Allocation *&allocation = active->latest_allocation[index];
+    if (!allocation || !allocation->holds(address)) {
+        Allocation *found = active->device.memory.near(address);
+        if (!found || !found->holds(address)) {
+            if (access == Access::read && constant(address, bytes)) return;
+            if (options.checks) out_of_bounds(address, bytes, access, found);
+            return;
+        }
+        allocation = found;
+    }
+    const Region &region = allocation->region;
+    if (options.checks) {
+        if (address + bytes > region.base + region.bytes)
+            out_of_bounds(address, bytes, access, allocation);
+        if (!region.cells && !Memory::shadow(*allocation)) fail("no memory for the checker's cells");
+        check_cells(region, address, bytes, access, "global");
+    }
+    if (options.counters) count_global(*allocation, address, bytes, access, index);
+}
+
+// ---- any memory -------------------------------------------------------------------------------
+
+void observe(const void *pointer, size_t bytes, Access access, const void *site) {
+    spend();
+    if (!active->observed) return;
+    const char *address = static_cast<const char *>(pointer);
+    if (static_cast<size_t>(address - current->fiber.stack) < stack_bytes) return;
+    if (current->block->shared.holds(address))
+        observe_shared(address, bytes, access, site);
+    else
+        observe_global(address, bytes, access, site);
+}
+
+void observe_aligned(const void *address, size_t bytes, Access access, const void *site) {
+    if (reinterpret_cast<uintptr_t>(address) % bytes != 0 && active->device.options.checks)
+        fail("%s of %zu bytes at %p, which is not a multiple of %zu", verb(access), bytes, address,
+             bytes);
+    observe(address, bytes, access, site);
+}
+
+void pack_read(const void *address, size_t bytes, const void *site) {
+    observe_aligned(address, bytes, Access::read, site);
+}
+
+void pack_write(void *address, size_t bytes, const void *site) {
+    observe_aligned(address, bytes, Access::write, site);
+}
+
+}  // namespace emulator

@@ -1,0 +1,55 @@
+// What kernels call in the emulator, by way of cuda_on_cpu.h and device.cuh.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+struct uint3 {
+    unsigned x, y, z;
+};
+typedef uint3 dim3;
+
+namespace emulator {
+
+// Constant for a thread as long as it lives, so the compiler may keep what these return.
+__attribute__((const)) uint3 thread_index();
+__attribute__((const)) uint3 block_index();
+__attribute__((const)) uint3 block_size();
+__attribute__((const)) uint3 grid_size();
+
+void *dynamic_shared();
+void *shared_array(const void *site, size_t bytes, size_t alignment);
+
+void block_barrier();
+void fence();
+
+enum class Collective : uint8_t { shuffle, shuffle_xor, shuffle_down, shuffle_up, ballot, sync };
+uint64_t warp_collective(Collective operation, unsigned mask, uint64_t value, unsigned bytes,
+                         unsigned argument, unsigned width);
+
+enum class Atomic : uint8_t { add, increment, exchange, compare_exchange, maximum, minimum };
+unsigned atomic(Atomic operation, unsigned *address, unsigned operand, unsigned compared);
+
+void pack_read(const void *address, size_t bytes, const void *site);
+void pack_write(void *address, size_t bytes, const void *site);
+
+// Never a function of its own: the linker could take the kernels' copy, which reports its accesses,
+// for the emulator's.
+template <class To, class From> __attribute__((always_inline)) inline To same_bits(From value) {
+    static_assert(sizeof(To) == sizeof(From), "the sizes must agree");
+    To result;
+    memcpy(&result, &value, sizeof(To));
+    return result;
+}
+
+float half_to_float(uint16_t bits);
+uint16_t float_to_half(float value);
+
+// Makes a kernel known by name, before main.
+struct Registration {
+    Registration(const char *name, void (*run)(const void *), size_t params_bytes,
+                 unsigned threads);
+};
+
+}  // namespace emulator

@@ -1,0 +1,112 @@
+#include "launch.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+namespace emulator {
+
+thread_local Launch *active;
+thread_local int64_t budget_left;
+
+Launch::Launch(Device &device, const Kernel &kernel, const LaunchSpec &spec)
+    : device(device),
+      kernel(kernel),
+      spec(spec),
+      params(spec.params_bytes),
+      ordering(device.clock + 1),
+      layout(spec.shared_bytes),
+      scheduler(*this, device.options.seed),
+      observed(device.options.checks || device.options.counters) {
+    memcpy(params.data(), spec.params, spec.params_bytes);
+}
+
+// ---- failures ---------------------------------------------------------------------------------
+
+[[noreturn]] static void fail_with(const char *text) {
+    active->failure = text;
+    active->scheduler.abandon();
+}
+
+void fail(const char *format, ...) {
+    char text[1200];
+    const int length = snprintf(text, sizeof text, "block %u thread %u: ", current->block->index,
+                                current->index);
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text + length, sizeof text - length, format, arguments);
+    va_end(arguments);
+    fail_with(text);
+}
+
+void fail_launch(const char *format, ...) {
+    char text[1200];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    fail_with(text);
+}
+
+void budget_spent() {
+    fail("the launch took more than its budget of %llu steps: does a loop not end?",
+         static_cast<unsigned long long>(active->device.options.budget));
+}
+
+// ---- validation -------------------------------------------------------------------------------
+
+__attribute__((format(printf, 1, 2))) static std::string text(const char *format, ...) {
+    char buffer[400];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(buffer, sizeof buffer, format, arguments);
+    va_end(arguments);
+    return buffer;
+}
+
+// What a GPU would refuse, and what the emulator has no room for. Empty: nothing.
+static std::string refusal(const Device &device, const Kernel *kernel, const LaunchSpec &spec) {
+    if (!kernel) return "there is no such kernel";
+    if (spec.params_bytes != kernel->params_bytes)
+        return text("its parameters are %zu bytes, not %zu", kernel->params_bytes,
+                    spec.params_bytes);
+    if (spec.block == 0 || spec.block % 32 != 0 || spec.block > kernel->threads)
+        return text("a block of %u threads: it takes a multiple of 32 up to %u", spec.block,
+                    kernel->threads);
+    if (kernel->threads > 1u << thread_bits)
+        return text("it declares blocks of %u threads", kernel->threads);
+    if (spec.grid == 0) return "a grid of no blocks";
+    if (spec.grid > most_blocks)
+        return text("a grid of %u blocks: the emulator runs %u at most", spec.grid, most_blocks);
+    if (spec.shared_bytes > device.options.shared_bytes_per_block)
+        return text("%u bytes of shared memory: the device has %u a block", spec.shared_bytes,
+                    device.options.shared_bytes_per_block);
+    // The clock may tick as often as the budget allows, at most.
+    if (device.clock > last_time / 2)
+        return "the emulator's clock is about to run out: make a new emulator";
+    return "";
+}
+
+// ---- running ----------------------------------------------------------------------------------
+
+std::string run(Device &device, const LaunchSpec &spec) {
+    const Kernel *kernel = find_kernel(spec.kernel);
+    device.counters = LaunchCounters{};
+    const std::string refused = refusal(device, kernel, spec);
+    if (!refused.empty()) return refused;
+
+    Launch launch(device, *kernel, spec);
+    active = &launch;
+    budget_left = static_cast<int64_t>(device.options.budget);
+    if (!launch.scheduler.run_all()) launch.failure = "no memory for its blocks";
+    active = nullptr;
+    current = nullptr;
+    stack_pool().reclaim();
+
+    device.clock = launch.ordering.now() + 1;
+    launch.counters.switches = launch.scheduler.switches();
+    device.counters = std::move(launch.counters);
+    return launch.failure;
+}
+
+}  // namespace emulator

@@ -1,0 +1,76 @@
+// One launch, from its validation to its end.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "memory.h"
+#include "ordering.h"
+#include "registry.h"
+#include "requests.h"
+#include "scheduler.h"
+#include "shared.h"
+#include "threads.h"
+
+namespace emulator {
+
+// What the user chose for a device.
+struct Options {
+    uint64_t seed;
+    uint64_t budget;  // memory accesses, basic blocks and switches, until a launch counts as hung
+    uint32_t shared_bytes_per_block;
+    uint32_t resident_blocks;
+    uint8_t checks, counters;
+};
+
+struct Device {
+    Options options;
+    Memory memory;
+    Time clock = 1;  // after everything that earlier launches did
+    LaunchCounters counters;
+};
+
+struct LaunchSpec {
+    const char *kernel;
+    const void *params;
+    size_t params_bytes;
+    uint32_t grid, block, shared_bytes;
+};
+
+struct Launch {
+    Device &device;
+    const Kernel &kernel;
+    const LaunchSpec &spec;
+    std::vector<char> params;  // a copy, aligned
+    Ordering ordering;
+    SharedLayout layout;
+    Scheduler scheduler;
+    Sites sites;
+    LaunchCounters counters;
+    std::vector<Allocation *> latest_allocation;  // by site
+    bool observed;  // whether anything looks at accesses
+    std::string failure;
+
+    Launch(Device &device, const Kernel &kernel, const LaunchSpec &spec);
+};
+
+// The launch of this host thread, null outside one.
+extern thread_local Launch *active __attribute__((tls_model("initial-exec")));
+
+// What is left of the budget.
+extern thread_local int64_t budget_left __attribute__((tls_model("initial-exec")));
+[[noreturn]] void budget_spent();
+inline void spend() {
+    if (--budget_left < 0) budget_spent();
+}
+
+// Ends the launch with an error that names the current thread. Hold nothing that needs a
+// destructor: the thread's stack is dropped as it is.
+[[noreturn]] void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+// The same for what is no single thread's doing.
+[[noreturn]] void fail_launch(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+// Empty when the launch went through.
+std::string run(Device &device, const LaunchSpec &spec);
+
+}  // namespace emulator

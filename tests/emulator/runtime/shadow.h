@@ -1,0 +1,27 @@
+// What the checker remembers of memory.
+#pragma once
+
+#include "ordering.h"
+
+namespace emulator {
+
+// The latest accesses to one granule of memory. Two readers, of different warps, are enough: a
+// later writer belongs to at most one of the two.
+struct Cell {
+    Stamp writer;
+    Stamp readers[2];
+};
+
+// A stretch of memory and its cells. Accesses smaller than a granule count as the whole of it.
+struct Region {
+    char *base;
+    size_t bytes;
+    Cell *cells;
+    unsigned granule;       // bytes: 1, 2 or 4
+    bool initially_written;  // cells without a writer hold what the host wrote
+    Time born;               // what is stamped earlier was another block's
+
+    Cell *cell(const char *address) const { return cells + (address - base) / granule; }
+};
+
+}  // namespace emulator

@@ -1,0 +1,75 @@
+#include "shared.h"
+
+#include <string.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+
+namespace emulator {
+
+// CUDA's limit for arrays that are declared in a kernel.
+constexpr size_t most_static_bytes = 48 << 10;
+// Arrays begin at bank 0, and at least this much lies unused behind each.
+constexpr size_t unit = 128;
+constexpr size_t most_arrays = 200;
+
+SharedLayout::SharedLayout(size_t dynamic_bytes)
+    : capacity_(dynamic_bytes + most_static_bytes + 3 * unit * most_arrays) {
+    owners_.resize(capacity_ / unit + 1);
+    // Made of parts of several types: 2 bytes suit all but single bytes.
+    place(nullptr, dynamic_bytes, 2);
+}
+
+void SharedLayout::place(const void *site, size_t bytes, unsigned granule) {
+    const size_t units = (bytes + unit - 1) / unit;
+    arrays_.push_back(Array{site, end_, bytes, granule});
+    std::fill_n(owners_.begin() + end_ / unit, units, static_cast<uint8_t>(arrays_.size()));
+    end_ += (units + 1) * unit;
+    if (site) used_ += bytes;
+}
+
+const SharedLayout::Array *SharedLayout::array(const void *site, size_t bytes, size_t alignment) {
+    for (const Array &array : arrays_)
+        if (array.site == site) return &array;
+    if (used_ + bytes > most_static_bytes || arrays_.size() == most_arrays) return nullptr;
+    place(site, bytes, std::min<size_t>(alignment, 4));
+    return &arrays_.back();
+}
+
+const SharedLayout::Array *SharedLayout::owner(size_t offset) const {
+    const uint8_t index = owners_[offset / unit];
+    return index == 0 ? nullptr : &arrays_[index - 1];
+}
+
+static void *map(size_t bytes) {
+    void *memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return memory == MAP_FAILED ? nullptr : memory;
+}
+
+bool SharedMemory::allocate(const SharedLayout &layout) {
+    bytes_ = layout.capacity();
+    base_ = static_cast<char *>(map(bytes_));
+    cells_ = static_cast<Cell *>(map(bytes_ * sizeof(Cell)));
+    if (!base_ || !cells_) return false;
+    clear(layout);
+    return true;
+}
+
+SharedMemory::~SharedMemory() {
+    if (base_) munmap(base_, bytes_);
+    if (cells_) munmap(cells_, bytes_ * sizeof(Cell));
+}
+
+void SharedMemory::clear(const SharedLayout &layout) {
+    for (const SharedLayout::Array &array : layout.arrays())
+        memset(base_ + array.offset, 0xff, array.bytes);
+}
+
+Region SharedMemory::region(const SharedLayout::Array &array, Time born) const {
+    // As many cells as bytes, of which a coarser granule leaves some unused.
+    return Region{base_ + array.offset, array.bytes, cells_ + array.offset, array.granule,
+                  false, born};
+}
+
+}  // namespace emulator

@@ -1,0 +1,68 @@
+// The threads of a launch as the emulator sees them: thread, warp, block.
+#pragma once
+
+#include <stdint.h>
+
+#include <memory>
+#include <vector>
+
+#include "fiber.h"
+#include "ordering.h"
+#include "requests.h"
+#include "shared.h"
+
+namespace emulator {
+
+struct Warp;
+struct Block;
+
+// Where a thread waits. A new kind of barrier adds a word here and one in `waiting_for`.
+enum class Waiting : uint8_t { nothing, collective, block_barrier, finished };
+const char *waiting_for(Waiting waiting);
+
+// What a lane brings to a warp collective, and takes from it.
+struct LaneCall {
+    uint64_t value;
+    unsigned mask;
+    unsigned argument;
+    uint8_t operation;
+    uint8_t bytes;
+    uint8_t width;
+};
+
+struct Thread {
+    Fiber fiber;
+    Block *block;
+    Warp *warp;
+    unsigned index;  // in its block
+    uint8_t lane;
+    Waiting waiting;
+    LaneCall call;
+    FenceTimes fences;
+};
+
+struct Warp {
+    Thread *lanes[32];
+    unsigned members;  // a bit for each lane there is
+    unsigned exited;   // and for each that has returned
+    unsigned ready;    // and for each that can run
+    unsigned slot;     // its place in the scheduler
+    WarpTimes times;
+    RequestLog requests;
+};
+
+struct Block {
+    unsigned index;  // blockIdx.x
+    unsigned live;   // threads that have not returned
+    unsigned at_barrier;
+    uint64_t barriers;
+    std::vector<Thread> threads;
+    std::vector<Warp> warps;
+    SharedMemory shared;
+    BlockTimes times;
+};
+
+// The thread that runs on this host thread, null outside a launch.
+extern thread_local Thread *current __attribute__((tls_model("initial-exec")));
+
+}  // namespace emulator

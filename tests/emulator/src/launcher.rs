@@ -1,0 +1,126 @@
+//! [`Emulator`]: the device.
+
+use crate::buffer::{Buffer, Slice, SliceMut};
+use crate::counters::Counters;
+use crate::options::Options;
+use crate::runtime::Device;
+use std::sync::{Arc, Mutex, PoisonError};
+use warpnorm::cuda::{DeviceFacts, Launch, Launcher, MemoryRef};
+use warpnorm::{Error, Result, Scalar};
+
+/// Memory up to this size is filled with NaN where a buffer is not initialised. The checker does
+/// not depend on it, and larger buffers shall cost nothing until they are touched.
+const POISONED_BYTES: usize = 64 << 20;
+
+/// An emulated device. Clones are the same device; its launches run one at a time, those of
+/// different emulators side by side.
+#[derive(Clone)]
+pub struct Emulator {
+    device: Arc<Device>,
+    options: Options,
+    /// Of the launches that went through since they were last taken.
+    counted: Arc<Mutex<Vec<Counters>>>,
+}
+
+impl Emulator {
+    /// A device with memory of its own.
+    pub fn new(options: Options) -> Self {
+        let device = Arc::new(Device::new(&options));
+        Emulator { device, options, counted: Arc::default() }
+    }
+
+    /// One that differs from the default by its seed only.
+    pub fn with_seed(seed: u64) -> Self {
+        Self::new(Options { seed, ..Options::default() })
+    }
+
+    /// What it was made with.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Memory that reading before writing is an error of.
+    ///
+    /// # Errors
+    /// No memory left.
+    pub fn uninitialised<T: Scalar>(&self, len: usize) -> Result<Buffer<T>> {
+        let mut buffer = Buffer::new(&self.device, len, false)?;
+        if len * size_of::<T>() <= POISONED_BYTES {
+            buffer.poison();
+        }
+        Ok(buffer)
+    }
+
+    /// What the latest launch did that went through.
+    pub fn counters(&self) -> Counters {
+        self.counted().last().cloned().unwrap_or_default()
+    }
+
+    /// What all launches did that went through since this was last called.
+    pub fn take_counters(&self) -> Vec<Counters> {
+        std::mem::take(&mut *self.counted())
+    }
+
+    fn counted(&self) -> std::sync::MutexGuard<'_, Vec<Counters>> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Launcher for Emulator {
+    type Buffer<T: Scalar> = Buffer<T>;
+    type Slice<'a, T: Scalar> = Slice<'a, T>;
+    type SliceMut<'a, T: Scalar> = SliceMut<'a, T>;
+    type Hold<'a> = ();
+
+    fn facts(&self) -> DeviceFacts {
+        self.options.facts
+    }
+
+    /// Costs nothing until it is touched, however large.
+    fn zeros<T: Scalar>(&self, len: usize) -> Result<Buffer<T>> {
+        Buffer::new(&self.device, len, true)
+    }
+
+    fn upload<T: Scalar>(&self, values: &[T]) -> Result<Buffer<T>> {
+        let mut buffer = self.zeros(values.len())?;
+        buffer.write(0, values);
+        Ok(buffer)
+    }
+
+    fn download<T: Scalar>(&self, buffer: &Buffer<T>) -> Result<Vec<T>> {
+        Ok(buffer.read(..))
+    }
+
+    fn duplicate<T: Scalar>(&self, buffer: &Buffer<T>) -> Result<Buffer<T>> {
+        self.upload(&buffer.read(..))
+    }
+
+    fn len<T: Scalar>(buffer: &Buffer<T>) -> usize {
+        buffer.len()
+    }
+
+    fn slice<T: Scalar>(buffer: &Buffer<T>) -> Slice<'_, T> {
+        buffer.slice_range(..)
+    }
+
+    fn slice_mut<T: Scalar>(buffer: &mut Buffer<T>) -> SliceMut<'_, T> {
+        buffer.slice_range_mut(..)
+    }
+
+    fn memory<'s, T: Scalar>(&'s self, slice: &'s Slice<'_, T>) -> Result<MemoryRef<()>> {
+        Ok(MemoryRef { address: slice.address(), bytes: slice.bytes(), hold: () })
+    }
+
+    fn memory_mut<'s, T: Scalar>(&'s self, slice: &'s mut SliceMut<'_, T>) -> Result<MemoryRef<()>> {
+        Ok(MemoryRef { address: slice.address(), bytes: slice.bytes(), hold: () })
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        let (totals, allocations) = self
+            .device
+            .launch(launch)
+            .map_err(|reason| Error::system(format!("emulating {}", launch.kernel), reason))?;
+        self.counted().push(Counters::new(launch.kernel, &totals, &allocations));
+        Ok(())
+    }
+}
