@@ -201,7 +201,7 @@ __device__ inline void sum_batch(const Params &params, const Walk &walk, const f
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {
             const int c = CHANNELS == 1 ? 0 : v, i = CHANNELS == 1 ? u * V + v : u;
-            const bool is_there = v >= windows[u].first && v < windows[u].last;
+            const bool is_there = windows[u].has(v);
             const float of_z = gradient_of_z<GATE>(params, centre.forward, inputs[u], v);
             g[c][i] = is_there ? of_z : 0.0f;
             gd[c][i] = is_there ? of_z * centre.deviation(to_float(inputs[u].x.values[v])) : 0.0f;
@@ -255,7 +255,7 @@ template <Gate GATE, class T, int V, int BATCH, template <int, int> class Walk>
 __device__ void reduce(const Params &params) {
     SHARED_ARRAY(float, shelf, Centre::WORDS *MAX_SLOTS);
     Walk<V, BATCH> walk(params);
-    fill_shelf(shelf, walk, [&](Extent channel) { return channel_centre(params, channel); });
+    fill_shelf<Centre>(shelf, walk, [&](Extent channel) { return channel_centre(params, channel); });
     constexpr int CHANNELS = Walk<V, BATCH>::CHANNELS;
     ThreadSums<CHANNELS> sums = {};
     walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, const auto &inputs) {
@@ -272,7 +272,7 @@ template <Gate GATE, class T, int V, int BATCH, template <int, int> class Walk>
 __device__ void gradient(const Params &params) {
     SHARED_ARRAY(float, shelf, Gradient::WORDS *MAX_SLOTS);
     Walk<V, BATCH> walk(params);
-    fill_shelf(shelf, walk, [&](Extent channel) { return channel_gradient(params, channel); });
+    fill_shelf<Gradient>(shelf, walk, [&](Extent channel) { return channel_gradient(params, channel); });
     walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, const auto &inputs) {
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {
@@ -285,7 +285,7 @@ template <Gate GATE, class T, int V, int BATCH, template <int, int> class Walk>
 __device__ void frozen(const Params &params) {
     SHARED_ARRAY(float, shelf, Gradient::WORDS *MAX_SLOTS);
     Walk<V, BATCH> walk(params);
-    fill_shelf(shelf, walk, [&](Extent channel) { return frozen_gradient(params, channel); });
+    fill_shelf<Gradient>(shelf, walk, [&](Extent channel) { return frozen_gradient(params, channel); });
     constexpr int CHANNELS = Walk<V, BATCH>::CHANNELS;
     ThreadSums<CHANNELS> sums = {};
     walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, const auto &inputs) {

@@ -99,14 +99,14 @@ __device__ inline Item take_from_shelf(const float *shelf, unsigned slots, unsig
     return item;
 }
 
-// Fills the shelf of a block from `of_channel(channel)`. The next walk may read it at once.
-template <class Walk, class OfChannel>
+// Fills the shelf of a block from `of_channel(channel)`; what is beyond the tensor gets zeros. The
+// walk may read it at once.
+template <class Item, class Walk, class OfChannel>
 __device__ inline void fill_shelf(float *shelf, const Walk &walk, const OfChannel &of_channel) {
     for (unsigned slot = threadIdx.x; slot < walk.slots(); slot += THREADS) {
         Extent channel;
-        if (walk.slot_channel(slot, channel)) {
-            put_on_shelf(shelf, walk.slots(), slot, of_channel(channel));
-        }
+        const Item item = walk.slot_channel(slot, channel) ? of_channel(channel) : Item{};
+        put_on_shelf(shelf, walk.slots(), slot, item);
     }
     __syncthreads();
 }

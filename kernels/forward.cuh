@@ -141,7 +141,7 @@ template <Kind KIND, class T, int V, int BATCH, template <int, int> class Walk>
 __device__ void apply(const Params &params) {
     SHARED_ARRAY(float, shelf, Coefficients::WORDS *MAX_SLOTS);
     Walk<V, BATCH> walk(params);
-    fill_shelf(shelf, walk, [&](Extent channel) { return channel_coefficients(params, channel); });
+    fill_shelf<Coefficients>(shelf, walk, [&](Extent channel) { return channel_coefficients(params, channel); });
     if (blockIdx.x == 0 && threadIdx.x == 0) count_batch(params);
     for (; walk.has_batch(); walk.end_batch()) {
         Window windows[BATCH];

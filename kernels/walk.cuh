@@ -32,6 +32,7 @@ struct Window {
         return first == 0 && last == V;
     }
     __device__ bool is_empty() const { return first >= last; }
+    __device__ bool has(unsigned v) const { return v >= first && v < last; }
     __device__ Extent offset(Extent stride) const { return sample * stride + inner; }
 };
 
@@ -41,7 +42,7 @@ template <class T, int V>
 __device__ __noinline__ Pack<T, V> load_some(const T *from, unsigned first, unsigned last) {
     Pack<T, V> pack = {};
 #pragma unroll
-    for (int v = 0; v < V; ++v) {
+    for (unsigned v = 0; v < V; ++v) {
         if (v >= first && v < last) pack.values[v] = from[v];
     }
     return pack;
@@ -50,7 +51,7 @@ __device__ __noinline__ Pack<T, V> load_some(const T *from, unsigned first, unsi
 template <class T, int V>
 __device__ __noinline__ void store_some(T *to, unsigned first, unsigned last, Pack<T, V> pack) {
 #pragma unroll
-    for (int v = 0; v < V; ++v) {
+    for (unsigned v = 0; v < V; ++v) {
         if (v >= first && v < last) to[v] = pack.values[v];
     }
 }

@@ -2,7 +2,9 @@
 //! gaps must stay as they were.
 
 use super::on_backend::{OnBackend, on_backend};
-use super::{Bars, Case, Data, Expected, MOMENTUM, assert_gradients, assert_tensor, value_bits};
+use super::{
+    Bars, Case, Data, Expected, MOMENTUM, assert_gradients_within, assert_tensor, value_bits,
+};
 use ndarray::{Array3, ArrayRef, Ix3};
 use warpnorm::*;
 
@@ -146,9 +148,9 @@ impl<E: Element> Buffers<E> {
     }
 
     /// Compares y and the gradients, of training or of evaluation, with the textbook's.
-    pub fn assert_results(&self, expected: &Expected) {
+    pub fn assert_results(&self, expected: &Expected, bars: Bars) {
         let y = self.tensor(Operand::Y);
-        assert_tensor("y", &y, &expected.y, &expected.scale.y, Bars::of(E::DTYPE).y);
+        assert_tensor("y", &y, &expected.y, &expected.scale.y, bars.y);
         let residual = self.problem.epilogue().residual;
         let gradients = Gradients {
             dx: self.tensor(Operand::Dx),
@@ -156,7 +158,7 @@ impl<E: Element> Buffers<E> {
             dweight: self.dweight.clone().map(Into::into),
             dbias: self.dbias.clone().map(Into::into),
         };
-        assert_gradients(&gradients, expected, residual);
+        assert_gradients_within(&gradients, expected, residual, bars);
     }
 
     /// The bits of all that a call may write.
