@@ -10,5 +10,5 @@ mod workspace;
 
 pub use device::Device;
 pub use launcher::{DeviceFacts, Launch, Launcher, MemoryRef};
-pub use plan::{Alignment, Geometry, Pass, Plan, Walk};
+pub use plan::{Alignment, Geometry, Pass, Plan, RequestedBytes, Walk};
 pub use workspace::Workspace;
