@@ -121,7 +121,7 @@ fn open_compiler() -> Result<Result<Nvrtc, String>, String> {
         Err(reason) => reason,
     };
     if flag(REQUIRE) {
-        return Err(format!("{REQUIRE} is set, but there is {reason}. Remedy: {REMEDY}"));
+        return Err(format!("{REQUIRE} is set: {reason}. Remedy: {REMEDY}"));
     }
     println!("cargo::warning=built without CUDA kernels: {reason}. To have them: {REMEDY}");
     Ok(Err(reason))
@@ -215,7 +215,10 @@ fn report(
             report,
             "{unit} {target}: {seconds:.2} s, {bytes} bytes, {compressed} compressed"
         );
-        let _ = writeln!(resources, "# {unit} {target}\n{}", log.trim_end());
+        let _ = writeln!(resources, "# {unit} {target}");
+        for line in log.lines().filter(|line| !line.contains("Compile time")) {
+            let _ = writeln!(resources, "{line}");
+        }
     }
     if flag(REPORT) {
         report.lines().for_each(|line| println!("cargo::warning={line}"));

@@ -45,6 +45,11 @@ pub struct Modules {
 }
 
 impl Image {
+    /// What it adds to the executable.
+    pub fn compressed_bytes(&self) -> usize {
+        self.zlib.len()
+    }
+
     /// The cubin, or PTX text without a final NUL.
     ///
     /// # Errors
@@ -102,7 +107,7 @@ fn choose(available: impl Iterator<Item = Target>, capability: u32) -> Option<Ta
         Target::Sm(of) => of / 10 == capability / 10 && of <= capability,
         Target::Ptx(of) => of <= capability,
     };
-    available.filter(fits).max_by_key(|target| (matches!(target, Target::Sm(_)), *target))
+    available.filter(fits).max_by_key(|target| (!target.is_ptx(), *target))
 }
 
 /// `9.0` of 90.

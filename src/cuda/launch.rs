@@ -332,9 +332,10 @@ fn load_module(
     target: Target,
     image: Vec<u8>,
 ) -> Result<Arc<CudaModule>> {
-    let image = match target {
-        Target::Sm(_) => Ptx::from_binary(image),
-        Target::Ptx(_) => Ptx::from_src(String::from_utf8_lossy(&image)),
+    let image = if target.is_ptx() {
+        Ptx::from_src(String::from_utf8_lossy(&image))
+    } else {
+        Ptx::from_binary(image)
     };
     context.load_module(image).map_err(|error| {
         let (major, minor) = driver_version().unwrap_or_default();

@@ -87,17 +87,16 @@ impl Nvrtc {
         for path in search::candidates(variable) {
             match Self::open_file(&path) {
                 Ok(nvrtc) => return Ok(nvrtc),
+                // That the loader knows none of its names is what "none found" says.
+                Err(error) if is_bare(&path) && error.contains("No such file") => {}
                 Err(error) => tried.push(error),
             }
         }
-        let tried =
-            if tried.is_empty() { "no libnvrtc.so* there".into() } else { tried.join("; ") };
-        Err(match explicit {
-            Some(value) => {
-                format!("no NVRTC at {}={}: {tried}", search::EXPLICIT, value.to_string_lossy())
-            }
-            None => format!("no NVRTC found: {tried}"),
-        })
+        let place = explicit.map_or("found".into(), |value| {
+            format!("at {}={}", search::EXPLICIT, value.to_string_lossy())
+        });
+        let tried: String = tried.iter().map(|error| format!("; {error}")).collect();
+        Err(format!("no NVRTC {place}{tried}"))
     }
 
     fn open_file(path: &Path) -> Result<Self, String> {
@@ -155,12 +154,11 @@ impl Nvrtc {
         let log = program.text(self.functions.log_size, self.functions.log)?;
         let log = String::from_utf8_lossy(strip_nul(&log)).into_owned();
         outcome.map_err(|error| format!("{error}\n{log}"))?;
-        let image = match target {
-            Target::Sm(_) => program.text(self.functions.cubin_size, self.functions.cubin)?,
-            Target::Ptx(_) => {
-                let ptx = program.text(self.functions.ptx_size, self.functions.ptx)?;
-                strip_nul(&ptx).to_vec()
-            }
+        let image = if target.is_ptx() {
+            let ptx = program.text(self.functions.ptx_size, self.functions.ptx)?;
+            strip_nul(&ptx).to_vec()
+        } else {
+            program.text(self.functions.cubin_size, self.functions.cubin)?
         };
         Ok(Compiled { image, log })
     }
@@ -174,7 +172,7 @@ pub fn options(target: Target) -> Vec<String> {
         // Functions of the headers need no `__device__`.
         "-default-device".into(),
     ];
-    if matches!(target, Target::Sm(_)) {
+    if !target.is_ptx() {
         options.push("--ptxas-options=-v".into());
         options.push("--ptxas-options=--warn-on-spills".into());
     }
@@ -184,6 +182,11 @@ pub fn options(target: Target) -> Vec<String> {
 fn open_library(path: &Path) -> Result<Library, String> {
     // SAFETY: NVIDIA's libraries do nothing of note when they are loaded.
     unsafe { Library::new(path) }.map_err(|error| reason(&error))
+}
+
+/// Whether the loader is to search for it.
+fn is_bare(path: &Path) -> bool {
+    path.components().count() == 1
 }
 
 /// The loader's own words, which name the file.

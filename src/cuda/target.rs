@@ -33,6 +33,11 @@ impl Target {
             Target::Sm(capability) | Target::Ptx(capability) => capability,
         }
     }
+
+    /// Whether the driver still has to compile it.
+    pub fn is_ptx(self) -> bool {
+        matches!(self, Target::Ptx(_))
+    }
 }
 
 /// NVIDIA's name: `sm_90`, `compute_90`.
