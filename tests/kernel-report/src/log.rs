@@ -24,7 +24,8 @@ pub struct Resources {
 pub fn parse(log: &str) -> Result<BTreeMap<(String, String), Resources>, String> {
     let mut kernels = BTreeMap::new();
     let mut current = None;
-    for line in log.lines() {
+    // Warnings repeat the numbers, before the kernel's own lines or after them.
+    for line in log.lines().filter(|line| !line.contains("warning")) {
         if let Some(entry) = line.split_once("Compiling entry function ") {
             let mut quoted = entry.1.split('\'').skip(1).step_by(2);
             let (kernel, architecture) = (quoted.next(), quoted.next());
@@ -66,6 +67,7 @@ ptxas info    : Function properties for first
 ptxas         .     48 bytes stack frame, 44 bytes spill stores, 40 bytes spill loads
 ptxas info    : Used 22 registers, used 1 barriers, 1024 bytes smem, 384 bytes cmem[0]
 ptxas info    : Compiling entry function 'second' for 'sm_80'
+ptxas warning : Registers are spilled to local memory in function 'first', 44 bytes spill stores, 40 bytes spill loads
 ptxas info    : Function properties for second
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 12 registers, used 0 barriers, 384 bytes cmem[0]

@@ -8,7 +8,7 @@ use std::path::Path;
 
 const BEGIN: &str = "<!-- kernel-report: begin -->\n";
 const END: &str = "<!-- kernel-report: end -->";
-const REMEDY: &str = "cargo run --release -p kernel-report -- --write";
+const REMEDY: &str = "cargo run --release --bin kernel-report -- --write";
 
 /// A table for each unit: a row for each kernel, a column of registers for each architecture.
 pub fn markdown((major, minor): (u32, u32), report: &Report) -> String {
