@@ -5,6 +5,7 @@ use super::nvrtc::{self, Nvrtc, Source};
 use super::search::REMEDY;
 use super::target::Target;
 use crate::error::{Error, Result};
+use rayon::prelude::*;
 use std::ffi::OsString;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -88,7 +89,8 @@ pub fn modules(capability: u32) -> Result<Modules> {
             images: fitting.map(Image::decompress).collect::<Result<_>>()?,
         });
     }
-    compile(capability).map_err(|reason| {
+    let cache = cache_directory(|name| env::var_os(name));
+    compile(EMBEDDED.sources, capability, cache.as_deref()).map_err(|reason| {
         let build = match EMBEDDED.compiler {
             Ok(_) => "no image of this build fits".to_owned(),
             Err(reason) => format!("the build compiled none ({reason})"),
@@ -115,28 +117,31 @@ fn decimal(capability: u32) -> String {
     format!("{}.{}", capability / 10, capability % 10)
 }
 
-/// Compiles every unit, or finds it in the cache.
-fn compile(capability: u32) -> std::result::Result<Modules, String> {
+/// Compiles every unit of `sources`, or finds it in the cache.
+fn compile(
+    sources: &[Source<'_>],
+    capability: u32,
+    cache: Option<&Path>,
+) -> std::result::Result<Modules, String> {
     let nvrtc = Nvrtc::open(|name| env::var_os(name))?;
     let target = best_of(&nvrtc.capabilities()?, capability)
         .ok_or_else(|| format!("this NVRTC does not know {}", decimal(capability)))?;
     let version = nvrtc.version()?;
-    let cache = cache_directory(|name| env::var_os(name));
     let (units, headers): (Vec<Source<'_>>, Vec<_>) =
-        EMBEDDED.sources.iter().partition(|source| source.name.ends_with(".cu"));
-    let image = |unit: Source<'_>| {
-        let file = cache.as_ref().map(|cache| cache.join(cache_name(unit, target, version)));
+        sources.iter().partition(|source| source.name.ends_with(".cu"));
+    let image = |unit: &Source<'_>| {
+        let file = cache.map(|cache| cache.join(cache_name(sources, unit, target, version)));
         if let Some(image) = file.as_deref().and_then(read_cache) {
             return Ok(image);
         }
-        let image = nvrtc.compile(unit, &headers, target)?.image;
+        let image = nvrtc.compile(*unit, &headers, target)?.image;
         if let Some(file) = &file {
             // A cache that cannot be written only costs the next start this time again.
             let _ = write_cache(file, &image);
         }
         Ok(image)
     };
-    let images = units.into_iter().map(image).collect::<std::result::Result<_, String>>()?;
+    let images = units.par_iter().map(image).collect::<std::result::Result<_, String>>()?;
     Ok(Modules { target, images })
 }
 
@@ -161,9 +166,14 @@ fn cache_directory(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBu
 }
 
 /// A name that changes with whatever the image depends on.
-fn cache_name(unit: Source<'_>, target: Target, version: (u32, u32)) -> String {
+fn cache_name(
+    sources: &[Source<'_>],
+    unit: &Source<'_>,
+    target: Target,
+    version: (u32, u32),
+) -> String {
     let mut hasher = DefaultHasher::new();
-    for source in EMBEDDED.sources {
+    for source in sources {
         (source.name, source.text).hash(&mut hasher);
     }
     (unit.name, nvrtc::options(target), version).hash(&mut hasher);
@@ -231,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn every_default_target_is_embedded_or_none_with_a_reason() {
+    fn images_are_whole_or_missing_with_a_reason() {
         match compiler() {
             Ok(_) => {
                 images().iter().for_each(|image| assert!(!image.decompress().unwrap().is_empty()))
@@ -276,17 +286,54 @@ mod tests {
         assert!(write_cache(&occupied.join("image.z"), b"an image").is_err());
     }
 
+    const SOURCES: [Source<'static>; 2] = [
+        Source { name: "header.h", text: "struct Params { int* out; };" },
+        Source {
+            name: "unit.cu",
+            text: "#include \"header.h\"\n\
+                extern \"C\" __global__ void kernel(Params p) { *p.out = 1; }",
+        },
+    ];
+
     #[test]
     fn names_in_the_cache_tell_what_they_depend_on_apart() {
-        let unit = Source { name: "unit.cu", text: "" };
-        let name = cache_name(unit, Sm(90), (12, 9));
+        let unit = SOURCES[1];
+        let name = cache_name(&SOURCES, &unit, Sm(90), (12, 9));
         assert!(name.starts_with("unit.sm_90."), "{name}");
         let others = [
-            cache_name(Source { name: "other.cu", text: "" }, Sm(90), (12, 9)),
-            cache_name(unit, Ptx(90), (12, 9)),
-            cache_name(unit, Sm(90), (13, 0)),
+            cache_name(&SOURCES, &Source { name: "other.cu", ..unit }, Sm(90), (12, 9)),
+            cache_name(&SOURCES[1..], &unit, Sm(90), (12, 9)),
+            cache_name(&SOURCES, &unit, Ptx(90), (12, 9)),
+            cache_name(&SOURCES, &unit, Sm(90), (13, 0)),
         ];
         assert!(!others.contains(&name));
+    }
+
+    /// Where there is NVRTC; elsewhere, that its absence is said.
+    #[test]
+    fn what_is_compiled_at_run_time_is_compiled_once() {
+        let cache = tempfile::tempdir().unwrap();
+        let modules = match compile(&SOURCES, 90, Some(cache.path())) {
+            Ok(modules) => modules,
+            Err(reason) => return assert!(reason.contains("no NVRTC"), "{reason}"),
+        };
+        assert_eq!(modules.target, Sm(90));
+        assert!(modules.images[0].starts_with(b"\x7fELF"));
+        let [entry] = &fs::read_dir(cache.path()).unwrap().collect::<Vec<_>>()[..] else {
+            panic!("not one file in the cache")
+        };
+        write_cache(&entry.as_ref().unwrap().path(), b"from the cache").unwrap();
+        let again = compile(&SOURCES, 90, Some(cache.path())).unwrap();
+        assert_eq!(again.images, [b"from the cache"]);
+        let unwritable = Path::new("/dev/null/cache");
+        assert_eq!(compile(&SOURCES, 90, Some(unwritable)).unwrap().images, modules.images);
+    }
+
+    #[test]
+    fn without_kernels_the_error_says_why_and_what_to_do() {
+        let error = modules(10).unwrap_err().to_string();
+        assert!(error.contains("compute capability 1.0"), "{error}");
+        assert!(error.contains("pip install"), "{error}");
     }
 
     #[cfg(unix)]
