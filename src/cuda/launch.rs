@@ -109,10 +109,11 @@ fn driver_version() -> Result<(u32, u32)> {
 
 /// What cudarc calls, directly or when it drops something. It looks a function up when it first
 /// calls it, and panics where library or function is missing.
-const DRIVER_FUNCTIONS: [&str; 38] = [
+const DRIVER_FUNCTIONS: [&str; 36] = [
     "cuCtxDestroy_v2",
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
+    "cuCtxSynchronize",
     "cuDeviceGet",
     "cuDeviceGetAttribute",
     "cuDeviceGetCount",
@@ -137,15 +138,12 @@ const DRIVER_FUNCTIONS: [&str; 38] = [
     "cuMemcpyDtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
-    "cuMemcpyPeerAsync",
     "cuMemsetD8Async",
     "cuModuleGetFunction",
     "cuModuleLoadData",
     "cuModuleUnload",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
-    "cuStreamGetCtx",
-    "cuStreamIsCapturing",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
 ];
