@@ -56,28 +56,30 @@ __device__ __noinline__ void store_some(T *to, unsigned first, unsigned last, Pa
     }
 }
 
-template <class T, int V>
-__device__ inline Pack<T, V> load(Address tensor, Extent stride, const Window &window) {
+template <class T, int V, class Walk>
+__device__ inline Pack<T, V> load(const Walk &, Address tensor, Extent stride,
+                                  const Window &window) {
     const T *from = reinterpret_cast<const T *>(tensor) + window.offset(stride);
     if (window.is_full<V>()) return load_pack<V>(from);
-    if (window.is_empty()) return {};
+    if (!Walk::HAS_ENDS || window.is_empty()) return {};
     return load_some<T, V>(from, window.first, window.last);
 }
 
-template <class T, int V>
-__device__ inline void store(Address tensor, Extent stride, const Window &window,
+template <class T, int V, class Walk>
+__device__ inline void store(const Walk &, Address tensor, Extent stride, const Window &window,
                              const Pack<T, V> &pack) {
     T *to = reinterpret_cast<T *>(tensor) + window.offset(stride);
     if (window.is_full<V>()) {
         store_pack<V>(to, pack);
-    } else if (!window.is_empty()) {
+    } else if (Walk::HAS_ENDS && !window.is_empty()) {
         store_some<T, V>(to, window.first, window.last, pack);
     }
 }
 
 template <int V, int BATCH>
 struct Planes {
-    static constexpr int CHANNELS = 1;  // that a thread sees
+    static constexpr int CHANNELS = 1;           // that a thread sees
+    static constexpr bool HAS_ENDS = V > 1;      // windows that are there in part
 
     const Params &params;
     Extent channel;
@@ -147,6 +149,7 @@ struct Planes {
 template <int V, int BATCH>
 struct Columns {
     static constexpr int CHANNELS = V;
+    static constexpr bool HAS_ENDS = false;
 
     const Params &params;
     unsigned width, x, y, height;  // the block as rows of threads, and this thread's place
