@@ -9,12 +9,14 @@ namespace emulator {
 
 // CUDA's limit for arrays that are declared in a kernel.
 constexpr size_t most_static_bytes = 48 << 10;
-// Arrays begin at bank 0, and at least this much lies unused behind each.
+// Arrays begin at bank 0.
 constexpr size_t unit = 128;
+// Lies unused behind each, so that an overrun is seen.
+constexpr size_t gap = 4 * unit;
 constexpr size_t most_arrays = 200;
 
 SharedLayout::SharedLayout(size_t dynamic_bytes)
-    : capacity_(dynamic_bytes + most_static_bytes + 3 * unit * most_arrays) {
+    : capacity_(dynamic_bytes + most_static_bytes + (gap + unit) * most_arrays) {
     owners_.resize(capacity_ / unit + 1);
     // Made of parts of several types: 2 bytes suit all but single bytes.
     place(nullptr, dynamic_bytes, 2);
@@ -24,7 +26,7 @@ void SharedLayout::place(const void *site, size_t bytes, unsigned granule) {
     const size_t units = (bytes + unit - 1) / unit;
     arrays_.push_back(Array{site, end_, bytes, granule});
     std::fill_n(owners_.begin() + end_ / unit, units, static_cast<uint8_t>(arrays_.size()));
-    end_ += (units + 1) * unit;
+    end_ += units * unit + gap;
     if (site) used_ += bytes;
 }
 

@@ -111,7 +111,10 @@ impl Launcher for Emulator {
         Ok(MemoryRef { address: slice.address(), bytes: slice.bytes(), hold: () })
     }
 
-    fn memory_mut<'s, T: Scalar>(&'s self, slice: &'s mut SliceMut<'_, T>) -> Result<MemoryRef<()>> {
+    fn memory_mut<'s, T: Scalar>(
+        &'s self,
+        slice: &'s mut SliceMut<'_, T>,
+    ) -> Result<MemoryRef<()>> {
         Ok(MemoryRef { address: slice.address(), bytes: slice.bytes(), hold: () })
     }
 

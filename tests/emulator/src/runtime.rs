@@ -80,10 +80,7 @@ unsafe extern "C" {
     fn emulator_launch(device: *mut RawDevice, launch: *const RawLaunch) -> *mut c_char;
     fn emulator_free_text(text: *mut c_char);
     fn emulator_totals(device: *const RawDevice, totals: *mut RawTotals);
-    fn emulator_allocation_counters(
-        device: *const RawDevice,
-        counters: *mut RawAllocationCounters,
-    );
+    fn emulator_allocation_counters(device: *const RawDevice, counters: *mut RawAllocationCounters);
     fn emulator_kernel_count() -> usize;
     fn emulator_kernel_name(index: usize) -> *const c_char;
     fn emulator_kernel_threads(index: usize) -> u32;
