@@ -139,7 +139,7 @@ bool Scheduler::start_block(Block &place) {
     place.shared.clear(launch_.layout);
     launch_.ordering.block_started(place);
     for (Warp &warp : place.warps) {
-        warp.exited = 0;
+        warp.exited = warp.calling = 0;
         warp.ready = warp.members;
         ready_.insert(warp.slot);
     }
