@@ -83,6 +83,16 @@ __device__ void dynamic_shared_at(const TestParams &params) {
 
 KERNEL(test_dynamic_shared_at, 32, TestParams, dynamic_shared_at)
 
+// A streaming access takes global memory only.
+__device__ void streaming_shared(const TestParams &params) {
+    SHARED_ARRAY(float, values, 32);
+    values[threadIdx.x] = 1.0f;
+    static_cast<float *>(params.output)[threadIdx.x] =
+        load_pack_streaming<1>(values + threadIdx.x).values[0];
+}
+
+KERNEL(test_streaming_shared, 32, TestParams, streaming_shared)
+
 // `argument` elements on from a thread's own in a static array; another array follows.
 __device__ void past_static_array(const TestParams &params) {
     SHARED_ARRAY(float, first, 32);

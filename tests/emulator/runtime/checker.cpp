@@ -6,7 +6,7 @@
 #include "launch.h"
 
 // The linker's names for where the program lies.
-extern "C" char __executable_start, _end;
+extern "C" const char __executable_start, _end;
 
 namespace emulator {
 
@@ -140,6 +140,7 @@ static void observe_global(const char *address, size_t bytes, Access access, con
 
 void observe(const void *pointer, size_t bytes, Access access, const void *site) {
     spend();
+    active->latest_site = site;
     if (!active->observed) return;
     const char *address = static_cast<const char *>(pointer);
     if (static_cast<size_t>(address - current->fiber.stack) < stack_bytes) return;
@@ -153,6 +154,7 @@ void observe(const void *pointer, size_t bytes, Access access, const void *site)
 }
 
 void observe_aligned(const void *address, size_t bytes, Access access, const void *site) {
+    active->latest_site = site;
     if (reinterpret_cast<uintptr_t>(address) % bytes != 0 && active->device.options.checks)
         fail("%s of %zu bytes at %p, which is not a multiple of %zu", verb(access), bytes, address,
              bytes);
@@ -161,6 +163,10 @@ void observe_aligned(const void *address, size_t bytes, Access access, const voi
 
 void pack_read(const void *address, size_t bytes, const void *site) {
     observe_aligned(address, bytes, Access::read, site);
+}
+
+void require_global(const void *address) {
+    if (current->block->shared.holds(address)) fail("a streaming access to shared memory");
 }
 
 void pack_write(void *address, size_t bytes, const void *site) {

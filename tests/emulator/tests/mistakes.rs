@@ -274,6 +274,15 @@ fn shared_memory_out_of_bounds() {
     }
 }
 
+/// Breaks if a streaming access passes where a GPU would take the address for another one.
+#[test]
+fn streaming_access_to_shared_memory() {
+    let device = Emulator::with_seed(0);
+    let memory = Memory::new(&device, 64);
+    let result = launch(&device, "test_streaming_shared", 1, 32, memory.params(&device, 0, 0));
+    assert_fails(result, "test_streaming_shared", "a streaming access to shared memory");
+}
+
 /// Breaks if a pointer that was never the device's passes.
 #[test]
 fn foreign_pointers() {
@@ -371,4 +380,8 @@ fn failures_name_block_and_thread() {
     memory.workspace = device.uninitialised(64 + 5).unwrap();
     let result = launch(&device, "test_fill_workspace", 3, 64, memory.params(&device, 0, 0));
     assert_fails(result, "test_fill_workspace", "block 1 thread 5: ");
+    let result = launch(&device, "test_fill_workspace", 3, 64, memory.params(&device, 0, 0));
+    if std::process::Command::new("addr2line").arg("--version").output().is_ok() {
+        assert_fails(result, "test_fill_workspace", "mistakes.cu line");
+    }
 }
