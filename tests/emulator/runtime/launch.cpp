@@ -45,6 +45,7 @@ void fail_launch(const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
+    active->latest_site = nullptr;  // some thread's, which need not be the one at fault
     fail_with(text);
 }
 

@@ -212,7 +212,7 @@ impl Device {
                 emulator_free_text(failure);
                 text
             };
-            let place = crate::source::line(site).map(|line| format!(" ({line})"));
+            let place = crate::source::line(site).map(|line| format!(" (latest access: {line})"));
             return Err(text + &place.unwrap_or_default());
         }
         let mut totals = RawTotals::default();
