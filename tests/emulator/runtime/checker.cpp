@@ -53,9 +53,9 @@ static void check_cell(Cell &cell, const Region &region, Access access, const ch
 static void check_cells(const Region &region, const char *address, size_t bytes, Access access,
                         const char *space) {
     const ThreadId me = thread_id(current->block->index, current->index);
-    const char *const end = address + bytes;
     const unsigned granule = 1u << region.granule_log2;
-    for (Cell *cell = region.cell(address); address < end; ++cell, address += granule)
+    const Cell *last = region.cell(address + bytes - 1);
+    for (Cell *cell = region.cell(address); cell <= last; ++cell, address += granule)
         check_cell(*cell, region, access, address, space, me);
 }
 

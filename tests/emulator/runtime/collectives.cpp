@@ -63,7 +63,7 @@ static void complete_if_all_wait(Warp &warp, unsigned mask) {
     active->ordering.lanes_synchronised(warp, lanes);
     if (lanes == (warp.members & ~warp.exited)) warp.requests.flush(active->counters);
     warp.calling &= ~lanes;
-    each(lanes, [&](unsigned lane) { active->scheduler.wake(*warp.lanes[lane]); });
+    active->scheduler.wake(warp, lanes);
 }
 
 uint64_t warp_collective(Collective operation, unsigned mask, uint64_t value, unsigned bytes,
