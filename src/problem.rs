@@ -24,6 +24,8 @@ pub enum Operand {
 
 impl Operand {
     const COUNT: usize = 6;
+    pub(crate) const ALL: [Operand; Self::COUNT] =
+        [Operand::X, Operand::Residual, Operand::Y, Operand::Dy, Operand::Dx, Operand::Dresidual];
 
     /// The argument's name in the calls.
     pub fn name(self) -> &'static str {

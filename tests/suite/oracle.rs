@@ -198,15 +198,7 @@ fn check_flat<E: Element>(case: Case, gaps: &[(Operand, usize)]) {
                 buffers.inference_backward(&Cpu::new()).unwrap();
             }
         }
-        let (bars, y) = (Bars::of(E::DTYPE), buffers.tensor(Operand::Y));
-        assert_tensor("y", &y, &expected.y, &expected.scale.y, bars.y);
-        let gradients = Gradients {
-            dx: buffers.tensor(Operand::Dx),
-            dresidual: case.epilogue.residual.then(|| buffers.tensor(Operand::Dresidual)),
-            dweight: buffers.dweight.map(Into::into),
-            dbias: buffers.dbias.map(Into::into),
-        };
-        assert_gradients(&gradients, &expected, case.epilogue.residual);
+        buffers.assert_results(&expected, Bars::of(E::DTYPE));
     }
 }
 

@@ -1,7 +1,10 @@
 //! Stateless calls on flat buffers that are all the test's own, outputs in larger buffers whose
 //! gaps must stay as they were.
 
-use super::{Case, Data, MOMENTUM, value_bits};
+use super::on_backend::{OnBackend, on_backend};
+use super::{
+    Bars, Case, Data, Expected, MOMENTUM, assert_gradients_within, assert_tensor, value_bits,
+};
 use ndarray::{Array3, ArrayRef, Ix3};
 use warpnorm::*;
 
@@ -79,171 +82,56 @@ impl<E: Element> Buffers<E> {
         }
     }
 
+    /// On the CPU, in this struct's workspace; other backends are [`on_backend`]'s.
+    fn on_cpu(
+        &mut self,
+        cpu: &Cpu,
+        call: impl FnOnce(&mut OnBackend<'_, Cpu, E>) -> Result<()>,
+    ) -> Result<()> {
+        let mut workspace = std::mem::take(&mut self.workspace);
+        let result = on_backend(self, cpu, &mut workspace, call);
+        self.workspace = workspace;
+        result
+    }
+
     pub fn forward_train(&mut self, cpu: &Cpu) -> Result<()> {
-        let args = ForwardTrain::<'_, Cpu, E> {
-            x: (&self.x).into(),
-            residual: self.residual.as_ref().map(CpuSlice::from),
-            affine: affine(&self.weight, &self.bias),
-            running: Some(RunningMut {
-                mean: (&mut self.running_mean).into(),
-                var: (&mut self.running_var).into(),
-                num_batches_tracked: (&mut self.num_batches_tracked).into(),
-            }),
-            y: (&mut self.y).into(),
-            saved: SavedMut {
-                mean_hi: (&mut self.mean_hi).into(),
-                mean_lo: (&mut self.mean_lo).into(),
-                invstd: (&mut self.invstd).into(),
-                mask: self.mask.as_mut().map(CpuSliceMut::from),
-            },
-            workspace: &mut self.workspace,
-        };
-        cpu.forward_train(&self.problem, &self.norm, args)
+        self.on_cpu(cpu, |on| on.forward_train())
     }
 
     pub fn backward_train(&mut self, cpu: &Cpu) -> Result<()> {
-        let args = BackwardTrain::<'_, Cpu, E> {
-            x: (&self.x).into(),
-            residual: self.residual.as_ref().map(CpuSlice::from),
-            dy: (&self.dy).into(),
-            affine: affine(&self.weight, &self.bias),
-            saved: SavedRef {
-                mean_hi: (&self.mean_hi).into(),
-                mean_lo: (&self.mean_lo).into(),
-                invstd: (&self.invstd).into(),
-                mask: self.mask.as_ref().map(CpuSlice::from),
-            },
-            gradients: GradientsMut {
-                dx: (&mut self.dx).into(),
-                dresidual: self.dresidual.as_mut().map(CpuSliceMut::from),
-                dweight: self.dweight.as_mut().map(CpuSliceMut::from),
-                dbias: self.dbias.as_mut().map(CpuSliceMut::from),
-            },
-            workspace: &mut self.workspace,
-        };
-        cpu.backward_train(&self.problem, args)
+        self.on_cpu(cpu, |on| on.backward_train())
     }
 
     pub fn inference(&mut self, cpu: &Cpu) -> Result<()> {
-        let args = Inference::<'_, Cpu, E> {
-            x: (&self.x).into(),
-            residual: self.residual.as_ref().map(CpuSlice::from),
-            affine: affine(&self.weight, &self.bias),
-            running: running(&self.running_mean, &self.running_var),
-            y: (&mut self.y).into(),
-            workspace: &mut self.workspace,
-        };
-        cpu.inference(&self.problem, &self.norm, args)
+        self.on_cpu(cpu, |on| on.inference())
     }
 
     pub fn inference_inplace(&mut self, cpu: &Cpu) -> Result<()> {
-        let args = InferenceInplace::<'_, Cpu, E> {
-            x: (&mut self.x).into(),
-            residual: self.residual.as_ref().map(CpuSlice::from),
-            affine: affine(&self.weight, &self.bias),
-            running: running(&self.running_mean, &self.running_var),
-            workspace: &mut self.workspace,
-        };
-        cpu.inference_inplace(&self.problem, &self.norm, args)
+        self.on_cpu(cpu, |on| on.inference_inplace())
     }
 
     pub fn inference_backward(&mut self, cpu: &Cpu) -> Result<()> {
-        let args = InferenceBackward::<'_, Cpu, E> {
-            x: (&self.x).into(),
-            residual: self.residual.as_ref().map(CpuSlice::from),
-            dy: (&self.dy).into(),
-            affine: affine(&self.weight, &self.bias),
-            running: running(&self.running_mean, &self.running_var),
-            gradients: GradientsMut {
-                dx: (&mut self.dx).into(),
-                dresidual: self.dresidual.as_mut().map(CpuSliceMut::from),
-                dweight: self.dweight.as_mut().map(CpuSliceMut::from),
-                dbias: self.dbias.as_mut().map(CpuSliceMut::from),
-            },
-            workspace: &mut self.workspace,
-        };
-        cpu.inference_backward(&self.problem, &self.norm, args)
+        self.on_cpu(cpu, |on| on.inference_backward())
     }
 
     pub fn statistics(&mut self, cpu: &Cpu, moments: &mut Vec<f64>) -> Result<()> {
-        cpu.statistics(&self.problem, CpuSlice::from(&self.x), moments.into(), &mut self.workspace)
+        self.on_cpu(cpu, |on| on.statistics(moments))
     }
 
-    /// Merges the moments of all ranks into this one's saved and running statistics.
-    pub fn merge_statistics(&mut self, cpu: &Cpu, moments: &Vec<f64>) -> Result<()> {
-        let args = MergeStatistics::<'_, Cpu, E> {
-            moments: moments.into(),
-            running: Some(RunningMut {
-                mean: (&mut self.running_mean).into(),
-                var: (&mut self.running_var).into(),
-                num_batches_tracked: (&mut self.num_batches_tracked).into(),
-            }),
-            saved: SavedMut {
-                mean_hi: (&mut self.mean_hi).into(),
-                mean_lo: (&mut self.mean_lo).into(),
-                invstd: (&mut self.invstd).into(),
-                mask: None,
-            },
-        };
-        cpu.merge_statistics(self.problem.channels(), &self.norm, args)
+    pub fn merge_statistics(&mut self, cpu: &Cpu, moments: &[f64]) -> Result<()> {
+        self.on_cpu(cpu, |on| on.merge_statistics(moments))
     }
 
     pub fn apply(&mut self, cpu: &Cpu) -> Result<()> {
-        let args = Apply::<'_, Cpu, E> {
-            x: (&self.x).into(),
-            residual: self.residual.as_ref().map(CpuSlice::from),
-            affine: affine(&self.weight, &self.bias),
-            y: (&mut self.y).into(),
-            saved: SavedRef {
-                mean_hi: (&self.mean_hi).into(),
-                mean_lo: (&self.mean_lo).into(),
-                invstd: (&self.invstd).into(),
-                mask: None,
-            },
-            mask: self.mask.as_mut().map(CpuSliceMut::from),
-            workspace: &mut self.workspace,
-        };
-        cpu.apply(&self.problem, args)
+        self.on_cpu(cpu, |on| on.apply())
     }
 
     pub fn backward_reduce(&mut self, cpu: &Cpu, sums: &mut Vec<f64>) -> Result<()> {
-        let args = BackwardReduce::<'_, Cpu, E> {
-            x: (&self.x).into(),
-            residual: self.residual.as_ref().map(CpuSlice::from),
-            dy: (&self.dy).into(),
-            affine: affine(&self.weight, &self.bias),
-            saved: SavedRef {
-                mean_hi: (&self.mean_hi).into(),
-                mean_lo: (&self.mean_lo).into(),
-                invstd: (&self.invstd).into(),
-                mask: self.mask.as_ref().map(CpuSlice::from),
-            },
-            sums: sums.into(),
-            dweight: self.dweight.as_mut().map(CpuSliceMut::from),
-            dbias: self.dbias.as_mut().map(CpuSliceMut::from),
-            workspace: &mut self.workspace,
-        };
-        cpu.backward_reduce(&self.problem, args)
+        self.on_cpu(cpu, |on| on.backward_reduce(sums))
     }
 
-    pub fn backward_apply(&mut self, cpu: &Cpu, sums: &Vec<f64>) -> Result<()> {
-        let args = BackwardApply::<'_, Cpu, E> {
-            x: (&self.x).into(),
-            residual: self.residual.as_ref().map(CpuSlice::from),
-            dy: (&self.dy).into(),
-            affine: affine(&self.weight, &self.bias),
-            saved: SavedRef {
-                mean_hi: (&self.mean_hi).into(),
-                mean_lo: (&self.mean_lo).into(),
-                invstd: (&self.invstd).into(),
-                mask: self.mask.as_ref().map(CpuSlice::from),
-            },
-            sums: sums.into(),
-            dx: (&mut self.dx).into(),
-            dresidual: self.dresidual.as_mut().map(CpuSliceMut::from),
-            workspace: &mut self.workspace,
-        };
-        cpu.backward_apply(&self.problem, args)
+    pub fn backward_apply(&mut self, cpu: &Cpu, sums: &[f64]) -> Result<()> {
+        self.on_cpu(cpu, |on| on.backward_apply(sums))
     }
 
     /// An operand as a dense array; its gaps must hold what they held.
@@ -257,6 +145,20 @@ impl<E: Element> Buffers<E> {
             Operand::Dresidual => self.dresidual.as_ref().unwrap(),
         };
         unflatten(&self.problem, operand, flat)
+    }
+
+    /// Compares y and the gradients, of training or of evaluation, with the textbook's.
+    pub fn assert_results(&self, expected: &Expected, bars: Bars) {
+        let y = self.tensor(Operand::Y);
+        assert_tensor("y", &y, &expected.y, &expected.scale.y, bars.y);
+        let residual = self.problem.epilogue().residual;
+        let gradients = Gradients {
+            dx: self.tensor(Operand::Dx),
+            dresidual: residual.then(|| self.tensor(Operand::Dresidual)),
+            dweight: self.dweight.clone().map(Into::into),
+            dbias: self.dbias.clone().map(Into::into),
+        };
+        assert_gradients_within(&gradients, expected, residual, bars);
     }
 
     /// The bits of all that a call may write.
@@ -280,17 +182,6 @@ impl<E: Element> Buffers<E> {
             self.mask.iter().flatten().map(|&byte| u64::from(byte)).collect(),
         ]
     }
-}
-
-fn affine<'a, E: Element>(
-    weight: &'a Option<Vec<E::Param>>,
-    bias: &'a Option<Vec<E::Param>>,
-) -> Affine<'a, Cpu, E> {
-    Affine { weight: weight.as_ref().map(CpuSlice::from), bias: bias.as_ref().map(CpuSlice::from) }
-}
-
-fn running<'a, E: Element>(mean: &'a Vec<E::Param>, var: &'a Vec<E::Param>) -> Running<'a, Cpu, E> {
-    Running { mean: mean.into(), var: var.into() }
 }
 
 fn strides(problem: &Problem, operand: Operand) -> (usize, usize, usize) {

@@ -1,0 +1,303 @@
+// The passes of a backward: reduce (the sums over each channel), then gradient (dx). Frozen, the
+// backward of inference, does both at once: there dx does not wait for the sums.
+#pragma once
+#include "channel.cuh"
+#include "device.cuh"
+#include "epilogue.cuh"
+#include "leave.cuh"
+#include "moments.cuh"
+#include "params.h"
+#include "reduce.cuh"
+#include "walk.cuh"
+
+// ---- sums
+
+// A sum with what rounding took off it.
+struct CompensatedSum {
+    float hi, lo;
+
+    __device__ void add(float value) {
+        float rest;
+        hi = two_sum(hi, value, rest);
+        lo += rest;
+    }
+};
+
+// Sums over a channel in f64: of g, the gradient of z, and of g * deviation.
+struct WideSums {
+    double g, gd;
+
+    __device__ static WideSums empty() { return {0.0, 0.0}; }
+    __device__ static WideSums from(const WideSums &sums) { return sums; }
+
+    __device__ void merge(const WideSums &other) {
+        g += other.g;
+        gd += other.gd;
+    }
+};
+
+// What a reduction must know of a channel: forward's coefficients, and the mean's rest.
+struct Centre {
+    static constexpr int WORDS = Coefficients::WORDS + 1;
+    Coefficients forward;
+    float mean_lo;
+
+    // In units of 1 / power.
+    __device__ float deviation(float x) const {
+        return ((x - forward.mean_hi) - mean_lo) * forward.power;
+    }
+};
+
+__device__ inline Centre channel_centre(const Params &params, Extent channel) {
+    const bool is_saved = params.invstd != 0;
+    return {channel_coefficients(params, channel),
+            is_saved ? channel_value(params.mean_lo, channel, 0.0f) : 0.0f};
+}
+
+// ---- dx
+
+// dx = ((g - mean_g) - deviation * slope) * scale * power, with a deviation in units of 1 / centre's
+// power.
+struct Gradient {
+    static constexpr int WORDS = Centre::WORDS + 6;
+    Centre centre;
+    float mean_g_hi, mean_g_lo;
+    float slope;
+    float scale_hi, scale_lo, power;
+
+    __device__ float dx(float g, float x) const {
+        const float centred = (g - mean_g_hi) - mean_g_lo;
+        const float u = fmaf(-centre.deviation(x), slope, centred);
+        return fmaf(u, scale_hi, u * scale_lo) * power;
+    }
+};
+
+// weight * invstd as scale * power.
+__device__ inline void set_scale(const Params &params, Extent channel, double invstd,
+                                 Gradient &result) {
+    const double scale = channel_value(params.weight, channel, 1.0f) * invstd;
+    result.power = power_below(fabs(scale));
+    const double rest = scale / result.power;
+    result.scale_hi = (float)rest;
+    result.scale_lo = (float)(rest - result.scale_hi);
+}
+
+// From the sums merged over all ranks.
+__device__ inline Gradient channel_gradient(const Params &params, Extent channel) {
+    Gradient result;
+    result.centre = channel_centre(params, channel);
+    const double invstd = channel_value(params.invstd, channel, 0.0f);
+    const double count = rank_row(params, params.sums, 0, channel);
+    const double mean_g = rank_row(params, params.sums, 1, channel) / count;
+    const double mean_gd = rank_row(params, params.sums, 2, channel) / count;
+    result.mean_g_hi = (float)mean_g;
+    result.mean_g_lo = (float)(mean_g - result.mean_g_hi);
+    result.slope = (float)(invstd * mean_gd * invstd / result.centre.forward.power);
+    set_scale(params, channel, invstd, result);
+    return result;
+}
+
+// With fixed statistics: dx = g * scale.
+__device__ inline Gradient frozen_gradient(const Params &params, Extent channel) {
+    Gradient result = {};
+    result.centre = channel_centre(params, channel);
+    const double var = channel_value(params.running_var, channel, 0.0f);
+    set_scale(params, channel, invstd_of(var, params.eps), result);
+    return result;
+}
+
+// ---- the gradient of z
+
+// Where the activation's derivative comes from.
+enum Gate {
+    OPEN,          // identity: g is dy
+    RELU_FROM_X,   // ReLU, its input recomputed from x
+    FROM_MASK,     // a piecewise linear activation over a residual
+    ANY_FROM_X,    // any activation, its input recomputed from x and, if there is one, residual
+};
+
+template <class T, int V>
+struct Inputs {
+    Pack<T, V> x, dy, residual;
+    unsigned bits;
+};
+
+template <Gate GATE, class T, int V>
+__device__ inline Inputs<T, V> load_inputs(const Params &params, Extent mask_row_bytes,
+                                           const Window &window) {
+    Inputs<T, V> inputs = {};
+    inputs.x = load<T, V>(params.x, params.x_stride, window);
+    inputs.dy = load<T, V>(params.dy, params.dy_stride, window);
+    if (GATE == ANY_FROM_X && params.residual) {
+        inputs.residual = load<T, V>(params.residual, params.residual_stride, window);
+    }
+    if ((GATE == FROM_MASK || GATE == ANY_FROM_X) && params.mask && !window.is_empty()) {
+        const uint8_t *row =
+            reinterpret_cast<const uint8_t *>(params.mask) + window.mask_row * mask_row_bytes;
+        inputs.bits = row[window.mask_bit / 8] >> window.mask_bit % 8;
+    }
+    return inputs;
+}
+
+template <Gate GATE, class T, int V>
+__device__ inline float gradient_of_z(const Params &params, const Coefficients &of,
+                                      const Inputs<T, V> &inputs, int v) {
+    const float dy = to_float(inputs.dy.values[v]);
+    if (GATE == OPEN) return dy;
+    if (GATE == FROM_MASK || (GATE == ANY_FROM_X && params.mask)) {
+        return differentiate_by_mask(params, inputs.bits >> v & 1u, dy);
+    }
+    const bool has_residual = GATE == ANY_FROM_X && params.residual;
+    const float z = preactivation<T>(of, to_float(inputs.x.values[v]), has_residual,
+                                     to_float(inputs.residual.values[v]));
+    return differentiate<GATE == RELU_FROM_X ? RELU : ANY>(params, z, dy);
+}
+
+// ---- reduce
+
+template <int CHANNELS>
+struct ThreadSums {
+    CompensatedSum g[CHANNELS], gd[CHANNELS];
+};
+
+__device__ inline WideSums widen(const CompensatedSum &g, const CompensatedSum &gd) {
+    return {(double)g.hi + g.lo, (double)gd.hi + gd.lo};
+}
+
+// Adds the values of a batch that belong to one channel.
+template <int N>
+__device__ inline void add_batch(const float (&g)[N], const float (&gd)[N], CompensatedSum &sum_g,
+                                 CompensatedSum &sum_gd) {
+    sum_g.add(sum_of<N>(g));
+    sum_gd.add(sum_of<N>(gd));
+}
+
+// Writes dweight and dbias of this rank, and the sums that its dx, or all ranks, need.
+__device__ inline void finish_sums(const Params &params, Extent channel, const WideSums &total) {
+    const Coefficients of = channel_coefficients(params, channel);
+    const double gd = total.gd / of.power;
+    const double invstd = params.invstd
+                              ? channel_value(params.invstd, channel, 0.0f)
+                              : invstd_of(channel_value(params.running_var, channel, 0.0f), params.eps);
+    set_channel_value(params.dweight, channel, gd * invstd);
+    set_channel_value(params.dbias, channel, total.g);
+    if (!params.sums) return;
+    rank_row(params, params.sums, 0, channel) = (double)(params.samples * params.spatial);
+    rank_row(params, params.sums, 1, channel) = total.g;
+    rank_row(params, params.sums, 2, channel) = gd;
+}
+
+// g of a batch of packs, and its sums over the thread's channels.
+template <Gate GATE, class T, int V, int BATCH, class Walk, class Known>
+__device__ inline void sum_batch(const Params &params, const Walk &walk, const float *shelf,
+                                 const Window (&windows)[BATCH], const Inputs<T, V> (&inputs)[BATCH],
+                                 ThreadSums<Walk::CHANNELS> &sums) {
+    constexpr int CHANNELS = Walk::CHANNELS, VALUES = BATCH * V / CHANNELS;
+    float g[CHANNELS][VALUES], gd[CHANNELS][VALUES];
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+        const Known known = take_from_shelf<Known>(shelf, walk.slots(), walk.slot(v));
+        const Centre &centre = centre_of(known);
+#pragma unroll
+        for (int u = 0; u < BATCH; ++u) {
+            const int c = CHANNELS == 1 ? 0 : v, i = CHANNELS == 1 ? u * V + v : u;
+            const bool is_there = windows[u].has(v);
+            const float of_z = gradient_of_z<GATE>(params, centre.forward, inputs[u], v);
+            g[c][i] = is_there ? of_z : 0.0f;
+            gd[c][i] = is_there ? of_z * centre.deviation(to_float(inputs[u].x.values[v])) : 0.0f;
+        }
+    }
+#pragma unroll
+    for (int c = 0; c < CHANNELS; ++c) add_batch(g[c], gd[c], sums.g[c], sums.gd[c]);
+}
+
+__device__ inline const Centre &centre_of(const Centre &centre) { return centre; }
+__device__ inline const Centre &centre_of(const Gradient &gradient) { return gradient.centre; }
+
+// dx and dresidual of one pack.
+template <Gate GATE, class T, int V, class Walk>
+__device__ inline void store_gradients(const Params &params, const Walk &walk, const float *shelf,
+                                       const Window &window, const Inputs<T, V> &inputs) {
+    Pack<T, V> dx, dresidual;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+        const Gradient of = take_from_shelf<Gradient>(shelf, walk.slots(), walk.slot(v));
+        const float g = gradient_of_z<GATE>(params, of.centre.forward, inputs, v);
+        dx.values[v] = from_float<T>(of.dx(g, to_float(inputs.x.values[v])));
+        dresidual.values[v] = from_float<T>(g);
+    }
+    if (params.dx) store<T, V>(params.dx, params.dx_stride, window, dx);
+    if (params.dresidual) store<T, V>(params.dresidual, params.dresidual_stride, window, dresidual);
+}
+
+// The walk that all three share: loads a batch and hands it to `each(windows, inputs)`.
+template <Gate GATE, class T, int V, int BATCH, class Walk, class Each>
+__device__ inline void walk_inputs(const Params &params, Walk &walk, const Each &each) {
+    for (; walk.has_batch(); walk.end_batch()) {
+        Window windows[BATCH];
+        Inputs<T, V> inputs[BATCH];
+#pragma unroll
+        for (int u = 0; u < BATCH; ++u) {
+            windows[u] = walk.next(u);
+            inputs[u] = load_inputs<GATE, T, V>(params, walk.mask_row_bytes(), windows[u]);
+        }
+        each(windows, inputs);
+    }
+}
+
+template <class Item, int CHANNELS>
+__device__ inline void widen_all(const ThreadSums<CHANNELS> &sums, Item (&wide)[CHANNELS]) {
+#pragma unroll
+    for (int c = 0; c < CHANNELS; ++c) wide[c] = widen(sums.g[c], sums.gd[c]);
+}
+
+template <Gate GATE, class T, int V, int BATCH, template <int, int> class Walk>
+__device__ void reduce(const Params &params) {
+    SHARED_ARRAY(float, shelf, Centre::WORDS *MAX_SLOTS);
+    Walk<V, BATCH> walk(params);
+    fill_shelf<Centre>(shelf, walk, [&](Extent channel) { return channel_centre(params, channel); });
+    constexpr int CHANNELS = Walk<V, BATCH>::CHANNELS;
+    ThreadSums<CHANNELS> sums = {};
+    walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, const auto &inputs) {
+        sum_batch<GATE, T, V, BATCH, Walk<V, BATCH>, Centre>(params, walk, shelf, windows, inputs, sums);
+    });
+    WideSums wide[CHANNELS];
+    widen_all(sums, wide);
+    finish_group<WideSums>(params, walk, wide, [&](Extent channel, const WideSums &total) {
+        finish_sums(params, channel, total);
+    });
+}
+
+template <Gate GATE, class T, int V, int BATCH, template <int, int> class Walk>
+__device__ void gradient(const Params &params) {
+    SHARED_ARRAY(float, shelf, Gradient::WORDS *MAX_SLOTS);
+    Walk<V, BATCH> walk(params);
+    fill_shelf<Gradient>(shelf, walk, [&](Extent channel) { return channel_gradient(params, channel); });
+    walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, const auto &inputs) {
+#pragma unroll
+        for (int u = 0; u < BATCH; ++u) {
+            store_gradients<GATE>(params, walk, shelf, windows[u], inputs[u]);
+        }
+    });
+}
+
+template <Gate GATE, class T, int V, int BATCH, template <int, int> class Walk>
+__device__ void frozen(const Params &params) {
+    SHARED_ARRAY(float, shelf, Gradient::WORDS *MAX_SLOTS);
+    Walk<V, BATCH> walk(params);
+    fill_shelf<Gradient>(shelf, walk, [&](Extent channel) { return frozen_gradient(params, channel); });
+    constexpr int CHANNELS = Walk<V, BATCH>::CHANNELS;
+    ThreadSums<CHANNELS> sums = {};
+    walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, const auto &inputs) {
+        sum_batch<GATE, T, V, BATCH, Walk<V, BATCH>, Gradient>(params, walk, shelf, windows, inputs, sums);
+#pragma unroll
+        for (int u = 0; u < BATCH; ++u) {
+            store_gradients<GATE>(params, walk, shelf, windows[u], inputs[u]);
+        }
+    });
+    WideSums wide[CHANNELS];
+    widen_all(sums, wide);
+    finish_group<WideSums>(params, walk, wide, [&](Extent channel, const WideSums &total) {
+        finish_sums(params, channel, total);
+    });
+}

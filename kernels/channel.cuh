@@ -1,0 +1,112 @@
+// What is done once per channel, in f64: a forward's statistics, and what a block must know of its
+// channels before it walks.
+#pragma once
+#include "device.cuh"
+#include "epilogue.cuh"
+#include "moments.cuh"
+#include "params.h"
+#include "walk.cuh"
+
+// A channel's value in an fp32 buffer that may be absent.
+__device__ inline float channel_value(Address buffer, Extent channel, float absent) {
+    return buffer ? reinterpret_cast<const float *>(buffer)[channel] : absent;
+}
+
+__device__ inline void set_channel_value(Address buffer, Extent channel, double value) {
+    if (buffer) reinterpret_cast<float *>(buffer)[channel] = (float)value;
+}
+
+// 1 / sqrt(var + eps), and 0 where both are 0.
+__device__ inline double invstd_of(double var, double eps) {
+    return var + eps == 0.0 ? 0.0 : 1.0 / sqrt(var + eps);
+}
+
+// The weight of this batch in the running statistics.
+__device__ inline double running_factor(const Params &params) {
+    if (params.momentum >= 0.0) return params.momentum;
+    return 1.0 / ((double)*reinterpret_cast<const int64_t *>(params.num_batches_tracked) + 1.0);
+}
+
+// Moves a running statistic towards the batch's.
+__device__ inline void advance(Address running, Extent channel, double factor, double value) {
+    if (!running) return;
+    const double old = reinterpret_cast<const float *>(running)[channel];
+    set_channel_value(running, channel, (1.0 - factor) * old + factor * value);
+}
+
+__device__ inline void count_batch(const Params &params) {
+    if (params.num_batches_tracked) ++*reinterpret_cast<int64_t *>(params.num_batches_tracked);
+}
+
+// Saves what backward needs and advances the running statistics. Batches are counted apart, when
+// every channel has read their number.
+__device__ inline void finish_statistics(const Params &params, Extent channel,
+                                         const WideMoments &moments) {
+    const float mean_hi = (float)moments.mean;
+    set_channel_value(params.mean_hi, channel, mean_hi);
+    set_channel_value(params.mean_lo, channel, moments.mean - mean_hi);
+    set_channel_value(params.invstd, channel, invstd_of(moments.m2 / moments.count, params.eps));
+    if (!params.running_mean) return;
+    const double factor = running_factor(params);
+    advance(params.running_mean, channel, factor, moments.mean);
+    advance(params.running_var, channel, factor, moments.m2 / (moments.count - 1.0));
+}
+
+// Row `row` of the [rows, C] f64 rows of one rank.
+__device__ inline double &rank_row(const Params &params, Address rows, unsigned row,
+                                   Extent channel) {
+    return reinterpret_cast<double *>(rows)[row * params.channels + channel];
+}
+
+// Leaves a rank's moments for the others: count, mean hi, mean lo, M2.
+__device__ inline void write_moments(const Params &params, Extent channel,
+                                     const WideMoments &moments) {
+    rank_row(params, params.moments, 0, channel) = moments.count;
+    rank_row(params, params.moments, 1, channel) = moments.mean;
+    rank_row(params, params.moments, 2, channel) = 0.0;
+    rank_row(params, params.moments, 3, channel) = moments.m2;
+}
+
+// From a training forward's saved statistics, or from running ones.
+__device__ inline Coefficients channel_coefficients(const Params &params, Extent channel) {
+    const float weight = channel_value(params.weight, channel, 1.0f);
+    const float bias = channel_value(params.bias, channel, 0.0f);
+    if (params.invstd) {
+        return coefficients(channel_value(params.mean_hi, channel, 0.0f),
+                            channel_value(params.mean_lo, channel, 0.0f),
+                            channel_value(params.invstd, channel, 0.0f), weight, bias);
+    }
+    const double var = channel_value(params.running_var, channel, 0.0f);
+    return coefficients(channel_value(params.running_mean, channel, 0.0f), 0.0f,
+                        invstd_of(var, params.eps), weight, bias);
+}
+
+// A block's shelf for what it knows of its channels: a struct of words per slot, word by word, so
+// that neighbouring threads read neighbouring banks.
+template <class Item>
+__device__ inline void put_on_shelf(float *shelf, unsigned slots, unsigned slot, const Item &item) {
+    const float *words = reinterpret_cast<const float *>(&item);
+#pragma unroll
+    for (int w = 0; w < Item::WORDS; ++w) shelf[w * slots + slot] = words[w];
+}
+
+template <class Item>
+__device__ inline Item take_from_shelf(const float *shelf, unsigned slots, unsigned slot) {
+    Item item;
+    float *words = reinterpret_cast<float *>(&item);
+#pragma unroll
+    for (int w = 0; w < Item::WORDS; ++w) words[w] = shelf[w * slots + slot];
+    return item;
+}
+
+// Fills the shelf of a block from `of_channel(channel)`; what is beyond the tensor gets zeros. The
+// walk may read it at once.
+template <class Item, class Walk, class OfChannel>
+__device__ inline void fill_shelf(float *shelf, const Walk &walk, const OfChannel &of_channel) {
+    for (unsigned slot = threadIdx.x; slot < walk.slots(); slot += THREADS) {
+        Extent channel;
+        const Item item = walk.slot_channel(slot, channel) ? of_channel(channel) : Item{};
+        put_on_shelf(shelf, walk.slots(), slot, item);
+    }
+    __syncthreads();
+}

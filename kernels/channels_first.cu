@@ -1,0 +1,10 @@
+// Channels-first: a block walks over planes of one channel. (Small planes go by columns: see
+// channels_last.cu.)
+#include "entries.h"
+
+PACK_ENTRIES(planes, Planes, f32, float, 4, 8)
+PACK_ENTRIES(planes, Planes, f16, half_t, 8, 4)
+PACK_ENTRIES(planes, Planes, bf16, bf16_t, 8, 4)
+SINGLE_ENTRIES(planes, Planes, f32, float, 8)
+SINGLE_ENTRIES(planes, Planes, f16, half_t, 8)
+SINGLE_ENTRIES(planes, Planes, bf16, bf16_t, 8)

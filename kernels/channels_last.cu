@@ -1,0 +1,10 @@
+// Channels-last: a thread stays at its columns and walks down the rows. Channels-first with small
+// planes is served as well: its rows are samples, and neighbouring columns fold into a channel.
+#include "entries.h"
+
+PACK_ENTRIES(columns, Columns, f32, float, 4, 8)
+PACK_ENTRIES(columns, Columns, f16, half_t, 8, 8)
+PACK_ENTRIES(columns, Columns, bf16, bf16_t, 8, 8)
+SINGLE_ENTRIES(columns, Columns, f32, float, 8)
+SINGLE_ENTRIES(columns, Columns, f16, half_t, 8)
+SINGLE_ENTRIES(columns, Columns, bf16, bf16_t, 8)

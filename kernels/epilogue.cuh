@@ -1,0 +1,159 @@
+// From x to y and back, element by element: scale and shift, residual, activation, and their
+// derivatives.
+//
+// Arithmetic is fp32, arranged so that about one rounding is left of it: the mean and the scale
+// are two numbers each, and a power of two brings deviations of any size to the size of z.
+#pragma once
+#include "device.cuh"
+#include "moments.cuh"
+#include "params.h"
+
+// ---- scale and shift
+
+// The power of two at or below `value` > 0, within fp32's normal range; 1 for 0.
+__device__ inline float power_below(double value) {
+    if (!(value > 0.0)) return 1.0f;
+    const int exponent = (int)(__double_as_longlong(value) >> 52) - 1023;
+    return __int_as_float((min(max(exponent, -126), 127) + 127) << 23);
+}
+
+// z = ((x - mean_hi) * power) * scale + shift.
+struct Coefficients {
+    static constexpr int WORDS = 5;
+    float mean_hi, power;
+    float scale_hi, scale_lo;  // weight * invstd / power
+    float shift;               // bias, less what mean_lo contributes
+};
+
+__device__ inline Coefficients coefficients(float mean_hi, float mean_lo, double invstd,
+                                            float weight, float bias) {
+    Coefficients result;
+    result.mean_hi = mean_hi;
+    result.power = power_below(invstd);
+    const double scale = invstd / result.power * weight;
+    result.scale_hi = (float)scale;
+    result.scale_lo = (float)(scale - result.scale_hi);
+    result.shift = (float)(bias - mean_lo * (double)result.power * scale);
+    return result;
+}
+
+// A sum that a 16-bit type can be rounded from as if it had not been rounded before: to odd.
+__device__ inline float add_to_odd(float a, float b) {
+    float rest;
+    const float sum = two_sum(a, b, rest);
+    const bool is_even = !(__float_as_int(sum) & 1);
+    if (!is_even || !(rest > 0.0f || rest < 0.0f)) return sum;
+    return __int_as_float(__float_as_int(sum) + ((rest > 0.0f) == (sum > 0.0f) ? 1 : -1));
+}
+
+// What bias and residual add, rounded so that a constant channel's y is rounded once.
+template <class T>
+__device__ inline float add_residual(float shift, float residual) {
+    return sizeof(T) == 4 ? shift + residual : add_to_odd(shift, residual);
+}
+
+// The one expression for z: backward recomputes forward's bits by it.
+template <class T>
+__device__ inline float preactivation(const Coefficients &of, float x, bool has_residual,
+                                      float residual) {
+    const float deviation = (x - of.mean_hi) * of.power;
+    const float shift = fmaf(deviation, of.scale_lo, of.shift);
+    return fmaf(deviation, of.scale_hi, has_residual ? add_residual<T>(shift, residual) : shift);
+}
+
+// ---- activations
+
+// Which activations an entry point knows: the two that are everywhere have their own.
+enum Kind { IDENTITY, RELU, ANY };
+
+constexpr float SQRT_HALF = 0.70710678f;
+constexpr float INV_SQRT_2PI = 0.39894228f;
+constexpr float SQRT_2_OVER_PI = 0.79788456f;
+constexpr float GELU_CUBIC = 0.044715f;
+
+__device__ inline float sigmoid(float z) {
+    const float e = expf(-fabsf(z));
+    return (z < 0.0f ? e : 1.0f) / (1.0f + e);
+}
+
+// The normal distribution function.
+__device__ inline float normal_cdf(float z) { return 0.5f * erfcf(-SQRT_HALF * z); }
+
+// The argument of the logistic function in GELU by tanh.
+__device__ inline float gelu_inner(float z) {
+    return 2.0f * SQRT_2_OVER_PI * (z * fmaf(GELU_CUBIC * z, z, 1.0f));
+}
+
+// Comparisons are such that NaN passes.
+__device__ inline float relu(float z) { return z <= 0.0f ? 0.0f : z; }
+
+__device__ inline bool is_cut_by_relu6(float z) { return z <= 0.0f || z >= 6.0f; }
+
+template <Kind KIND>
+__device__ inline float activate(const Params &params, float z) {
+    if (KIND == IDENTITY) return z;
+    if (KIND == RELU) return relu(z);
+    switch (params.activation) {
+        case ACTIVATION_RELU: return relu(z);
+        case ACTIVATION_LEAKY_RELU: return z <= 0.0f ? params.negative_slope * z : z;
+        case ACTIVATION_RELU6: return z >= 6.0f ? 6.0f : relu(z);
+        case ACTIVATION_SIGMOID: return sigmoid(z);
+        case ACTIVATION_TANH: return tanhf(z);
+        case ACTIVATION_SILU: return z * sigmoid(z);
+        case ACTIVATION_GELU: return z * normal_cdf(z);
+        case ACTIVATION_GELU_TANH: return z * sigmoid(gelu_inner(z));
+        default: return z;
+    }
+}
+
+__device__ inline float gelu_derivative(float z) {
+    return fmaf(z, INV_SQRT_2PI * expf(-0.5f * z * z), normal_cdf(z));
+}
+
+__device__ inline float gelu_tanh_derivative(float z) {
+    const float s = sigmoid(gelu_inner(z));
+    const float slope = 2.0f * SQRT_2_OVER_PI * fmaf(3.0f * GELU_CUBIC * z, z, 1.0f);
+    // Far out the slope overflows where s * (1 - s) is 0.
+    const float bell = s * (1.0f - s);
+    return bell == 0.0f ? s : fmaf(z * slope, bell, s);
+}
+
+// g = dy * activation'(z). The piecewise linear ones select, as in PyTorch: an infinite gradient
+// of a value that was cut off stays out.
+template <Kind KIND>
+__device__ inline float differentiate(const Params &params, float z, float dy) {
+    if (KIND == IDENTITY) return dy;
+    if (KIND == RELU) return z <= 0.0f ? 0.0f : dy;
+    switch (params.activation) {
+        case ACTIVATION_RELU: return z <= 0.0f ? 0.0f : dy;
+        case ACTIVATION_LEAKY_RELU: return z <= 0.0f ? params.negative_slope * dy : dy;
+        case ACTIVATION_RELU6: return is_cut_by_relu6(z) ? 0.0f : dy;
+        case ACTIVATION_SIGMOID: {
+            const float s = sigmoid(z);
+            return dy * (s * (1.0f - s));
+        }
+        case ACTIVATION_TANH: {
+            const float t = tanhf(z);
+            return dy * fmaf(-t, t, 1.0f);
+        }
+        case ACTIVATION_SILU: {
+            const float s = sigmoid(z);
+            return dy * (s * fmaf(z, 1.0f - s, 1.0f));
+        }
+        case ACTIVATION_GELU: return dy * gelu_derivative(z);
+        case ACTIVATION_GELU_TANH: return dy * gelu_tanh_derivative(z);
+        default: return dy;
+    }
+}
+
+// ---- the mask: a bit per element, set where a piecewise linear activation lets the gradient by
+
+__device__ inline bool passes(const Params &params, float z) {
+    if (params.activation == ACTIVATION_RELU6) return !is_cut_by_relu6(z);
+    return !(z <= 0.0f);
+}
+
+__device__ inline float differentiate_by_mask(const Params &params, bool passes, float dy) {
+    if (passes) return dy;
+    return params.activation == ACTIVATION_LEAKY_RELU ? params.negative_slope * dy : 0.0f;
+}

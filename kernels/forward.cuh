@@ -1,0 +1,167 @@
+// The passes of a forward: statistics, then apply. Inference is apply with running statistics.
+#pragma once
+#include "channel.cuh"
+#include "device.cuh"
+#include "epilogue.cuh"
+#include "leave.cuh"
+#include "moments.cuh"
+#include "params.h"
+#include "reduce.cuh"
+#include "walk.cuh"
+
+// ---- statistics
+
+// The values of one channel among a batch of packs, as fp32, and which of them are there.
+template <int CHANNELS, class T, int V, int BATCH>
+__device__ inline void take_channel(const Pack<T, V> (&packs)[BATCH], int channel,
+                                    float (&values)[BATCH * V / CHANNELS]) {
+    if constexpr (CHANNELS == 1) {
+#pragma unroll
+        for (int i = 0; i < BATCH * V; ++i) values[i] = to_float(packs[i / V].values[i % V]);
+    } else {
+#pragma unroll
+        for (int u = 0; u < BATCH; ++u) values[u] = to_float(packs[u].values[channel]);
+    }
+}
+
+template <int CHANNELS, int V, int BATCH>
+__device__ inline unsigned valid_bits(const Window (&windows)[BATCH]) {
+    unsigned bits = 0;
+#pragma unroll
+    for (int u = 0; u < BATCH; ++u) {
+        const Window &window = windows[u];
+        if (window.is_empty()) continue;
+        if constexpr (CHANNELS == 1) {
+            bits |= (((1u << window.last) - 1u) >> window.first << window.first) << (u * V);
+        } else {
+            bits |= 1u << u;
+        }
+    }
+    return bits;
+}
+
+// Takes one batch of packs into the moments of the thread's channels.
+template <int CHANNELS, class T, int V, int BATCH>
+__device__ inline void take_batch(const Pack<T, V> (&packs)[BATCH], unsigned valid,
+                                  float added, CountedMoments (&moments)[CHANNELS]) {
+    constexpr int VALUES = BATCH * V / CHANNELS;
+    const float count = moments[0].count;
+    const float share = added / (count + added);
+#pragma unroll
+    for (int c = 0; c < CHANNELS; ++c) {
+        float values[VALUES];
+        take_channel<CHANNELS>(packs, c, values);
+        const Moments batch = moments_of<VALUES>(values, valid, added);
+        if (count == 0.0f) {
+            moments[c].moments = batch;
+        } else {
+            merge_share(moments[c].moments, batch, share, count * share);
+        }
+        moments[c].count = count + added;
+    }
+}
+
+// Every thread's moments of its share of x.
+template <class T, int V, int BATCH, class Walk>
+__device__ inline void take_moments(const Params &params, Walk &walk,
+                                    CountedMoments (&moments)[Walk::CHANNELS]) {
+    constexpr int VALUES = BATCH * V / Walk::CHANNELS;
+    constexpr unsigned ALL = 0xffffffffu >> (32 - VALUES);
+    for (; walk.has_batch(); walk.end_batch()) {
+        Window windows[BATCH];
+        Pack<T, V> packs[BATCH];
+#pragma unroll
+        for (int u = 0; u < BATCH; ++u) {
+            windows[u] = walk.next(u);
+            packs[u] = load<T, V>(params.x, params.x_stride, windows[u]);
+        }
+        const unsigned valid = valid_bits<Walk::CHANNELS, V>(windows);
+        if (valid == ALL) {
+            take_batch(packs, ALL, (float)VALUES, moments);
+        } else if (valid != 0) {
+            take_batch(packs, valid, (float)__popc(valid), moments);
+        }
+    }
+}
+
+template <class T, int V, int BATCH, template <int, int> class Walk>
+__device__ void statistics(const Params &params) {
+    Walk<V, BATCH> walk(params);
+    CountedMoments moments[Walk<V, BATCH>::CHANNELS];
+    for (CountedMoments &of : moments) of = CountedMoments::empty();
+    take_moments<T, V, BATCH>(params, walk, moments);
+    finish_group<WideMoments>(params, walk, moments, [&](Extent channel, const WideMoments &total) {
+        if (params.moments) {
+            write_moments(params, channel, total);
+        } else {
+            finish_statistics(params, channel, total);
+        }
+    });
+}
+
+// ---- apply
+
+// The bits of a pack's mask, of which V == 4 has half a byte and V == 1 a bit: lanes with
+// neighbouring packs put theirs together. All lanes of a warp take part.
+template <int V>
+__device__ inline void store_mask(const Params &params, Extent row_bytes, const Window &window,
+                                  unsigned bits) {
+    uint8_t *bytes = reinterpret_cast<uint8_t *>(params.mask) + window.mask_row * row_bytes;
+    const unsigned lane = threadIdx.x % 32;
+    if (V == 8) {
+        if (!window.is_empty()) bytes[window.mask_bit / 8] = (uint8_t)bits;
+    } else if (V == 4) {
+        const unsigned above = __shfl_down_sync(0xffffffffu, bits, 1);
+        const bool is_first = window.mask_bit % 8 == 0;
+        if (is_first && !window.is_empty()) bytes[window.mask_bit / 8] = (uint8_t)(bits | above << 4);
+    } else {
+        const unsigned warp_bits = __ballot_sync(0xffffffffu, bits);
+        const bool is_first = window.mask_bit % 8 == 0;
+        if (is_first && !window.is_empty()) bytes[window.mask_bit / 8] = (uint8_t)(warp_bits >> lane);
+    }
+}
+
+// y of one pack, in place of x; returns the mask's bits.
+template <Kind KIND, class T, int V, class Walk>
+__device__ inline unsigned apply_pack(const Params &params, const Walk &walk, const float *shelf,
+                                      Pack<T, V> &pack, const Pack<T, V> &residual) {
+    unsigned bits = 0;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+        const Coefficients of = take_from_shelf<Coefficients>(shelf, walk.slots(), walk.slot(v));
+        const float z = preactivation<T>(of, to_float(pack.values[v]), params.residual != 0,
+                                         to_float(residual.values[v]));
+        if (KIND != IDENTITY && passes(params, z)) bits |= 1u << v;
+        pack.values[v] = from_float<T>(activate<KIND>(params, z));
+    }
+    return bits;
+}
+
+template <Kind KIND, class T, int V, int BATCH, template <int, int> class Walk>
+__device__ void apply(const Params &params) {
+    SHARED_ARRAY(float, shelf, Coefficients::WORDS *MAX_SLOTS);
+    Walk<V, BATCH> walk(params);
+    fill_shelf<Coefficients>(shelf, walk, [&](Extent channel) { return channel_coefficients(params, channel); });
+    if (blockIdx.x == 0 && threadIdx.x == 0) count_batch(params);
+    for (; walk.has_batch(); walk.end_batch()) {
+        Window windows[BATCH];
+        Pack<T, V> packs[BATCH], residuals[BATCH] = {};
+#pragma unroll
+        for (int u = 0; u < BATCH; ++u) {
+            windows[u] = walk.next(u);
+            packs[u] = load<T, V>(params.x, params.x_stride, windows[u]);
+            if (params.residual) {
+                residuals[u] = load<T, V>(params.residual, params.residual_stride, windows[u]);
+            }
+        }
+#pragma unroll
+        for (int u = 0; u < BATCH; ++u) {
+            unsigned bits = apply_pack<KIND>(params, walk, shelf, packs[u], residuals[u]);
+            if (windows[u].is_empty()) bits = 0;
+            store<T, V>(params.y, params.y_stride, windows[u], packs[u]);
+            if (KIND != IDENTITY && params.mask) {
+                store_mask<V>(params, walk.mask_row_bytes(), windows[u], bits);
+            }
+        }
+    }
+}

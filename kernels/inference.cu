@@ -1,0 +1,16 @@
+// The backward of inference (frozen batch norm): dx, dresidual, dweight and dbias in one read of x
+// and dy. Inference itself is `apply` with running statistics.
+#include "entries.h"
+
+#define FROZEN(walk, Walk, type, T, V)                                                             \
+    ENTRY(frozen_##walk##_##type##x##V##_identity, frozen<OPEN, T, V, PACKS<V>, Walk>) \
+    ENTRY(frozen_##walk##_##type##x##V##_relu, frozen<RELU_FROM_X, T, V, PACKS<V>, Walk>) \
+    ENTRY(frozen_##walk##_##type##x##V##_any, frozen<ANY_FROM_X, T, V, PACKS_ANY, Walk>)   \
+    ENTRY(frozen_##walk##_##type##x1_any, frozen<ANY_FROM_X, T, 1, PACKS_ANY, Walk>)
+
+FROZEN(planes, Planes, f32, float, 4)
+FROZEN(planes, Planes, f16, half_t, 8)
+FROZEN(planes, Planes, bf16, bf16_t, 8)
+FROZEN(columns, Columns, f32, float, 4)
+FROZEN(columns, Columns, f16, half_t, 8)
+FROZEN(columns, Columns, bf16, bf16_t, 8)

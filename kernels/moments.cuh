@@ -1,0 +1,157 @@
+// Moments: the mean and the spread of a set of values, taken batch by batch and merged.
+#pragma once
+#include "device.cuh"
+
+// The rounded sum of a and b, and what rounding took off (Knuth).
+__device__ inline float two_sum(float a, float b, float &rest) {
+    const float sum = a + b;
+    const float b_part = sum - a;
+    rest = (a - (sum - b_part)) + (b - b_part);
+    return sum;
+}
+
+// A pairwise sum: independent additions, and errors that grow with log2(N).
+template <int N>
+__device__ inline float sum_of(const float *values) {
+    if constexpr (N == 1) {
+        return values[0];
+    } else {
+        return sum_of<N / 2>(values) + sum_of<N - N / 2>(values + N / 2);
+    }
+}
+
+// Squares of fp32 leave its range where values do not: deviations are squared in units of 2^60,
+// 1 or 2^-60. The larger unit wins where two meet: what it loses, it does not miss.
+enum Gear { GEAR_LOW = -1, GEAR_MIDDLE = 0, GEAR_HIGH = 1 };
+
+__device__ inline int gear_of(float magnitude) {
+    if (magnitude > 0x1p40f) return GEAR_HIGH;
+    return magnitude < 0x1p-40f ? GEAR_LOW : GEAR_MIDDLE;
+}
+
+// Brings a deviation into the gear's unit.
+__device__ inline float in_gear(float deviation, int gear) {
+    if (gear == GEAR_MIDDLE) return deviation;
+    return deviation * (gear == GEAR_HIGH ? 0x1p-60f : 0x1p60f);
+}
+
+// Brings an M2 from a gear into one that is not lower.
+__device__ inline float shift_gear(float m2, int from, int to) {
+    if (from == to) return m2;
+    return to - from == 1 ? m2 * 0x1p-120f : 0.0f;
+}
+
+// What a set of values has in common; their count is kept beside it, since lanes share one.
+struct Moments {
+    float mean_hi, mean_lo;  // the mean is their sum: fp32 alone would lose |mean| / std digits
+    float m2;                // the sum of squared deviations, in the gear's unit squared
+    int gear;
+};
+
+__device__ inline Moments no_moments() { return {0.0f, 0.0f, 0.0f, GEAR_LOW}; }
+
+// M2 around `pivot`, the rounded mean, of those of N values in registers whose bit is set.
+template <int N>
+__device__ inline Moments moments_around(const float (&values)[N], unsigned valid, float count,
+                                         float pivot) {
+    float deviations[N], squares[N];
+    float largest = 0.0f;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        deviations[i] = valid >> i & 1u ? values[i] - pivot : 0.0f;
+        squares[i] = deviations[i] * deviations[i];
+    }
+    float m2 = sum_of<N>(squares);
+    int gear = GEAR_MIDDLE;
+    if (!(m2 > 0x1p-80f && m2 < 0x1p90f)) {
+        // Rare: out of the middle gear's range, constant, or not finite.
+#pragma unroll
+        for (int i = 0; i < N; ++i) largest = fmaxf(largest, fabsf(deviations[i]));
+        gear = gear_of(largest);
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            const float deviation = in_gear(deviations[i], gear);
+            squares[i] = deviation * deviation;
+        }
+        m2 = sum_of<N>(squares);
+    }
+    // The pivot is off the mean by its rounding.
+    const float sum = sum_of<N>(deviations);
+    const float correction = sum / count;
+    m2 -= in_gear(sum, gear) * in_gear(correction, gear);
+    Moments result = {0.0f, 0.0f, m2 < 0.0f ? 0.0f : m2, gear};
+    result.mean_hi = two_sum(pivot, correction, result.mean_lo);
+    return result;
+}
+
+// Moments of those of N values in registers whose bit is set in `valid`, `count` of them, at
+// least one: two passes, the first for the mean.
+template <int N>
+__device__ inline Moments moments_of(const float (&values)[N], unsigned valid, float count) {
+    float present[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) present[i] = valid >> i & 1u ? values[i] : 0.0f;
+    return moments_around<N>(values, valid, count, sum_of<N>(present) / count);
+}
+
+// Takes `other`, moments of a share of all values of both (Chan, Golub & LeVeque 1979), in.
+// `weight` is count * share: what delta^2 counts for.
+__device__ inline void merge_share(Moments &into, const Moments &other, float share, float weight) {
+    const float delta = (other.mean_hi - into.mean_hi) + (other.mean_lo - into.mean_lo);
+    const int gear = max(max(into.gear, other.gear), gear_of(fabsf(delta)));
+    const float scaled = in_gear(delta, gear);
+    into.m2 = shift_gear(into.m2, into.gear, gear) + shift_gear(other.m2, other.gear, gear) +
+              scaled * scaled * weight;
+    into.gear = gear;
+    float rest;
+    const float mean = two_sum(into.mean_hi, delta * share, rest);
+    into.mean_hi = two_sum(mean, into.mean_lo + rest, into.mean_lo);
+}
+
+// Moments with their count, as reductions take them.
+struct CountedMoments {
+    Moments moments;
+    float count;
+
+    __device__ static CountedMoments empty() { return {no_moments(), 0.0f}; }
+
+    __device__ void merge(const CountedMoments &other) {
+        if (other.count == 0.0f) return;
+        if (count == 0.0f) {
+            *this = other;
+            return;
+        }
+        const float share = other.count / (count + other.count);
+        merge_share(moments, other.moments, share, count * share);
+        count += other.count;
+    }
+};
+
+// Moments in f64, where no gear is needed: what blocks leave for each other, and what a channel
+// is finished from.
+struct WideMoments {
+    double count, mean, m2;
+
+    __device__ static WideMoments empty() { return {0.0, 0.0, 0.0}; }
+
+    __device__ static WideMoments from(const CountedMoments &narrow) {
+        const Moments &moments = narrow.moments;
+        const double unit = moments.gear == GEAR_MIDDLE ? 1.0
+                            : moments.gear == GEAR_HIGH ? 0x1p60
+                                                        : 0x1p-60;
+        return {narrow.count, (double)moments.mean_hi + moments.mean_lo, moments.m2 * unit * unit};
+    }
+
+    __device__ void merge(const WideMoments &other) {
+        if (other.count == 0.0) return;
+        if (count == 0.0) {
+            *this = other;
+            return;
+        }
+        const double share = other.count / (count + other.count);
+        const double delta = other.mean - mean;
+        m2 += other.m2 + delta * delta * (count * share);
+        mean += delta * share;
+        count += other.count;
+    }
+};

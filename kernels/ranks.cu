@@ -1,0 +1,44 @@
+// The split form's merging of what the ranks of a synchronized batch norm have gathered.
+#include "backward.cuh"
+#include "channel.cuh"
+#include "device.cuh"
+#include "moments.cuh"
+#include "params.h"
+
+// Row `row` of rank `rank` in [R, rows, C].
+__device__ inline double gathered(const Params &params, Address from, unsigned rows, Extent rank,
+                                  unsigned row, Extent channel) {
+    return rank_row(params, from + rank * rows * params.channels * sizeof(double), row, channel);
+}
+
+// One block, so that the batch is counted when every channel has read the count.
+__device__ void merge_statistics(const Params &params) {
+    for (Extent channel = threadIdx.x; channel < params.channels; channel += THREADS) {
+        WideMoments total = WideMoments::empty();
+        for (Extent rank = 0; rank < params.ranks; ++rank) {
+            const auto row = [&](unsigned row) {
+                return gathered(params, params.moments, 4, rank, row, channel);
+            };
+            total.merge({row(0), row(1) + row(2), row(3)});
+        }
+        finish_statistics(params, channel, total);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) count_batch(params);
+}
+
+// `moments` holds the gathered [R, 3, C], `sums` takes [3, C].
+__device__ void merge_sums(const Params &params) {
+    const Extent channel = (Extent)blockIdx.x * THREADS + threadIdx.x;
+    if (channel >= params.channels) return;
+    for (unsigned row = 0; row < 3; ++row) {
+        double sum = 0.0;
+        for (Extent rank = 0; rank < params.ranks; ++rank) {
+            sum += gathered(params, params.moments, 3, rank, row, channel);
+        }
+        rank_row(params, params.sums, row, channel) = sum;
+    }
+}
+
+KERNEL(merge_statistics_of_ranks, THREADS, Params, merge_statistics)
+KERNEL(merge_sums_of_ranks, THREADS, Params, merge_sums)

@@ -1,0 +1,124 @@
+// Reductions: lanes -> warp -> block -> grid, each in a fixed order, so that the same input gives
+// the same bits.
+//
+// An item is a small struct with `static Item empty()` and `void merge(const Item &)`.
+#pragma once
+#include "device.cuh"
+#include "params.h"
+
+// An item as words, to go through shuffles and shared memory.
+template <class Item>
+union Words {
+    static constexpr int COUNT = sizeof(Item) / 4;
+    unsigned words[COUNT];
+    Item item;
+};
+
+// The item of the lane `offset` further on, within `width` lanes.
+template <class Item>
+__device__ inline Item from_lane_below(const Item &item, unsigned offset, int width) {
+    Words<Item> mine, theirs;
+    mine.item = item;
+#pragma unroll
+    for (int i = 0; i < Words<Item>::COUNT; ++i) {
+        theirs.words[i] = __shfl_down_sync(0xffffffffu, mine.words[i], offset, width);
+    }
+    return theirs.item;
+}
+
+// Merges the items of `width` neighbouring lanes (a power of two) into the first of them. All
+// lanes of the warp take part.
+template <class Item>
+__device__ inline void warp_reduce(Item &item, int width = 32) {
+    for (int offset = width / 2; offset > 0; offset /= 2) {
+        item.merge(from_lane_below(item, offset, width));
+    }
+}
+
+// Merges an item of every thread into that of thread 0.
+template <int THREADS, class Item>
+__device__ inline void block_reduce(Item &item) {
+    constexpr int WARPS = THREADS / 32;
+    SHARED_ARRAY(Words<Item>, of_warp, WARPS);
+    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    warp_reduce(item);
+    if (lane == 0) of_warp[warp].item = item;
+    __syncthreads();
+    if (warp == 0) {
+        item = of_warp[lane % WARPS].item;
+        warp_reduce(item, WARPS);
+    }
+}
+
+// Merges COUNT items of each thread down the rows of a block that is laid out as rows of `width`
+// threads, into the threads of the first row. Threads beyond the last whole row hold empty items.
+template <int THREADS, int COUNT, class Item>
+__device__ inline void rows_reduce(Item (&items)[COUNT], unsigned width) {
+    constexpr int WORDS = Words<Item>::COUNT, HALF = THREADS / 2;
+    // Word by word, so that neighbouring threads use neighbouring banks.
+    SHARED_ARRAY(unsigned, shelf, COUNT *WORDS *HALF);
+    const unsigned thread = threadIdx.x, row = thread / width;
+    for (unsigned rows = (THREADS + width - 1) / width; rows > 1; rows = (rows + 1) / 2) {
+        const unsigned kept = (rows + 1) / 2, moved = kept * width;
+        if (row >= kept && row < rows) {
+#pragma unroll
+            for (int i = 0; i < COUNT * WORDS; ++i) {
+                Words<Item> mine;
+                mine.item = items[i / WORDS];
+                shelf[i * HALF + thread - moved] = mine.words[i % WORDS];
+            }
+        }
+        __syncthreads();
+        if (row < rows - kept && thread + moved < THREADS) {
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i) {
+                Words<Item> theirs;
+#pragma unroll
+                for (int w = 0; w < WORDS; ++w) theirs.words[w] = shelf[(i * WORDS + w) * HALF + thread];
+                items[i].merge(theirs.item);
+            }
+        }
+        __syncthreads();
+    }
+}
+
+// Whether this block is the last of `blocks` to come here with its results written; the results
+// of the others can then be read. Leaves the counter at zero.
+__device__ inline bool arrives_last(Address counters, Extent group, unsigned blocks) {
+    SHARED_ARRAY(unsigned, is_last, 1);
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        unsigned *counter = reinterpret_cast<unsigned *>(counters) + group;
+        is_last[0] = blocks == 1 || atomicInc(counter, blocks - 1) == blocks - 1;
+    }
+    __syncthreads();
+    if (is_last[0]) __threadfence();
+    return is_last[0];
+}
+
+// How many lanes share the merging of `parts` partial results: a power of two.
+__device__ inline unsigned lanes_for(unsigned parts) {
+    unsigned lanes = 1;
+    while (lanes < 32 && lanes < parts) lanes *= 2;
+    return lanes;
+}
+
+// Hands the merged partial results of each of `channels` channels to `finish(channel, item)`.
+// `partials` is [channels, parts].
+template <int THREADS, class Item, class Finish>
+__device__ inline void merge_parts(const Item *partials, unsigned channels, unsigned parts,
+                                   const Finish &finish) {
+    const unsigned lanes = lanes_for(parts), lane = threadIdx.x % lanes;
+    for (unsigned first = 0; first < channels; first += THREADS / lanes) {
+        const unsigned channel = first + threadIdx.x / lanes;
+        Item item = Item::empty();
+        if (channel < channels) {
+            for (unsigned part = lane; part < parts; part += lanes) {
+                item.merge(partials[(size_t)channel * parts + part]);
+            }
+        }
+        warp_reduce(item, lanes);
+        if (channel < channels && lane == 0) finish(channel, item);
+    }
+}

@@ -1,0 +1,208 @@
+// How a block walks over its share of a tensor: window by window, a pack of neighbouring elements
+// each. Two walks, one interface:
+//
+// - `Planes`: a block sees one channel of a channels-first tensor; its samples are contiguous
+//   planes, which may begin and end off the pack boundaries.
+// - `Columns`: the tensor is a matrix of rows, and a thread stays at its columns: channels-last
+//   ([N * spatial, C]), and channels-first with small planes ([N, C * spatial]), whose neighbouring
+//   columns fold into channels.
+//
+//     Walk<V, BATCH> walk(params);
+//     for (; walk.has_batch(); walk.end_batch())
+//         for (int u = 0; u < BATCH; ++u) { Window window = walk.next(u); ... }
+//
+// V is the pack's width; a thread's loads of the BATCH windows are in flight together. Every
+// thread of a block goes through the same number of batches; windows beyond the end are empty.
+#pragma once
+#include "device.cuh"
+#include "params.h"
+
+constexpr int THREADS = 256;
+// Columns that a block covers at most.
+constexpr int MAX_SLOTS = 416;
+
+struct Window {
+    Extent sample, inner;  // an element's offset is sample * stride + inner
+    unsigned first, last;  // elements from the first to before the last are there
+    Extent mask_row;
+    Extent mask_bit;
+
+    template <int V>
+    __device__ bool is_full() const {
+        return first == 0 && last == V;
+    }
+    __device__ bool is_empty() const { return first >= last; }
+    __device__ bool has(unsigned v) const { return v >= first && v < last; }
+    __device__ Extent offset(Extent stride) const { return sample * stride + inner; }
+};
+
+// Only the ends of planes off the pack boundaries come here: apart, so that they do not swell every
+// load and store.
+template <class T, int V>
+__device__ __noinline__ Pack<T, V> load_some(const T *from, unsigned first, unsigned last) {
+    Pack<T, V> pack = {};
+#pragma unroll
+    for (unsigned v = 0; v < V; ++v) {
+        if (v >= first && v < last) pack.values[v] = from[v];
+    }
+    return pack;
+}
+
+template <class T, int V>
+__device__ __noinline__ void store_some(T *to, unsigned first, unsigned last, Pack<T, V> pack) {
+#pragma unroll
+    for (unsigned v = 0; v < V; ++v) {
+        if (v >= first && v < last) to[v] = pack.values[v];
+    }
+}
+
+template <class T, int V>
+__device__ inline Pack<T, V> load(Address tensor, Extent stride, const Window &window) {
+    const T *from = reinterpret_cast<const T *>(tensor) + window.offset(stride);
+    if (window.is_full<V>()) return load_pack<V>(from);
+    if (window.is_empty()) return {};
+    return load_some<T, V>(from, window.first, window.last);
+}
+
+template <class T, int V>
+__device__ inline void store(Address tensor, Extent stride, const Window &window,
+                             const Pack<T, V> &pack) {
+    T *to = reinterpret_cast<T *>(tensor) + window.offset(stride);
+    if (window.is_full<V>()) {
+        store_pack<V>(to, pack);
+    } else if (!window.is_empty()) {
+        store_some<T, V>(to, window.first, window.last, pack);
+    }
+}
+
+template <int V, int BATCH>
+struct Planes {
+    static constexpr int CHANNELS = 1;  // that a thread sees
+
+    const Params &params;
+    Extent channel;
+    Extent base, end;         // windows of this block, counted over all planes of the channel
+    Extent sample, window;   // the next of this thread
+    Extent step_samples, step_windows;
+
+    __device__ explicit Planes(const Params &params) : params(params) {
+        channel = blockIdx.x / params.parts;
+        base = blockIdx.x % params.parts * params.windows_per_part;
+        end = min(base + params.windows_per_part, params.samples * params.windows);
+        sample = (base + threadIdx.x) / params.windows;
+        window = (base + threadIdx.x) % params.windows;
+        step_samples = THREADS / params.windows;
+        step_windows = THREADS % params.windows;
+    }
+
+    __device__ bool has_batch() const { return base < end; }
+    __device__ void end_batch() { base += BATCH * THREADS; }
+
+    // The next window of this thread; `u` counts them within the batch.
+    __device__ Window next(int u) {
+        Window result = {};
+        if (base + u * THREADS + threadIdx.x < end) result = at(sample, window);
+        sample += step_samples;
+        window += step_windows;
+        if (window >= params.windows) {
+            window -= params.windows;
+            ++sample;
+        }
+        return result;
+    }
+
+    // Windows lie on pack boundaries, planes need not.
+    __device__ Window at(Extent sample, Extent window) const {
+        const Extent plane = channel * params.spatial;
+        const Extent shift = (params.misalignment + sample * params.x_stride + plane) % V;
+        const Extent before = window * V;  // elements from the first window's start
+        Window result;
+        result.sample = sample;
+        result.inner = plane + before - shift;
+        result.first = before < shift ? (unsigned)(shift - before) : 0;
+        const Extent rest = params.spatial + shift;
+        result.last = before >= rest ? 0 : (unsigned)min((Extent)V, rest - before);
+        result.mask_row = sample * params.channels + channel;
+        result.mask_bit = before - shift;
+        return result;
+    }
+
+    __device__ Extent mask_row_bytes() const { return (params.spatial + 7) / 8; }
+
+    // Slots hold what a block knows of its channels.
+    __device__ unsigned slots() const { return 1; }
+    __device__ unsigned slot(int) const { return 0; }
+    __device__ bool slot_channel(unsigned, Extent &of) const {
+        of = channel;
+        return true;
+    }
+
+    // Blocks of one group finish its channels together.
+    __device__ Extent group() const { return channel; }
+    __device__ unsigned part() const { return blockIdx.x % params.parts; }
+    __device__ Extent first_channel() const { return channel; }
+    __device__ unsigned channels() const { return 1; }
+};
+
+template <int V, int BATCH>
+struct Columns {
+    static constexpr int CHANNELS = V;
+
+    const Params &params;
+    unsigned width, x, y, height;  // the block as rows of threads, and this thread's place
+    Extent column;                 // its first
+    Extent base, end;              // rows of this block
+
+    __device__ explicit Columns(const Params &params) : params(params) {
+        width = params.packs_per_tile;
+        height = THREADS / width;
+        x = threadIdx.x % width;
+        y = threadIdx.x / width;
+        column = (group() * width + x) * V;
+        base = part() * params.rows_per_part;
+        end = min(base + params.rows_per_part, params.rows);
+    }
+
+    __device__ bool has_batch() const { return base < end; }
+    __device__ void end_batch() { base += BATCH * height; }
+
+    __device__ Window next(int u) const {
+        const Extent row = base + u * height + y;
+        if (y >= height || column >= params.columns || row >= end) return {};
+        Window result;
+        result.sample = sample_of(row);
+        result.inner = (row - result.sample * params.rows_per_sample) * params.columns + column;
+        result.first = 0;
+        result.last = V;
+        result.mask_row = row;
+        result.mask_bit = column;
+        return result;
+    }
+
+    // Without a division where it matters: one sample that has all rows, or rows that are samples.
+    __device__ Extent sample_of(Extent row) const {
+        if (params.rows_per_sample == params.rows) return 0;
+        return params.rows_per_sample == 1 ? row : row / params.rows_per_sample;
+    }
+
+    __device__ Extent mask_row_bytes() const { return (params.columns + 7) / 8; }
+
+    // Columns, turned so that neighbouring threads find their own in neighbouring banks.
+    __device__ unsigned slots() const { return width * V; }
+    __device__ unsigned slot(int v) const { return v * width + x; }
+    __device__ bool slot_channel(unsigned slot, Extent &of) const {
+        const Extent column = group() * width * V + slot % width * V + slot / width;
+        of = column / params.columns_per_channel;
+        return column < params.columns;
+    }
+
+    __device__ Extent group() const { return blockIdx.x / params.parts; }
+    __device__ unsigned part() const { return blockIdx.x % params.parts; }
+    __device__ Extent first_channel() const {
+        return group() * (width * V / params.columns_per_channel);
+    }
+    __device__ unsigned channels() const {
+        const Extent rest = params.channels - first_channel();
+        return (unsigned)min((Extent)(width * V / params.columns_per_channel), rest);
+    }
+};

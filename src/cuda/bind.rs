@@ -1,0 +1,332 @@
+//! Arguments of the GPU's calls, checked and bound: everything that can be refused is refused
+//! here, before anything is launched.
+
+use super::device::Device;
+use super::launcher::{Launcher, MemoryRef};
+use super::params::Params;
+use super::workspace::Size;
+use crate::backend::{Affine, Norm, Running, RunningMut, SavedMut, SavedRef};
+use crate::config::{check_eps, check_factor};
+use crate::element::{DType, Element, Scalar};
+use crate::error::{Error, Result, check_len};
+use crate::problem::{Operand, Problem};
+
+/// The buffers of one call: held until it is launched, and checked against each other.
+pub(super) struct Bound<'a, L: Launcher> {
+    launcher: &'a L,
+    buffers: Vec<Named<L::Hold<'a>>>,
+}
+
+struct Named<H> {
+    name: &'static str,
+    written: bool,
+    memory: MemoryRef<H>,
+}
+
+impl<'a, L: Launcher> Bound<'a, L> {
+    pub(super) fn new(launcher: &'a L) -> Self {
+        Bound { launcher, buffers: Vec::with_capacity(16) }
+    }
+
+    fn keep(
+        &mut self,
+        name: &'static str,
+        written: bool,
+        memory: MemoryRef<L::Hold<'a>>,
+    ) -> Result<u64> {
+        let address = memory.address;
+        let shared = self
+            .buffers
+            .iter()
+            .find(|other| (written || other.written) && overlap(&memory, &other.memory));
+        if let Some(other) = shared {
+            let (output, input) = if written { (name, other.name) } else { (other.name, name) };
+            return Err(Error::argument(
+                output,
+                "memory of its own",
+                format_args!("memory that `{input}` has too"),
+            ));
+        }
+        self.buffers.push(Named { name, written, memory });
+        Ok(address)
+    }
+
+    /// `[len]` values that are read.
+    pub(super) fn read<T: Scalar>(
+        &mut self,
+        name: &'static str,
+        len: usize,
+        slice: &'a L::Slice<'_, T>,
+    ) -> Result<u64> {
+        let memory = self.launcher.memory(slice)?;
+        check_len(name, len, memory.bytes / size_of::<T>())?;
+        self.keep(name, false, memory)
+    }
+
+    /// `[len]` values that are written.
+    pub(super) fn write<T: Scalar>(
+        &mut self,
+        name: &'static str,
+        len: usize,
+        slice: &'a mut L::SliceMut<'_, T>,
+    ) -> Result<u64> {
+        let memory = self.launcher.memory_mut(slice)?;
+        check_len(name, len, memory.bytes / size_of::<T>())?;
+        self.keep(name, true, memory)
+    }
+
+    /// [`read`](Self::read), 0 if absent.
+    pub(super) fn read_optional<T: Scalar>(
+        &mut self,
+        name: &'static str,
+        len: usize,
+        slice: &'a Option<L::Slice<'_, T>>,
+    ) -> Result<u64> {
+        slice.as_ref().map_or(Ok(0), |slice| self.read(name, len, slice))
+    }
+
+    /// [`write`](Self::write), 0 if absent.
+    pub(super) fn write_optional<T: Scalar>(
+        &mut self,
+        name: &'static str,
+        len: usize,
+        slice: &'a mut Option<L::SliceMut<'_, T>>,
+    ) -> Result<u64> {
+        slice.as_mut().map_or(Ok(0), |slice| self.write(name, len, slice))
+    }
+
+    /// What `ranks` ranks have gathered, `len` values each; its address and the ranks.
+    pub(super) fn gathered(
+        &mut self,
+        name: &'static str,
+        len: usize,
+        slice: &'a L::Slice<'_, f64>,
+    ) -> Result<(u64, u64)> {
+        let memory = self.launcher.memory(slice)?;
+        let found = memory.bytes / size_of::<f64>();
+        if len == 0 {
+            return Err(Error::argument("channels", "at least 1", 0));
+        }
+        if found == 0 || found % len != 0 {
+            return Err(Error::argument(
+                name,
+                format_args!("a multiple of {len} elements, one share per rank"),
+                found,
+            ));
+        }
+        Ok((self.keep(name, false, memory)?, (found / len) as u64))
+    }
+
+    /// A tensor that is read.
+    pub(super) fn tensor<E: Element>(
+        &mut self,
+        problem: &Problem,
+        operand: Operand,
+        slice: &'a L::Slice<'_, E>,
+    ) -> Result<u64> {
+        let memory = self.launcher.memory(slice)?;
+        check_span(problem, operand, &memory)?;
+        self.keep(operand.name(), false, memory)
+    }
+
+    /// A tensor that is written.
+    pub(super) fn tensor_mut<E: Element>(
+        &mut self,
+        problem: &Problem,
+        operand: Operand,
+        slice: &'a mut L::SliceMut<'_, E>,
+    ) -> Result<u64> {
+        let memory = self.launcher.memory_mut(slice)?;
+        check_span(problem, operand, &memory)?;
+        self.keep(operand.name(), true, memory)
+    }
+}
+
+impl<'a, L: Launcher> Bound<'a, L> {
+    pub(super) fn affine<E: Element>(
+        &mut self,
+        channels: usize,
+        affine: &'a Affine<'_, Device<L>, E>,
+        params: &mut Params,
+    ) -> Result<()> {
+        params.weight = self.read_optional("weight", channels, &affine.weight)?;
+        params.bias = self.read_optional("bias", channels, &affine.bias)?;
+        Ok(())
+    }
+
+    pub(super) fn saved<E: Element>(
+        &mut self,
+        channels: usize,
+        saved: &'a SavedRef<'_, Device<L>, E>,
+        params: &mut Params,
+    ) -> Result<()> {
+        params.mean_hi = self.read("saved.mean_hi", channels, &saved.mean_hi)?;
+        params.mean_lo = self.read("saved.mean_lo", channels, &saved.mean_lo)?;
+        params.invstd = self.read("saved.invstd", channels, &saved.invstd)?;
+        Ok(())
+    }
+
+    pub(super) fn saved_mut<E: Element>(
+        &mut self,
+        channels: usize,
+        saved: &'a mut SavedMut<'_, Device<L>, E>,
+        params: &mut Params,
+    ) -> Result<()> {
+        params.mean_hi = self.write("saved.mean_hi", channels, &mut saved.mean_hi)?;
+        params.mean_lo = self.write("saved.mean_lo", channels, &mut saved.mean_lo)?;
+        params.invstd = self.write("saved.invstd", channels, &mut saved.invstd)?;
+        Ok(())
+    }
+
+    pub(super) fn running<E: Element>(
+        &mut self,
+        channels: usize,
+        running: &'a Running<'_, Device<L>, E>,
+        params: &mut Params,
+    ) -> Result<()> {
+        params.running_mean = self.read("running_mean", channels, &running.mean)?;
+        params.running_var = self.read("running_var", channels, &running.var)?;
+        Ok(())
+    }
+
+    pub(super) fn running_mut<E: Element>(
+        &mut self,
+        channels: usize,
+        running: &'a mut Option<RunningMut<'_, Device<L>, E>>,
+        params: &mut Params,
+    ) -> Result<()> {
+        let Some(running) = running else { return Ok(()) };
+        params.running_mean = self.write("running_mean", channels, &mut running.mean)?;
+        params.running_var = self.write("running_var", channels, &mut running.var)?;
+        params.num_batches_tracked =
+            self.write("num_batches_tracked", 1, &mut running.num_batches_tracked)?;
+        Ok(())
+    }
+
+    /// The residual, where backward needs it to know the pre-activation.
+    pub(super) fn residual_for_backward<E: Element>(
+        &mut self,
+        problem: &Problem,
+        needed: bool,
+        residual: &'a Option<L::Slice<'_, E>>,
+    ) -> Result<u64> {
+        match (needed, residual) {
+            (false, _) => Ok(0),
+            (true, Some(residual)) => self.tensor::<E>(problem, Operand::Residual, residual),
+            (true, None) => Err(Error::argument(
+                "residual",
+                format_args!("forward's, for the derivative of {}", problem.epilogue().activation),
+                "none",
+            )),
+        }
+    }
+
+    pub(super) fn mask(
+        &mut self,
+        problem: &Problem,
+        mask: &'a Option<L::Slice<'_, u8>>,
+    ) -> Result<u64> {
+        match (problem.mask_len(), mask) {
+            (0, _) => Ok(0),
+            (len, Some(mask)) => self.read("saved.mask", len, mask),
+            (len, None) => Err(missing_mask(len)),
+        }
+    }
+
+    pub(super) fn mask_mut(
+        &mut self,
+        problem: &Problem,
+        mask: &'a mut Option<L::SliceMut<'_, u8>>,
+    ) -> Result<u64> {
+        match (problem.mask_len(), mask) {
+            (0, _) => Ok(0),
+            (len, Some(mask)) => self.write("saved.mask", len, mask),
+            (len, None) => Err(missing_mask(len)),
+        }
+    }
+
+    /// dx and dresidual.
+    pub(super) fn gradients<E: Element>(
+        &mut self,
+        problem: &Problem,
+        dx: &'a mut L::SliceMut<'_, E>,
+        dresidual: &'a mut Option<L::SliceMut<'_, E>>,
+        params: &mut Params,
+    ) -> Result<()> {
+        params.dx = self.tensor_mut::<E>(problem, Operand::Dx, dx)?;
+        let Some(dresidual) = dresidual else { return Ok(()) };
+        if !problem.epilogue().residual {
+            let expected = "none (the epilogue has no residual)";
+            return Err(Error::argument("dresidual", expected, "a tensor"));
+        }
+        params.dresidual = self.tensor_mut::<E>(problem, Operand::Dresidual, dresidual)?;
+        Ok(())
+    }
+
+    /// Counters and partial results of blocks; gives the address of the sums of a backward.
+    pub(super) fn scratch(
+        &mut self,
+        size: Size,
+        buffer: &'a mut L::SliceMut<'_, f64>,
+        params: &mut Params,
+    ) -> Result<u64> {
+        params.counters = self.write("workspace", size.words() as usize, buffer)?;
+        params.partials = params.counters + 8 * size.counters;
+        Ok(params.partials + 8 * size.partials)
+    }
+}
+
+fn overlap<H>(a: &MemoryRef<H>, b: &MemoryRef<H>) -> bool {
+    let ends_before = |a: &MemoryRef<H>, b: &MemoryRef<H>| a.address + a.bytes as u64 <= b.address;
+    a.bytes > 0 && b.bytes > 0 && !ends_before(a, b) && !ends_before(b, a)
+}
+
+fn check_span<H>(problem: &Problem, operand: Operand, memory: &MemoryRef<H>) -> Result<()> {
+    let (span, len) = (problem.span(operand), memory.bytes / problem.dtype().size());
+    if memory.address % problem.dtype().size() as u64 != 0 {
+        return Err(Error::argument(
+            operand.name(),
+            format_args!("an address that is a multiple of {}", problem.dtype().size()),
+            format_args!("{:#x}", memory.address),
+        ));
+    }
+    if len == span || (len > span && !problem.is_gapless(operand)) {
+        return Ok(());
+    }
+    Err(Error::argument(operand.name(), format_args!("{span} elements ({problem})"), len))
+}
+
+/// The element type of a call: not f64, and the problem's.
+pub(super) fn check_element<E: Element>(problem: &Problem) -> Result<()> {
+    problem.check_dtype(E::DTYPE)?;
+    match E::DTYPE {
+        DType::F64 => Err(Error::argument("x", "f32, f16 or bf16 on a GPU", DType::F64)),
+        _ => Ok(()),
+    }
+}
+
+/// eps and momentum as `Params` has them: a momentum below 0 is the cumulative average.
+pub(super) fn norm_values(norm: &Norm) -> Result<(f64, f64)> {
+    check_eps(norm.eps)?;
+    if let Some(momentum) = norm.momentum {
+        check_factor("momentum", momentum)?;
+    }
+    Ok((norm.eps, norm.momentum.unwrap_or(-1.0)))
+}
+
+/// The residual of forward: there exactly if the epilogue has one.
+pub(super) fn check_residual(problem: &Problem, is_there: bool) -> Result<()> {
+    match (problem.epilogue().residual, is_there) {
+        (true, false) => {
+            Err(Error::argument("residual", "a tensor (the epilogue has a residual)", "none"))
+        }
+        (false, true) => {
+            Err(Error::argument("residual", "none (the epilogue has no residual)", "a tensor"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn missing_mask(len: usize) -> Error {
+    Error::argument("saved.mask", format_args!("{len} bytes"), "none")
+}

@@ -1,0 +1,499 @@
+//! [`Device`]: every call of [`Backend`] on a GPU, or whatever else launches the kernels.
+
+use super::bind::{Bound, check_element, check_residual, norm_values};
+use super::launcher::{Launch, Launcher};
+use super::params::Params;
+use super::plan::{Alignment, BLOCK, Geometry, Pass, Plan};
+use super::workspace::Workspace;
+use crate::backend::*;
+use crate::config::Activation;
+use crate::element::{Element, Scalar};
+use crate::error::Result;
+use crate::problem::{Operand, Problem};
+
+/// A device on which the kernels run.
+#[derive(Debug, Clone)]
+pub struct Device<L: Launcher> {
+    launcher: L,
+}
+
+impl<L: Launcher> Device<L> {
+    /// A backend over `launcher`.
+    pub fn new(launcher: L) -> Self {
+        Device { launcher }
+    }
+
+    /// What runs the kernels.
+    pub fn launcher(&self) -> &L {
+        &self.launcher
+    }
+
+    fn plan(&self, pass: Pass, problem: &Problem, alignment: Alignment) -> Result<Plan> {
+        Plan::new(pass, problem, &self.launcher.facts(), alignment)
+    }
+
+    /// Launches one pass.
+    fn launch(&self, plan: &Plan, params: &Params) -> Result<()> {
+        let params = with_geometry(*params, plan);
+        self.launch_kernel(&plan.kernel, plan.grid, &params)
+    }
+
+    fn launch_kernel(&self, kernel: &str, grid: u32, params: &Params) -> Result<()> {
+        self.launcher.launch(&Launch {
+            kernel,
+            grid,
+            block: BLOCK,
+            shared_bytes: 0,
+            params: bytemuck::bytes_of(params),
+        })
+    }
+}
+
+/// Shape, strides and activation.
+fn params_of(problem: &Problem) -> Params {
+    let stride = |operand| problem.batch_stride(operand) as u64;
+    let epilogue = problem.epilogue();
+    Params {
+        samples: problem.batch() as u64,
+        channels: problem.channels() as u64,
+        spatial: problem.spatial() as u64,
+        x_stride: stride(Operand::X),
+        residual_stride: stride(Operand::Residual),
+        y_stride: stride(Operand::Y),
+        dy_stride: stride(Operand::Dy),
+        dx_stride: stride(Operand::Dx),
+        dresidual_stride: stride(Operand::Dresidual),
+        activation: activation_kind(epilogue.activation),
+        negative_slope: match epilogue.activation {
+            Activation::LeakyRelu { negative_slope } => negative_slope as f32,
+            _ => 0.0,
+        },
+        ..Params::default()
+    }
+}
+
+fn activation_kind(activation: Activation) -> u32 {
+    use super::params::*;
+    match activation {
+        Activation::Identity => ActivationKind_ACTIVATION_IDENTITY,
+        Activation::Relu => ActivationKind_ACTIVATION_RELU,
+        Activation::LeakyRelu { .. } => ActivationKind_ACTIVATION_LEAKY_RELU,
+        Activation::Relu6 => ActivationKind_ACTIVATION_RELU6,
+        Activation::Sigmoid => ActivationKind_ACTIVATION_SIGMOID,
+        Activation::Tanh => ActivationKind_ACTIVATION_TANH,
+        Activation::Silu => ActivationKind_ACTIVATION_SILU,
+        Activation::Gelu => ActivationKind_ACTIVATION_GELU,
+        Activation::GeluTanh => ActivationKind_ACTIVATION_GELU_TANH,
+    }
+}
+
+fn with_geometry(params: Params, plan: &Plan) -> Params {
+    let parts = plan.parts;
+    match plan.geometry {
+        Geometry::Planes { misalignment, windows, windows_per_part } => {
+            Params { parts, misalignment, windows, windows_per_part, ..params }
+        }
+        Geometry::Columns {
+            rows,
+            columns,
+            rows_per_sample,
+            rows_per_part,
+            columns_per_channel,
+            packs_per_tile,
+        } => Params {
+            parts,
+            rows,
+            columns,
+            rows_per_sample,
+            rows_per_part,
+            columns_per_channel,
+            packs_per_tile,
+            ..params
+        },
+    }
+}
+
+/// The call's tensors, by address, where they are there.
+fn alignment_of(problem: &Problem, tensors: &[(u64, Operand)]) -> Alignment {
+    let mut present = [(0, Operand::X); 5];
+    let mut count = 0;
+    for &tensor in tensors.iter().filter(|tensor| tensor.0 != 0) {
+        present[count] = tensor;
+        count += 1;
+    }
+    Alignment::of(problem, &present[..count])
+}
+
+impl<L: Launcher> Backend for Device<L> {
+    type Buffer<T: Scalar> = L::Buffer<T>;
+    type Slice<'a, T: Scalar> = L::Slice<'a, T>;
+    type SliceMut<'a, T: Scalar> = L::SliceMut<'a, T>;
+    type Workspace = Workspace<L>;
+
+    fn zeros<T: Scalar>(&self, len: usize) -> Result<L::Buffer<T>> {
+        self.launcher.zeros(len)
+    }
+
+    fn upload<T: Scalar>(&self, values: &[T]) -> Result<L::Buffer<T>> {
+        self.launcher.upload(values)
+    }
+
+    fn download<T: Scalar>(&self, buffer: &L::Buffer<T>) -> Result<Vec<T>> {
+        self.launcher.download(buffer)
+    }
+
+    fn duplicate<T: Scalar>(&self, buffer: &L::Buffer<T>) -> Result<L::Buffer<T>> {
+        self.launcher.duplicate(buffer)
+    }
+
+    fn len<T: Scalar>(buffer: &L::Buffer<T>) -> usize {
+        L::len(buffer)
+    }
+
+    fn slice<T: Scalar>(buffer: &L::Buffer<T>) -> L::Slice<'_, T> {
+        L::slice(buffer)
+    }
+
+    fn slice_mut<T: Scalar>(buffer: &mut L::Buffer<T>) -> L::SliceMut<'_, T> {
+        L::slice_mut(buffer)
+    }
+
+    fn workspace(&self, problem: &Problem) -> Result<Workspace<L>> {
+        Workspace::new(&self.launcher, problem)
+    }
+
+    fn forward_train<E: Element>(
+        &self,
+        problem: &Problem,
+        norm: &Norm,
+        args: ForwardTrain<'_, Self, E>,
+    ) -> Result<()> {
+        let ForwardTrain { x, residual, affine, mut running, mut y, saved, workspace } = args;
+        let SavedMut { mean_hi, mean_lo, invstd, mut mask } = saved;
+        let mut saved = SavedMut::<Self, E> { mean_hi, mean_lo, invstd, mask: None };
+        check_element::<E>(problem)?;
+        problem.check_trainable(problem.values_per_channel())?;
+        check_residual(problem, residual.is_some())?;
+        let (channels, size) = (problem.channels(), workspace.size);
+        let mut buffer = L::slice_mut(&mut workspace.buffer);
+        let mut params = params_of(problem);
+        (params.eps, params.momentum) = norm_values(norm)?;
+
+        let mut bound = Bound::new(&self.launcher);
+        params.x = bound.tensor::<E>(problem, Operand::X, &x)?;
+        if let Some(residual) = &residual {
+            params.residual = bound.tensor::<E>(problem, Operand::Residual, residual)?;
+        }
+        bound.affine(channels, &affine, &mut params)?;
+        bound.running_mut(channels, &mut running, &mut params)?;
+        params.y = bound.tensor_mut::<E>(problem, Operand::Y, &mut y)?;
+        bound.saved_mut(channels, &mut saved, &mut params)?;
+        params.mask = bound.mask_mut(problem, &mut mask)?;
+        bound.scratch(size, &mut buffer, &mut params)?;
+
+        let alone = alignment_of(problem, &[(params.x, Operand::X)]);
+        let statistics = self.plan(Pass::Statistics, problem, alone)?;
+        let apply = self.plan(Pass::Apply, problem, forward_alignment(problem, &params))?;
+        size.check(problem, &[&statistics])?;
+        self.launch(&statistics, &params)?;
+        self.launch(&apply, &params)
+    }
+
+    fn backward_train<E: Element>(
+        &self,
+        problem: &Problem,
+        args: BackwardTrain<'_, Self, E>,
+    ) -> Result<()> {
+        let BackwardTrain { x, residual, dy, affine, saved, gradients, workspace } = args;
+        let GradientsMut { mut dx, mut dresidual, mut dweight, mut dbias } = gradients;
+        check_element::<E>(problem)?;
+        problem.check_trainable(problem.values_per_channel())?;
+        let (channels, size) = (problem.channels(), workspace.size);
+        let needs_residual = problem.epilogue().backward_reads_residual();
+        let mut buffer = L::slice_mut(&mut workspace.buffer);
+        let mut params = params_of(problem);
+
+        let mut bound = Bound::new(&self.launcher);
+        params.x = bound.tensor::<E>(problem, Operand::X, &x)?;
+        params.residual = bound.residual_for_backward::<E>(problem, needs_residual, &residual)?;
+        params.dy = bound.tensor::<E>(problem, Operand::Dy, &dy)?;
+        bound.affine(channels, &affine, &mut params)?;
+        bound.saved(channels, &saved, &mut params)?;
+        params.mask = bound.mask(problem, &saved.mask)?;
+        bound.gradients::<E>(problem, &mut dx, &mut dresidual, &mut params)?;
+        params.dweight = bound.write_optional("dweight", channels, &mut dweight)?;
+        params.dbias = bound.write_optional("dbias", channels, &mut dbias)?;
+        params.sums = bound.scratch(size, &mut buffer, &mut params)?;
+
+        let reduce = self.plan(Pass::Reduce, problem, inputs_alignment(problem, &params))?;
+        let gradient = self.plan(Pass::Gradient, problem, backward_alignment(problem, &params))?;
+        size.check(problem, &[&reduce])?;
+        self.launch(&reduce, &params)?;
+        self.launch(&gradient, &params)
+    }
+
+    fn inference<E: Element>(
+        &self,
+        problem: &Problem,
+        norm: &Norm,
+        args: Inference<'_, Self, E>,
+    ) -> Result<()> {
+        let Inference { x, residual, affine, running, mut y, workspace: _ } = args;
+        check_element::<E>(problem)?;
+        check_residual(problem, residual.is_some())?;
+        let mut params = params_of(problem);
+        (params.eps, _) = norm_values(norm)?;
+
+        let mut bound = Bound::new(&self.launcher);
+        params.x = bound.tensor::<E>(problem, Operand::X, &x)?;
+        if let Some(residual) = &residual {
+            params.residual = bound.tensor::<E>(problem, Operand::Residual, residual)?;
+        }
+        bound.affine(problem.channels(), &affine, &mut params)?;
+        bound.running(problem.channels(), &running, &mut params)?;
+        params.y = bound.tensor_mut::<E>(problem, Operand::Y, &mut y)?;
+        self.launch_apply(problem, &params)
+    }
+
+    fn inference_inplace<E: Element>(
+        &self,
+        problem: &Problem,
+        norm: &Norm,
+        args: InferenceInplace<'_, Self, E>,
+    ) -> Result<()> {
+        let InferenceInplace { mut x, residual, affine, running, workspace: _ } = args;
+        check_element::<E>(problem)?;
+        check_residual(problem, residual.is_some())?;
+        let mut params = params_of(problem);
+        (params.eps, _) = norm_values(norm)?;
+
+        let mut bound = Bound::new(&self.launcher);
+        params.x = bound.tensor_mut::<E>(problem, Operand::X, &mut x)?;
+        (params.y, params.y_stride) = (params.x, params.x_stride);
+        if let Some(residual) = &residual {
+            params.residual = bound.tensor::<E>(problem, Operand::Residual, residual)?;
+        }
+        bound.affine(problem.channels(), &affine, &mut params)?;
+        bound.running(problem.channels(), &running, &mut params)?;
+        self.launch_apply(problem, &params)
+    }
+
+    fn inference_backward<E: Element>(
+        &self,
+        problem: &Problem,
+        norm: &Norm,
+        args: InferenceBackward<'_, Self, E>,
+    ) -> Result<()> {
+        let InferenceBackward { x, residual, dy, affine, running, gradients, workspace } = args;
+        let GradientsMut { mut dx, mut dresidual, mut dweight, mut dbias } = gradients;
+        let epilogue = problem.epilogue();
+        check_element::<E>(problem)?;
+        let (channels, size) = (problem.channels(), workspace.size);
+        let needs_residual = epilogue.residual && epilogue.activation != Activation::Identity;
+        let mut buffer = L::slice_mut(&mut workspace.buffer);
+        let mut params = params_of(problem);
+        (params.eps, _) = norm_values(norm)?;
+
+        let mut bound = Bound::new(&self.launcher);
+        params.x = bound.tensor::<E>(problem, Operand::X, &x)?;
+        params.residual = bound.residual_for_backward::<E>(problem, needs_residual, &residual)?;
+        params.dy = bound.tensor::<E>(problem, Operand::Dy, &dy)?;
+        bound.affine(channels, &affine, &mut params)?;
+        bound.running(channels, &running, &mut params)?;
+        bound.gradients::<E>(problem, &mut dx, &mut dresidual, &mut params)?;
+        params.dweight = bound.write_optional("dweight", channels, &mut dweight)?;
+        params.dbias = bound.write_optional("dbias", channels, &mut dbias)?;
+        bound.scratch(size, &mut buffer, &mut params)?;
+
+        let frozen = self.plan(Pass::Frozen, problem, backward_alignment(problem, &params))?;
+        size.check(problem, &[&frozen])?;
+        self.launch(&frozen, &params)
+    }
+
+    fn statistics<E: Element>(
+        &self,
+        problem: &Problem,
+        x: Self::Slice<'_, E>,
+        mut moments: Self::SliceMut<'_, f64>,
+        workspace: &mut Workspace<L>,
+    ) -> Result<()> {
+        check_element::<E>(problem)?;
+        let size = workspace.size;
+        let mut buffer = L::slice_mut(&mut workspace.buffer);
+        let mut params = params_of(problem);
+
+        let mut bound = Bound::new(&self.launcher);
+        params.x = bound.tensor::<E>(problem, Operand::X, &x)?;
+        params.moments = bound.write("moments", MOMENT_ROWS * problem.channels(), &mut moments)?;
+        bound.scratch(size, &mut buffer, &mut params)?;
+
+        let alone = alignment_of(problem, &[(params.x, Operand::X)]);
+        let plan = self.plan(Pass::Statistics, problem, alone)?;
+        size.check(problem, &[&plan])?;
+        self.launch(&plan, &params)
+    }
+
+    fn merge_statistics<E: Element>(
+        &self,
+        channels: usize,
+        norm: &Norm,
+        args: MergeStatistics<'_, Self, E>,
+    ) -> Result<()> {
+        let MergeStatistics { moments, mut running, mut saved } = args;
+        let mut params = Params { channels: channels as u64, ..Params::default() };
+        (params.eps, params.momentum) = norm_values(norm)?;
+
+        let mut bound = Bound::new(&self.launcher);
+        (params.moments, params.ranks) =
+            bound.gathered("moments", MOMENT_ROWS * channels, &moments)?;
+        bound.running_mut(channels, &mut running, &mut params)?;
+        bound.saved_mut(channels, &mut saved, &mut params)?;
+        self.launch_kernel("merge_statistics_of_ranks", 1, &params)
+    }
+
+    fn apply<E: Element>(&self, problem: &Problem, args: Apply<'_, Self, E>) -> Result<()> {
+        let Apply { x, residual, affine, mut y, saved, mut mask, workspace: _ } = args;
+        check_element::<E>(problem)?;
+        check_residual(problem, residual.is_some())?;
+        let mut params = params_of(problem);
+
+        let mut bound = Bound::new(&self.launcher);
+        params.x = bound.tensor::<E>(problem, Operand::X, &x)?;
+        if let Some(residual) = &residual {
+            params.residual = bound.tensor::<E>(problem, Operand::Residual, residual)?;
+        }
+        bound.affine(problem.channels(), &affine, &mut params)?;
+        bound.saved(problem.channels(), &saved, &mut params)?;
+        params.y = bound.tensor_mut::<E>(problem, Operand::Y, &mut y)?;
+        params.mask = bound.mask_mut(problem, &mut mask)?;
+        self.launch_apply(problem, &params)
+    }
+
+    fn backward_reduce<E: Element>(
+        &self,
+        problem: &Problem,
+        args: BackwardReduce<'_, Self, E>,
+    ) -> Result<()> {
+        let BackwardReduce {
+            x,
+            residual,
+            dy,
+            affine,
+            saved,
+            mut sums,
+            mut dweight,
+            mut dbias,
+            workspace,
+        } = args;
+        check_element::<E>(problem)?;
+        let (channels, size) = (problem.channels(), workspace.size);
+        let needs_residual = problem.epilogue().backward_reads_residual();
+        let mut buffer = L::slice_mut(&mut workspace.buffer);
+        let mut params = params_of(problem);
+
+        let mut bound = Bound::new(&self.launcher);
+        params.x = bound.tensor::<E>(problem, Operand::X, &x)?;
+        params.residual = bound.residual_for_backward::<E>(problem, needs_residual, &residual)?;
+        params.dy = bound.tensor::<E>(problem, Operand::Dy, &dy)?;
+        bound.affine(channels, &affine, &mut params)?;
+        bound.saved(channels, &saved, &mut params)?;
+        params.mask = bound.mask(problem, &saved.mask)?;
+        params.sums = bound.write("sums", SUM_ROWS * channels, &mut sums)?;
+        params.dweight = bound.write_optional("dweight", channels, &mut dweight)?;
+        params.dbias = bound.write_optional("dbias", channels, &mut dbias)?;
+        bound.scratch(size, &mut buffer, &mut params)?;
+
+        let reduce = self.plan(Pass::Reduce, problem, inputs_alignment(problem, &params))?;
+        size.check(problem, &[&reduce])?;
+        self.launch(&reduce, &params)
+    }
+
+    fn merge_sums(
+        &self,
+        channels: usize,
+        gathered: Self::Slice<'_, f64>,
+        mut sums: Self::SliceMut<'_, f64>,
+    ) -> Result<()> {
+        let mut params = Params { channels: channels as u64, ..Params::default() };
+        let mut bound = Bound::new(&self.launcher);
+        (params.moments, params.ranks) =
+            bound.gathered("gathered", SUM_ROWS * channels, &gathered)?;
+        params.sums = bound.write("sums", SUM_ROWS * channels, &mut sums)?;
+        let grid = channels.div_ceil(BLOCK as usize) as u32;
+        self.launch_kernel("merge_sums_of_ranks", grid, &params)
+    }
+
+    fn backward_apply<E: Element>(
+        &self,
+        problem: &Problem,
+        args: BackwardApply<'_, Self, E>,
+    ) -> Result<()> {
+        let BackwardApply {
+            x,
+            residual,
+            dy,
+            affine,
+            saved,
+            sums,
+            mut dx,
+            mut dresidual,
+            workspace: _,
+        } = args;
+        check_element::<E>(problem)?;
+        let channels = problem.channels();
+        let needs_residual = problem.epilogue().backward_reads_residual();
+        let mut params = params_of(problem);
+
+        let mut bound = Bound::new(&self.launcher);
+        params.x = bound.tensor::<E>(problem, Operand::X, &x)?;
+        params.residual = bound.residual_for_backward::<E>(problem, needs_residual, &residual)?;
+        params.dy = bound.tensor::<E>(problem, Operand::Dy, &dy)?;
+        bound.affine(channels, &affine, &mut params)?;
+        bound.saved(channels, &saved, &mut params)?;
+        params.mask = bound.mask(problem, &saved.mask)?;
+        params.sums = bound.read("sums", SUM_ROWS * channels, &sums)?;
+        bound.gradients::<E>(problem, &mut dx, &mut dresidual, &mut params)?;
+        if problem.elements() == 0 {
+            return Ok(());
+        }
+        let plan = self.plan(Pass::Gradient, problem, backward_alignment(problem, &params))?;
+        self.launch(&plan, &params)
+    }
+}
+
+impl<L: Launcher> Device<L> {
+    fn launch_apply(&self, problem: &Problem, params: &Params) -> Result<()> {
+        if problem.elements() == 0 {
+            return Ok(());
+        }
+        let plan = self.plan(Pass::Apply, problem, forward_alignment(problem, params))?;
+        self.launch(&plan, params)
+    }
+}
+
+fn forward_alignment(problem: &Problem, params: &Params) -> Alignment {
+    alignment_of(
+        problem,
+        &[(params.x, Operand::X), (params.residual, Operand::Residual), (params.y, Operand::Y)],
+    )
+}
+
+fn inputs_alignment(problem: &Problem, params: &Params) -> Alignment {
+    alignment_of(
+        problem,
+        &[(params.x, Operand::X), (params.residual, Operand::Residual), (params.dy, Operand::Dy)],
+    )
+}
+
+fn backward_alignment(problem: &Problem, params: &Params) -> Alignment {
+    alignment_of(
+        problem,
+        &[
+            (params.x, Operand::X),
+            (params.residual, Operand::Residual),
+            (params.dy, Operand::Dy),
+            (params.dx, Operand::Dx),
+            (params.dresidual, Operand::Dresidual),
+        ],
+    )
+}

@@ -1,0 +1,368 @@
+//! [`Plan`]: how a pass is laid over a device. Pure: shape and device facts in, launch out.
+//!
+//! A tensor is walked as *planes* (channels-first: a block sees one channel) or as *columns* (a
+//! matrix of rows; channels-last, and channels-first with small planes). What a walk is, stands in
+//! `kernels/walk.cuh`.
+
+use super::launcher::DeviceFacts;
+use crate::config::{Activation, Layout};
+use crate::element::DType;
+use crate::error::{Error, Result};
+use crate::problem::{Operand, Problem};
+use std::fmt;
+
+/// Threads of every block: `THREADS` in `kernels/walk.cuh`.
+pub const BLOCK: u32 = 256;
+/// Columns that a block covers at most: `MAX_SLOTS` in `kernels/walk.cuh`.
+const MAX_SLOTS: u64 = 416;
+/// Bytes of a pack.
+const PACK_BYTES: u64 = 16;
+/// f64 words that a block leaves per channel, at most: count, mean, M2.
+pub(super) const PARTIAL_WORDS: u64 = 3;
+
+/// One sweep over the tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// Mean and variance of each channel.
+    Statistics,
+    /// y from x.
+    Apply,
+    /// Backward's sums over each channel.
+    Reduce,
+    /// dx from x, dy and the sums.
+    Gradient,
+    /// Backward with fixed statistics: sums and dx in one sweep.
+    Frozen,
+}
+
+/// In which pattern a pass goes through memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Walk {
+    /// A block sees one channel: its samples are contiguous planes.
+    Planes,
+    /// A thread stays at its columns of a matrix and goes down the rows.
+    Columns,
+}
+
+impl Walk {
+    /// Follows from the shape alone, so that forward and backward agree about the mask.
+    pub fn of(problem: &Problem) -> Walk {
+        match problem.layout() {
+            Layout::ChannelsLast => Walk::Columns,
+            Layout::ChannelsFirst => match channels_per_tile(problem.spatial() as u64) {
+                Some(_) => Walk::Columns,
+                None => Walk::Planes,
+            },
+        }
+    }
+}
+
+/// The fewest channels whose small planes make whole packs and whole bytes of mask side by side,
+/// if a block can cover them.
+fn channels_per_tile(spatial: u64) -> Option<u64> {
+    let channels = 8 >> spatial.trailing_zeros().min(3);
+    (1..=MAX_SLOTS).contains(&(channels * spatial)).then_some(channels)
+}
+
+/// Where tensors lie relative to the boundaries of packs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Alignment {
+    /// Elements from the last boundary to the first element; `None` if the tensors of the call
+    /// differ in that, or from sample to sample.
+    pub offset: Option<u32>,
+}
+
+impl Alignment {
+    /// Every tensor and every sample begins at a boundary.
+    pub const ALIGNED: Alignment = Alignment { offset: Some(0) };
+    /// Tensors lie in different ways.
+    pub const MIXED: Alignment = Alignment { offset: None };
+
+    /// Of tensors given by address and batch stride.
+    pub fn of(problem: &Problem, tensors: &[(u64, Operand)]) -> Alignment {
+        let size = problem.dtype().size() as u64;
+        let place = |&(address, operand): &(u64, Operand)| {
+            let stride = problem.batch_stride(operand) as u64 * size % PACK_BYTES;
+            (address % PACK_BYTES, if problem.batch() > 1 { stride } else { 0 })
+        };
+        let Some(first) = tensors.first().map(place) else { return Alignment::ALIGNED };
+        let alike = tensors.iter().all(|tensor| place(tensor) == first);
+        if alike && first.0 % size == 0 {
+            Alignment { offset: Some((first.0 / size) as u32) }
+        } else {
+            Alignment::MIXED
+        }
+    }
+}
+
+/// How one pass is laid over a device.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The entry point.
+    pub kernel: String,
+    /// The pattern.
+    pub walk: Walk,
+    /// Elements per access.
+    pub pack: u32,
+    /// Blocks that finish channels together.
+    pub groups: u64,
+    /// Blocks that share a channel.
+    pub parts: u32,
+    /// Blocks.
+    pub grid: u32,
+    /// Where packs and parts begin.
+    pub geometry: Geometry,
+}
+
+/// The fields of `Params` that say how a tensor is walked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Geometry {
+    /// [`Walk::Planes`].
+    Planes {
+        /// Elements from the last pack boundary to the first element.
+        misalignment: u32,
+        /// Packs that a plane touches.
+        windows: u64,
+        /// Packs of a channel that one block walks over.
+        windows_per_part: u64,
+    },
+    /// [`Walk::Columns`].
+    Columns {
+        /// Of the matrix.
+        rows: u64,
+        /// Of the matrix.
+        columns: u64,
+        /// After so many rows a sample's stride is due.
+        rows_per_sample: u64,
+        /// Rows that one block walks over.
+        rows_per_part: u64,
+        /// Neighbours that fold into one channel.
+        columns_per_channel: u32,
+        /// Packs of a row that one block covers.
+        packs_per_tile: u32,
+    },
+}
+
+impl Plan {
+    /// Lays `pass` over a device.
+    ///
+    /// # Errors
+    /// f64, which is for the CPU only; a tensor that needs more blocks than a grid has.
+    pub fn new(
+        pass: Pass,
+        problem: &Problem,
+        facts: &DeviceFacts,
+        alignment: Alignment,
+    ) -> Result<Plan> {
+        let dtype = match problem.dtype() {
+            DType::F64 => {
+                return Err(Error::argument("x", "f32, f16 or bf16 on a GPU", DType::F64));
+            }
+            dtype => dtype,
+        };
+        let walk = Walk::of(problem);
+        let pack = pack_of(walk, pass, problem, alignment);
+        let (groups, geometry) = match walk {
+            Walk::Planes => planes(pass, problem, facts, alignment, pack),
+            Walk::Columns => columns(pass, problem, facts, pack),
+        };
+        let parts = geometry.parts(problem);
+        let grid = groups
+            .checked_mul(parts)
+            .and_then(|blocks| i32::try_from(blocks).ok())
+            .ok_or_else(|| Error::argument("x", "channels that fit one grid", problem))?
+            as u32;
+        let kernel = kernel_name(pass, walk, dtype, pack, problem);
+        Ok(Plan { kernel, walk, pack, groups, parts: parts as u32, grid, geometry })
+    }
+}
+
+impl Geometry {
+    fn parts(&self, problem: &Problem) -> u64 {
+        let (whole, part) = match *self {
+            Geometry::Planes { windows, windows_per_part, .. } => {
+                (problem.batch() as u64 * windows, windows_per_part)
+            }
+            Geometry::Columns { rows, rows_per_part, .. } => (rows, rows_per_part),
+        };
+        whole.div_ceil(part).max(1)
+    }
+}
+
+/// Whole packs wherever tensors and mask allow, else single elements.
+fn pack_of(walk: Walk, pass: Pass, problem: &Problem, alignment: Alignment) -> u32 {
+    let pack = PACK_BYTES / problem.dtype().size() as u64;
+    let row = match walk {
+        Walk::Planes => problem.spatial() as u64,
+        Walk::Columns => columns_of(problem),
+    };
+    let writes_mask = pass == Pass::Apply && problem.epilogue().has_mask();
+    let reads_mask = matches!(pass, Pass::Reduce | Pass::Gradient) && problem.epilogue().has_mask();
+    let fits = match (walk, alignment.offset) {
+        (_, None) => false,
+        // Planes may begin anywhere, but a mask's bytes begin with them.
+        (Walk::Planes, Some(offset)) => {
+            !(writes_mask || reads_mask) || (offset == 0 && row % 8 == 0)
+        }
+        (Walk::Columns, Some(offset)) => {
+            offset == 0 && row % pack == 0 && samples_are_aligned(problem, pack)
+        }
+    };
+    if fits { pack as u32 } else { 1 }
+}
+
+/// Whether every operand's batch stride keeps whole packs.
+fn samples_are_aligned(problem: &Problem, pack: u64) -> bool {
+    problem.batch() <= 1
+        || Operand::ALL.iter().all(|&operand| problem.batch_stride(operand) as u64 % pack == 0)
+}
+
+fn columns_of(problem: &Problem) -> u64 {
+    match problem.layout() {
+        Layout::ChannelsFirst => (problem.channels() * problem.spatial()) as u64,
+        Layout::ChannelsLast => problem.channels() as u64,
+    }
+}
+
+/// Blocks worth having: reductions want few, so that the last block has little to merge.
+fn wanted_blocks(pass: Pass, facts: &DeviceFacts) -> u64 {
+    let waves = match pass {
+        Pass::Statistics | Pass::Reduce | Pass::Frozen => 2,
+        Pass::Apply | Pass::Gradient => 4,
+    };
+    let per_multiprocessor = facts.threads_per_multiprocessor / BLOCK;
+    waves * u64::from(facts.multiprocessors * per_multiprocessor)
+}
+
+/// The share of one of `parts` among `whole`, in whole `granules`.
+fn share(whole: u64, parts: u64, granule: u64) -> u64 {
+    whole.div_ceil(parts.max(1)).next_multiple_of(granule).max(granule)
+}
+
+fn planes(
+    pass: Pass,
+    problem: &Problem,
+    facts: &DeviceFacts,
+    alignment: Alignment,
+    pack: u32,
+) -> (u64, Geometry) {
+    let (channels, spatial) = (problem.channels() as u64, problem.spatial() as u64);
+    let pack = u64::from(pack);
+    let stride_is_whole =
+        problem.batch() <= 1 || problem.batch_stride(Operand::X) as u64 % pack == 0;
+    let misalignment = if pack == 1 { 0 } else { alignment.offset.unwrap_or(0) };
+    let windows = if pack == 1 && problem.epilogue().has_mask() {
+        // Lanes are bits: a warp sees 32 positions of one plane.
+        spatial.next_multiple_of(32)
+    } else if spatial % pack == 0 && misalignment == 0 && stride_is_whole {
+        spatial / pack
+    } else {
+        (spatial + pack - 1).div_ceil(pack)
+    }
+    .max(1);
+    let whole = problem.batch() as u64 * windows;
+    let parts = wanted_blocks(pass, facts).div_ceil(channels).min(whole.div_ceil(u64::from(BLOCK)));
+    let windows_per_part = share(whole, parts, 32);
+    (channels, Geometry::Planes { misalignment, windows, windows_per_part })
+}
+
+fn columns(pass: Pass, problem: &Problem, facts: &DeviceFacts, pack: u32) -> (u64, Geometry) {
+    let columns = columns_of(problem);
+    let (rows, rows_per_sample, columns_per_channel) = match problem.layout() {
+        Layout::ChannelsFirst => (problem.batch() as u64, 1, problem.spatial() as u64),
+        Layout::ChannelsLast => {
+            let rows = problem.values_per_channel() as u64;
+            let gapless = Operand::ALL.iter().all(|&operand| problem.is_gapless(operand));
+            let rows_per_sample = if gapless { rows } else { problem.spatial() as u64 };
+            (rows, rows_per_sample, 1)
+        }
+    };
+    let writes_mask = pass == Pass::Apply && problem.epilogue().has_mask();
+    let tile = match (writes_mask, pack) {
+        // Lanes are bits: a warp sees 32 columns of one row.
+        (true, 1) => 32,
+        _ => packs_per_tile(columns, u64::from(pack), columns_per_channel),
+    };
+    let groups = columns.div_ceil(tile * u64::from(pack));
+    let height = u64::from(BLOCK) / tile;
+    let parts = wanted_blocks(pass, facts).div_ceil(groups).min(rows.div_ceil(height * 8));
+    let geometry = Geometry::Columns {
+        rows,
+        columns,
+        rows_per_sample,
+        rows_per_part: share(rows, parts, height),
+        columns_per_channel: columns_per_channel as u32,
+        packs_per_tile: tile as u32,
+    };
+    (groups, geometry)
+}
+
+/// Packs of a row for one block: enough for whole lines of memory, whole channels, and pairs (two
+/// packs of f32 share a byte of mask).
+fn packs_per_tile(columns: u64, pack: u64, columns_per_channel: u64) -> u64 {
+    /// A warp's worth: 512 bytes of a row.
+    const WIDE: u64 = 32;
+    if columns_per_channel == 1 {
+        let packs = columns.div_ceil(pack);
+        let tiles = packs.div_ceil(WIDE).max(1);
+        return packs.div_ceil(tiles).next_multiple_of(2);
+    }
+    // Found to exist when the walk was chosen; single elements need no whole packs.
+    let least = match pack {
+        1 => columns_per_channel,
+        _ => channels_per_tile(columns_per_channel).unwrap_or(8) * columns_per_channel,
+    };
+    let limit = MAX_SLOTS.min(u64::from(BLOCK) * pack);
+    let times = (WIDE * pack / least).clamp(1, (limit / least).max(1));
+    least * times / pack
+}
+
+impl Plan {
+    /// f64 words of scratch that this plan's blocks leave results in.
+    pub(super) fn partial_words(&self, problem: &Problem) -> u64 {
+        problem.channels() as u64 * u64::from(self.parts) * PARTIAL_WORDS
+    }
+}
+
+fn kernel_name(pass: Pass, walk: Walk, dtype: DType, pack: u32, problem: &Problem) -> String {
+    let pass_name = match pass {
+        Pass::Statistics => "statistics",
+        Pass::Apply => "apply",
+        Pass::Reduce => "reduce",
+        Pass::Gradient => "gradient",
+        Pass::Frozen => "frozen",
+    };
+    let walk = match walk {
+        Walk::Planes => "planes",
+        Walk::Columns => "columns",
+    };
+    match kind(pass, pack, problem) {
+        None => format!("{pass_name}_{walk}_{dtype}x{pack}"),
+        Some(kind) => format!("{pass_name}_{walk}_{dtype}x{pack}_{kind}"),
+    }
+}
+
+/// Which of a pass's entry points serves the epilogue.
+fn kind(pass: Pass, pack: u32, problem: &Problem) -> Option<&'static str> {
+    let epilogue = problem.epilogue();
+    let is_backward = matches!(pass, Pass::Reduce | Pass::Gradient | Pass::Frozen);
+    match (pass, epilogue.activation) {
+        (Pass::Statistics, _) => None,
+        _ if pack == 1 => Some("any"),
+        (_, Activation::Identity) => Some("identity"),
+        _ if epilogue.has_mask() && matches!(pass, Pass::Reduce | Pass::Gradient) => Some("mask"),
+        // Inference keeps no mask: the residual is read again.
+        (_, Activation::Relu) if !(is_backward && epilogue.residual) => Some("relu"),
+        _ => Some("any"),
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {} blocks of {BLOCK} threads, {} per channel",
+            self.kernel, self.grid, self.parts
+        )
+    }
+}

@@ -1,0 +1,81 @@
+//! [`Workspace`]: scratch of a GPU call.
+
+use super::launcher::{DeviceFacts, Launcher};
+use super::plan::{Alignment, Pass, Plan};
+use crate::backend::SUM_ROWS;
+use crate::error::{Error, Result};
+use crate::problem::Problem;
+
+/// Scratch of the GPU's calls: from [`Backend::workspace`](crate::Backend::workspace). Holds the
+/// partial results of blocks that share a channel, and counters that every call leaves at zero, so
+/// that a captured call can be replayed. One per concurrent call.
+pub struct Workspace<L: Launcher> {
+    pub(super) buffer: L::Buffer<f64>,
+    pub(super) size: Size,
+}
+
+/// f64 words of each part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Size {
+    pub(super) counters: u64,
+    pub(super) partials: u64,
+    pub(super) sums: u64,
+}
+
+impl Size {
+    /// Enough for any call on `problem`, wherever its tensors lie.
+    fn of(problem: &Problem, facts: &DeviceFacts) -> Result<Size> {
+        let sums = (SUM_ROWS * problem.channels()) as u64;
+        let mut size = Size { counters: 0, partials: 0, sums };
+        let offsets = [Alignment::ALIGNED, Alignment { offset: Some(1) }, Alignment::MIXED];
+        for pass in [Pass::Statistics, Pass::Reduce, Pass::Frozen] {
+            for alignment in offsets {
+                let plan = Plan::new(pass, problem, facts, alignment)?;
+                // Two counters a word.
+                size.counters = size.counters.max(plan.groups.div_ceil(2));
+                size.partials = size.partials.max(plan.partial_words(problem));
+            }
+        }
+        Ok(size)
+    }
+
+    pub(super) fn words(&self) -> u64 {
+        self.counters + self.partials + self.sums
+    }
+
+    /// Refuses a workspace that was made for a smaller problem.
+    pub(super) fn check(&self, problem: &Problem, plans: &[&Plan]) -> Result<()> {
+        let fits = plans.iter().all(|plan| {
+            plan.groups.div_ceil(2) <= self.counters && plan.partial_words(problem) <= self.partials
+        });
+        if fits && (SUM_ROWS * problem.channels()) as u64 <= self.sums {
+            return Ok(());
+        }
+        Err(Error::argument(
+            "workspace",
+            format_args!("one made for this problem ({problem})"),
+            "one made for a smaller problem",
+        ))
+    }
+}
+
+impl<L: Launcher> Workspace<L> {
+    pub(super) fn new(launcher: &L, problem: &Problem) -> Result<Self> {
+        let size = Size::of(problem, &launcher.facts())?;
+        Ok(Workspace { buffer: launcher.zeros(size.words() as usize)?, size })
+    }
+
+    /// Makes the workspace usable again after a launch was aborted half-way.
+    ///
+    /// # Errors
+    /// The device has no memory left.
+    pub fn reset(&mut self, launcher: &L) -> Result<()> {
+        self.buffer = launcher.zeros(self.size.words() as usize)?;
+        Ok(())
+    }
+
+    /// Bytes on the device.
+    pub fn bytes(&self) -> u64 {
+        self.size.words() * size_of::<f64>() as u64
+    }
+}
