@@ -87,7 +87,7 @@ impl Alignment {
         };
         let Some(first) = tensors.first().map(place) else { return Alignment::ALIGNED };
         let alike = tensors.iter().all(|tensor| place(tensor) == first);
-        if alike && first.0 % size == 0 {
+        if alike && first.0.is_multiple_of(size) {
             Alignment { offset: Some((first.0 / size) as u32) }
         } else {
             Alignment::MIXED
@@ -204,10 +204,10 @@ fn pack_of(walk: Walk, pass: Pass, problem: &Problem, alignment: Alignment) -> u
         (_, None) => false,
         // Planes may begin anywhere, but a mask's bytes begin with them.
         (Walk::Planes, Some(offset)) => {
-            !(writes_mask || reads_mask) || (offset == 0 && row % 8 == 0)
+            !(writes_mask || reads_mask) || (offset == 0 && row.is_multiple_of(8))
         }
         (Walk::Columns, Some(offset)) => {
-            offset == 0 && row % pack == 0 && samples_are_aligned(problem, pack)
+            offset == 0 && row.is_multiple_of(pack) && samples_are_aligned(problem, pack)
         }
     };
     if fits { pack as u32 } else { 1 }
@@ -216,7 +216,9 @@ fn pack_of(walk: Walk, pass: Pass, problem: &Problem, alignment: Alignment) -> u
 /// Whether every operand's batch stride keeps whole packs.
 fn samples_are_aligned(problem: &Problem, pack: u64) -> bool {
     problem.batch() <= 1
-        || Operand::ALL.iter().all(|&operand| problem.batch_stride(operand) as u64 % pack == 0)
+        || Operand::ALL
+            .iter()
+            .all(|&operand| (problem.batch_stride(operand) as u64).is_multiple_of(pack))
 }
 
 fn columns_of(problem: &Problem) -> u64 {
@@ -251,12 +253,12 @@ fn planes(
     let (channels, spatial) = (problem.channels() as u64, problem.spatial() as u64);
     let pack = u64::from(pack);
     let stride_is_whole =
-        problem.batch() <= 1 || problem.batch_stride(Operand::X) as u64 % pack == 0;
+        problem.batch() <= 1 || (problem.batch_stride(Operand::X) as u64).is_multiple_of(pack);
     let misalignment = if pack == 1 { 0 } else { alignment.offset.unwrap_or(0) };
     let windows = if pack == 1 && problem.epilogue().has_mask() {
         // Lanes are bits: a warp sees 32 positions of one plane.
         spatial.next_multiple_of(32)
-    } else if spatial % pack == 0 && misalignment == 0 && stride_is_whole {
+    } else if spatial.is_multiple_of(pack) && misalignment == 0 && stride_is_whole {
         spatial / pack
     } else {
         (spatial + pack - 1).div_ceil(pack)
