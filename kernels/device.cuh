@@ -29,9 +29,10 @@ typedef unsigned long size_t;
     static const emulator::Registration name##_registration(#name, name, sizeof(ParamsType),       \
                                                             threads);
 #else
-// __grid_constant__: read from the constant bank, never copied to local memory.
+// __grid_constant__: read from the constant bank, never copied to local memory. One block a
+// multiprocessor is enough: asked for more, ptxas spills registers for the sake of occupancy.
 #define KERNEL(name, threads, ParamsType, ...)                                                     \
-    extern "C" __global__ __launch_bounds__(threads) void name(                                    \
+    extern "C" __global__ __launch_bounds__(threads, 1) void name(                                    \
         const __grid_constant__ ParamsType params) {                                               \
         __VA_ARGS__(params);                                                                       \
     }

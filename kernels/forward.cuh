@@ -61,41 +61,48 @@ __device__ inline void take_batch(const Pack<T, V> (&packs)[BATCH], unsigned val
     }
 }
 
-// One window at a time, where some of a batch are not whole.
-template <class T, int V, int BATCH, class Walk>
-__device__ inline void take_ragged(const Params &params, Walk walk,
-                                   CountedMoments (&moments)[Walk::CHANNELS]) {
-#pragma unroll 1
-    for (int u = 0; u < BATCH; ++u) {
-        const Window window[1] = {walk.next(u)};
-        if (window[0].is_empty()) continue;
-        const Pack<T, V> pack[1] = {load<T, V>(walk, params.x, params.x_stride, window[0])};
-        const unsigned valid = valid_bits<Walk::CHANNELS, V>(window);
-        take_batch(pack, valid, (float)__popc(valid), moments);
+// The next COUNT windows, some of which are not there, or in part.
+template <int COUNT, class T, int V, class Walk>
+__device__ inline void take_windows(const Params &params, Walk &walk, int first,
+                                        CountedMoments (&moments)[Walk::CHANNELS]) {
+    Window windows[COUNT];
+    Pack<T, V> packs[COUNT];
+#pragma unroll
+    for (int u = 0; u < COUNT; ++u) {
+        windows[u] = walk.next(first + u);
+        packs[u] = load<T, V>(walk, params.x, params.x_stride, windows[u]);
     }
+    const unsigned valid = valid_bits<Walk::CHANNELS, V>(windows);
+    if (valid != 0) take_batch(packs, valid, (float)__popc(valid), moments);
+}
+
+// A batch of which every window is there.
+template <class T, int V, int BATCH, class Walk>
+__device__ inline void take_whole(const Params &params, Walk &walk,
+                                  CountedMoments (&moments)[Walk::CHANNELS]) {
+    constexpr int VALUES = BATCH * V / Walk::CHANNELS;
+    Pack<T, V> packs[BATCH];
+#pragma unroll
+    for (int u = 0; u < BATCH; ++u) {
+        const Window window = walk.next(u);
+        packs[u] = load_pack<V>(reinterpret_cast<const T *>(params.x) + window.offset(params.x_stride));
+    }
+    take_batch(packs, 0xffffffffu >> (32 - VALUES), (float)VALUES, moments);
 }
 
 // Every thread's moments of its share of x.
 template <class T, int V, int BATCH, class Walk>
 __device__ inline void take_moments(const Params &params, Walk &walk,
                                     CountedMoments (&moments)[Walk::CHANNELS]) {
-    constexpr int VALUES = BATCH * V / Walk::CHANNELS;
-    constexpr unsigned ALL = 0xffffffffu >> (32 - VALUES);
     for (; walk.has_batch(); walk.end_batch()) {
-        const Walk batch = walk;
-        Window windows[BATCH];
-#pragma unroll
-        for (int u = 0; u < BATCH; ++u) windows[u] = walk.next(u);
-        if (valid_bits<Walk::CHANNELS, V>(windows) != ALL) {
-            take_ragged<T, V, BATCH>(params, batch, moments);
-            continue;
+        if (walk.is_whole_batch()) {
+            take_whole<T, V, BATCH>(params, walk, moments);
+        } else if constexpr (Walk::HAS_ENDS) {
+            take_windows<BATCH, T, V>(params, walk, 0, moments);
+        } else {
+#pragma unroll 1
+            for (int u = 0; u < BATCH; ++u) take_windows<1, T, V>(params, walk, u, moments);
         }
-        Pack<T, V> packs[BATCH];
-#pragma unroll
-        for (int u = 0; u < BATCH; ++u) {
-            packs[u] = load<T, V>(walk, params.x, params.x_stride, windows[u]);
-        }
-        take_batch(packs, ALL, (float)VALUES, moments);
     }
 }
 

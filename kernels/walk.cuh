@@ -99,6 +99,10 @@ struct Planes {
 
     __device__ bool has_batch() const { return base < end; }
     __device__ void end_batch() { base += BATCH * THREADS; }
+    // Whether all windows of this thread's batch are full.
+    __device__ bool is_whole_batch() const {
+        return base + BATCH * THREADS <= end && params.windows * V == params.spatial;
+    }
 
     // The next window of this thread; `u` counts them within the batch.
     __device__ Window next(int u) {
@@ -175,6 +179,10 @@ struct Columns {
 
     __device__ bool has_batch() const { return base < end; }
     __device__ void end_batch() { base += BATCH * height; }
+    // Whether all windows of this thread's batch are full.
+    __device__ bool is_whole_batch() const {
+        return base + BATCH * height <= end && y < height && column < params.columns;
+    }
 
     // The next window of this thread; `u` counts them within the batch.
     __device__ Window next(int u) {
