@@ -48,9 +48,9 @@ const INPLACE: Call = |b| b.inference_inplace(&Cpu::new());
 const FROZEN: Call = |b| b.inference_backward(&Cpu::new());
 const APPLY: Call = |b| b.apply(&Cpu::new());
 const STATISTICS: Call = |b| b.statistics(&Cpu::new(), &mut vec![0.0; MOMENT_ROWS * 6]);
-const MERGE: Call = |b| b.merge_statistics(&Cpu::new(), &vec![4.0; MOMENT_ROWS * 6]);
+const MERGE: Call = |b| b.merge_statistics(&Cpu::new(), &[4.0; MOMENT_ROWS * 6]);
 const REDUCE: Call = |b| b.backward_reduce(&Cpu::new(), &mut vec![0.0; SUM_ROWS * 6]);
-const BACKWARD_APPLY: Call = |b| b.backward_apply(&Cpu::new(), &vec![20.0; SUM_ROWS * 6]);
+const BACKWARD_APPLY: Call = |b| b.backward_apply(&Cpu::new(), &[20.0; SUM_ROWS * 6]);
 
 #[track_caller]
 fn refuse(epilogue: Epilogue, calls: &[Call], spoil: Spoil, argument: &str, wants: [&str; 2]) {
@@ -262,9 +262,9 @@ fn gathered_moments_and_sums_that_do_not_fit() {
     assert_names(error, "moments", "24 elements", "25");
     let error = buffers.backward_reduce(&cpu, &mut vec![0.0; 17]).unwrap_err();
     assert_names(error, "sums", "18 elements", "17");
-    let error = buffers.backward_apply(&cpu, &vec![9.0; 19]).unwrap_err();
+    let error = buffers.backward_apply(&cpu, &[9.0; 19]).unwrap_err();
     assert_names(error, "sums", "18 elements", "19");
-    let error = buffers.backward_apply(&cpu, &vec![1.0; 18]).unwrap_err();
+    let error = buffers.backward_apply(&cpu, &[1.0; 18]).unwrap_err();
     assert_names(error, "sums", "more than 1 value", "1");
     assert!(buffers.fingerprint() == before);
 }
