@@ -122,10 +122,6 @@ impl<T: Scalar> Buffer<T> {
         self.allocation.id
     }
 
-    pub(crate) fn device(&self) -> &Arc<Device> {
-        &self.device
-    }
-
     /// Fills memory that no one has written with what reads as NaN.
     pub(crate) fn poison(&mut self) {
         // SAFETY: the allocation has so many bytes.
