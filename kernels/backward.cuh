@@ -77,7 +77,7 @@ __device__ inline void set_scale(const Params &params, Extent channel, double in
                                  Gradient &result) {
     const double scale = channel_value(params.weight, channel, 1.0f) * invstd;
     result.power = power_below(fabs(scale));
-    const double rest = scale / result.power;
+    const double rest = scale * inverse_power(result.power);
     result.scale_hi = (float)rest;
     result.scale_lo = (float)(rest - result.scale_hi);
 }
@@ -88,11 +88,12 @@ __device__ inline Gradient channel_gradient(const Params &params, Extent channel
     result.centre = channel_centre(params, channel);
     const double invstd = channel_value(params.invstd, channel, 0.0f);
     const double count = rank_row(params, params.sums, 0, channel);
-    const double mean_g = rank_row(params, params.sums, 1, channel) / count;
-    const double mean_gd = rank_row(params, params.sums, 2, channel) / count;
+    const double share = 1.0 / count;
+    const double mean_g = rank_row(params, params.sums, 1, channel) * share;
+    const double mean_gd = rank_row(params, params.sums, 2, channel) * share;
     result.mean_g_hi = (float)mean_g;
     result.mean_g_lo = (float)(mean_g - result.mean_g_hi);
-    result.slope = (float)(invstd * mean_gd * invstd / result.centre.forward.power);
+    result.slope = (float)(invstd * mean_gd * invstd * inverse_power(result.centre.forward.power));
     set_scale(params, channel, invstd, result);
     return result;
 }
@@ -122,18 +123,18 @@ struct Inputs {
     unsigned bits;
 };
 
-template <Gate GATE, class T, int V>
-__device__ inline Inputs<T, V> load_inputs(const Params &params, Extent mask_row_bytes,
+template <Gate GATE, class T, int V, class Walk>
+__device__ inline Inputs<T, V> load_inputs(const Params &params, const Walk &walk,
                                            const Window &window) {
     Inputs<T, V> inputs = {};
-    inputs.x = load<T, V>(params.x, params.x_stride, window);
-    inputs.dy = load<T, V>(params.dy, params.dy_stride, window);
+    inputs.x = load<T, V>(walk, params.x, params.x_stride, window);
+    inputs.dy = load<T, V>(walk, params.dy, params.dy_stride, window);
     if (GATE == ANY_FROM_X && params.residual) {
-        inputs.residual = load<T, V>(params.residual, params.residual_stride, window);
+        inputs.residual = load<T, V>(walk, params.residual, params.residual_stride, window);
     }
     if ((GATE == FROM_MASK || GATE == ANY_FROM_X) && params.mask && !window.is_empty()) {
-        const uint8_t *row =
-            reinterpret_cast<const uint8_t *>(params.mask) + window.mask_row * mask_row_bytes;
+        const uint8_t *mask = reinterpret_cast<const uint8_t *>(params.mask);
+        const uint8_t *row = mask + window.mask_row * walk.mask_row_bytes();
         inputs.bits = row[window.mask_bit / 8] >> window.mask_bit % 8;
     }
     return inputs;
@@ -175,7 +176,7 @@ __device__ inline void add_batch(const float (&g)[N], const float (&gd)[N], Comp
 // Writes dweight and dbias of this rank, and the sums that its dx, or all ranks, need.
 __device__ inline void finish_sums(const Params &params, Extent channel, const WideSums &total) {
     const Coefficients of = channel_coefficients(params, channel);
-    const double gd = total.gd / of.power;
+    const double gd = total.gd * inverse_power(of.power);
     const double invstd = params.invstd
                               ? channel_value(params.invstd, channel, 0.0f)
                               : invstd_of(channel_value(params.running_var, channel, 0.0f), params.eps);
@@ -226,8 +227,8 @@ __device__ inline void store_gradients(const Params &params, const Walk &walk, c
         dx.values[v] = from_float<T>(of.dx(g, to_float(inputs.x.values[v])));
         dresidual.values[v] = from_float<T>(g);
     }
-    if (params.dx) store<T, V>(params.dx, params.dx_stride, window, dx);
-    if (params.dresidual) store<T, V>(params.dresidual, params.dresidual_stride, window, dresidual);
+    if (params.dx) store<T, V>(walk, params.dx, params.dx_stride, window, dx);
+    if (params.dresidual) store<T, V>(walk, params.dresidual, params.dresidual_stride, window, dresidual);
 }
 
 // The walk that all three share: loads a batch and hands it to `each(windows, inputs)`.
@@ -239,7 +240,7 @@ __device__ inline void walk_inputs(const Params &params, Walk &walk, const Each 
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {
             windows[u] = walk.next(u);
-            inputs[u] = load_inputs<GATE, T, V>(params, walk.mask_row_bytes(), windows[u]);
+            inputs[u] = load_inputs<GATE, T, V>(params, walk, windows[u]);
         }
         each(windows, inputs);
     }

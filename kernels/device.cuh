@@ -123,7 +123,8 @@ template <class T, int N> struct __align__(sizeof(T) * N) Pack {
 };
 
 // One instruction moves a pack: `bytes` is 2, 4, 8 or 16, and the address a multiple of it.
-// `streaming` marks data that is touched once, so that it does not displace what is not.
+// `streaming` marks data in global memory that is touched once, so that it does not displace what
+// is not.
 #ifdef WARPNORM_EMULATOR
 
 template <int N, class T>
@@ -140,12 +141,14 @@ EMULATOR_ONE_ACCESS void store_pack(T *address, const Pack<T, N> &pack) {
 
 template <int N, class T>
 EMULATOR_ONE_ACCESS Pack<T, N> load_pack_streaming(const T *address) {
+    emulator::require_global(address);
     emulator::pack_read(address, sizeof(T) * N, EMULATOR_CALLER);
     return *reinterpret_cast<const Pack<T, N> *>(address);
 }
 
 template <int N, class T>
 EMULATOR_ONE_ACCESS void store_pack_streaming(T *address, const Pack<T, N> &pack) {
+    emulator::require_global(address);
     emulator::pack_write(address, sizeof(T) * N, EMULATOR_CALLER);
     *reinterpret_cast<Pack<T, N> *>(address) = pack;
 }

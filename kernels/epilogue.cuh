@@ -10,11 +10,15 @@
 
 // ---- scale and shift
 
-// The power of two at or below `value` > 0, within fp32's normal range; 1 for 0.
+// The power of two at or below `value` > 0, if it and its inverse are normal fp32; 1 for 0.
 __device__ inline float power_below(double value) {
     if (!(value > 0.0)) return 1.0f;
     const int exponent = (int)(__double_as_longlong(value) >> 52) - 1023;
-    return __int_as_float((min(max(exponent, -126), 127) + 127) << 23);
+    return __int_as_float((min(max(exponent, -126), 126) + 127) << 23);
+}
+
+__device__ inline float inverse_power(float power) {
+    return __int_as_float((254 << 23) - __float_as_int(power));
 }
 
 // z = ((x - mean_hi) * power) * scale + shift.
@@ -30,7 +34,7 @@ __device__ inline Coefficients coefficients(float mean_hi, float mean_lo, double
     Coefficients result;
     result.mean_hi = mean_hi;
     result.power = power_below(invstd);
-    const double scale = invstd / result.power * weight;
+    const double scale = invstd * inverse_power(result.power) * weight;
     result.scale_hi = (float)scale;
     result.scale_lo = (float)(scale - result.scale_hi);
     result.shift = (float)(bias - mean_lo * (double)result.power * scale);
@@ -89,13 +93,11 @@ __device__ inline float relu(float z) { return z <= 0.0f ? 0.0f : z; }
 
 __device__ inline bool is_cut_by_relu6(float z) { return z <= 0.0f || z >= 6.0f; }
 
-template <Kind KIND>
-__device__ inline float activate(const Params &params, float z) {
-    if (KIND == IDENTITY) return z;
-    if (KIND == RELU) return relu(z);
-    switch (params.activation) {
+// Apart from its callers, who would else repeat all of it for every element of a pack.
+__device__ __noinline__ float activate_any(unsigned activation, float negative_slope, float z) {
+    switch (activation) {
         case ACTIVATION_RELU: return relu(z);
-        case ACTIVATION_LEAKY_RELU: return z <= 0.0f ? params.negative_slope * z : z;
+        case ACTIVATION_LEAKY_RELU: return z <= 0.0f ? negative_slope * z : z;
         case ACTIVATION_RELU6: return z >= 6.0f ? 6.0f : relu(z);
         case ACTIVATION_SIGMOID: return sigmoid(z);
         case ACTIVATION_TANH: return tanhf(z);
@@ -104,6 +106,13 @@ __device__ inline float activate(const Params &params, float z) {
         case ACTIVATION_GELU_TANH: return z * sigmoid(gelu_inner(z));
         default: return z;
     }
+}
+
+template <Kind KIND>
+__device__ inline float activate(const Params &params, float z) {
+    if (KIND == IDENTITY) return z;
+    if (KIND == RELU) return relu(z);
+    return activate_any(params.activation, params.negative_slope, z);
 }
 
 __device__ inline float gelu_derivative(float z) {
@@ -118,15 +127,13 @@ __device__ inline float gelu_tanh_derivative(float z) {
     return bell == 0.0f ? s : fmaf(z * slope, bell, s);
 }
 
-// g = dy * activation'(z). The piecewise linear ones select, as in PyTorch: an infinite gradient
-// of a value that was cut off stays out.
-template <Kind KIND>
-__device__ inline float differentiate(const Params &params, float z, float dy) {
-    if (KIND == IDENTITY) return dy;
-    if (KIND == RELU) return z <= 0.0f ? 0.0f : dy;
-    switch (params.activation) {
+// dy * activation'(z). The piecewise linear ones select, as in PyTorch: an infinite gradient of a
+// value that was cut off stays out.
+__device__ __noinline__ float differentiate_any(unsigned activation, float negative_slope, float z,
+                                                float dy) {
+    switch (activation) {
         case ACTIVATION_RELU: return z <= 0.0f ? 0.0f : dy;
-        case ACTIVATION_LEAKY_RELU: return z <= 0.0f ? params.negative_slope * dy : dy;
+        case ACTIVATION_LEAKY_RELU: return z <= 0.0f ? negative_slope * dy : dy;
         case ACTIVATION_RELU6: return is_cut_by_relu6(z) ? 0.0f : dy;
         case ACTIVATION_SIGMOID: {
             const float s = sigmoid(z);
@@ -144,6 +151,13 @@ __device__ inline float differentiate(const Params &params, float z, float dy) {
         case ACTIVATION_GELU_TANH: return dy * gelu_tanh_derivative(z);
         default: return dy;
     }
+}
+
+template <Kind KIND>
+__device__ inline float differentiate(const Params &params, float z, float dy) {
+    if (KIND == IDENTITY) return dy;
+    if (KIND == RELU) return z <= 0.0f ? 0.0f : dy;
+    return differentiate_any(params.activation, params.negative_slope, z, dy);
 }
 
 // ---- the mask: a bit per element, set where a piecewise linear activation lets the gradient by

@@ -61,6 +61,20 @@ __device__ inline void take_batch(const Pack<T, V> (&packs)[BATCH], unsigned val
     }
 }
 
+// One window at a time, where some of a batch are not whole.
+template <class T, int V, int BATCH, class Walk>
+__device__ inline void take_ragged(const Params &params, Walk walk,
+                                   CountedMoments (&moments)[Walk::CHANNELS]) {
+#pragma unroll 1
+    for (int u = 0; u < BATCH; ++u) {
+        const Window window[1] = {walk.next(u)};
+        if (window[0].is_empty()) continue;
+        const Pack<T, V> pack[1] = {load<T, V>(walk, params.x, params.x_stride, window[0])};
+        const unsigned valid = valid_bits<Walk::CHANNELS, V>(window);
+        take_batch(pack, valid, (float)__popc(valid), moments);
+    }
+}
+
 // Every thread's moments of its share of x.
 template <class T, int V, int BATCH, class Walk>
 __device__ inline void take_moments(const Params &params, Walk &walk,
@@ -68,19 +82,20 @@ __device__ inline void take_moments(const Params &params, Walk &walk,
     constexpr int VALUES = BATCH * V / Walk::CHANNELS;
     constexpr unsigned ALL = 0xffffffffu >> (32 - VALUES);
     for (; walk.has_batch(); walk.end_batch()) {
+        const Walk batch = walk;
         Window windows[BATCH];
+#pragma unroll
+        for (int u = 0; u < BATCH; ++u) windows[u] = walk.next(u);
+        if (valid_bits<Walk::CHANNELS, V>(windows) != ALL) {
+            take_ragged<T, V, BATCH>(params, batch, moments);
+            continue;
+        }
         Pack<T, V> packs[BATCH];
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {
-            windows[u] = walk.next(u);
-            packs[u] = load<T, V>(params.x, params.x_stride, windows[u]);
+            packs[u] = load<T, V>(walk, params.x, params.x_stride, windows[u]);
         }
-        const unsigned valid = valid_bits<Walk::CHANNELS, V>(windows);
-        if (valid == ALL) {
-            take_batch(packs, ALL, (float)VALUES, moments);
-        } else if (valid != 0) {
-            take_batch(packs, valid, (float)__popc(valid), moments);
-        }
+        take_batch(packs, ALL, (float)VALUES, moments);
     }
 }
 
@@ -149,16 +164,16 @@ __device__ void apply(const Params &params) {
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {
             windows[u] = walk.next(u);
-            packs[u] = load<T, V>(params.x, params.x_stride, windows[u]);
+            packs[u] = load<T, V>(walk, params.x, params.x_stride, windows[u]);
             if (params.residual) {
-                residuals[u] = load<T, V>(params.residual, params.residual_stride, windows[u]);
+                residuals[u] = load<T, V>(walk, params.residual, params.residual_stride, windows[u]);
             }
         }
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {
             unsigned bits = apply_pack<KIND>(params, walk, shelf, packs[u], residuals[u]);
             if (windows[u].is_empty()) bits = 0;
-            store<T, V>(params.y, params.y_stride, windows[u], packs[u]);
+            store<T, V>(walk, params.y, params.y_stride, windows[u], packs[u]);
             if (KIND != IDENTITY && params.mask) {
                 store_mask<V>(params, walk.mask_row_bytes(), windows[u], bits);
             }

@@ -33,13 +33,16 @@ __device__ inline void leave(const Params &params, const Columns<V, BATCH> &walk
     Wide *channels = partials<Wide>(params, walk.first_channel()) + walk.part();
     const unsigned fold = params.columns_per_channel;
     if (fold == 1) {
+#pragma unroll 1
         for (unsigned channel = threadIdx.x; channel < walk.channels(); channel += THREADS) {
             channels[channel * params.parts] = Wide::from(columns[channel].item);
         }
         return;
     }
+#pragma unroll 1
     for (unsigned channel = threadIdx.x / 32; channel < walk.channels(); channel += THREADS / 32) {
         Item item = Item::empty();
+#pragma unroll 1
         for (unsigned i = threadIdx.x % 32; i < fold; i += 32) {
             item.merge(columns[channel * fold + i].item);
         }

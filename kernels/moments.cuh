@@ -31,8 +31,8 @@ __device__ inline int gear_of(float magnitude) {
 
 // Brings a deviation into the gear's unit.
 __device__ inline float in_gear(float deviation, int gear) {
-    if (gear == GEAR_MIDDLE) return deviation;
-    return deviation * (gear == GEAR_HIGH ? 0x1p-60f : 0x1p60f);
+    const float unit = gear == GEAR_HIGH ? 0x1p-60f : 0x1p60f;
+    return deviation * (gear == GEAR_MIDDLE ? 1.0f : unit);
 }
 
 // Brings an M2 from a gear into one that is not lower.
@@ -59,22 +59,15 @@ __device__ inline Moments moments_around(const float (&values)[N], unsigned vali
 #pragma unroll
     for (int i = 0; i < N; ++i) {
         deviations[i] = valid >> i & 1u ? values[i] - pivot : 0.0f;
-        squares[i] = deviations[i] * deviations[i];
+        largest = fmaxf(largest, fabsf(deviations[i]));
+    }
+    const int gear = gear_of(largest);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        const float deviation = in_gear(deviations[i], gear);
+        squares[i] = deviation * deviation;
     }
     float m2 = sum_of<N>(squares);
-    int gear = GEAR_MIDDLE;
-    if (!(m2 > 0x1p-80f && m2 < 0x1p90f)) {
-        // Rare: out of the middle gear's range, constant, or not finite.
-#pragma unroll
-        for (int i = 0; i < N; ++i) largest = fmaxf(largest, fabsf(deviations[i]));
-        gear = gear_of(largest);
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-            const float deviation = in_gear(deviations[i], gear);
-            squares[i] = deviation * deviation;
-        }
-        m2 = sum_of<N>(squares);
-    }
     // The pivot is off the mean by its rounding.
     const float sum = sum_of<N>(deviations);
     const float correction = sum / count;

@@ -1,5 +1,5 @@
 // Reductions: lanes -> warp -> block -> grid, each in a fixed order, so that the same input gives
-// the same bits.
+// the same bits. Their loops are kept as loops: a merge is long, and done once in a while.
 //
 // An item is a small struct with `static Item empty()` and `void merge(const Item &)`.
 #pragma once
@@ -30,6 +30,7 @@ __device__ inline Item from_lane_below(const Item &item, unsigned offset, int wi
 // lanes of the warp take part.
 template <class Item>
 __device__ inline void warp_reduce(Item &item, int width = 32) {
+#pragma unroll 1
     for (int offset = width / 2; offset > 0; offset /= 2) {
         item.merge(from_lane_below(item, offset, width));
     }
@@ -58,6 +59,7 @@ __device__ inline void rows_reduce(Item (&items)[COUNT], unsigned width) {
     // Word by word, so that neighbouring threads use neighbouring banks.
     SHARED_ARRAY(unsigned, shelf, COUNT *WORDS *HALF);
     const unsigned thread = threadIdx.x, row = thread / width;
+#pragma unroll 1
     for (unsigned rows = (THREADS + width - 1) / width; rows > 1; rows = (rows + 1) / 2) {
         const unsigned kept = (rows + 1) / 2, moved = kept * width;
         if (row >= kept && row < rows) {
@@ -110,10 +112,12 @@ template <int THREADS, class Item, class Finish>
 __device__ inline void merge_parts(const Item *partials, unsigned channels, unsigned parts,
                                    const Finish &finish) {
     const unsigned lanes = lanes_for(parts), lane = threadIdx.x % lanes;
+#pragma unroll 1
     for (unsigned first = 0; first < channels; first += THREADS / lanes) {
         const unsigned channel = first + threadIdx.x / lanes;
         Item item = Item::empty();
         if (channel < channels) {
+#pragma unroll 1
             for (unsigned part = lane; part < parts; part += lanes) {
                 item.merge(partials[(size_t)channel * parts + part]);
             }

@@ -56,28 +56,30 @@ __device__ __noinline__ void store_some(T *to, unsigned first, unsigned last, Pa
     }
 }
 
-template <class T, int V>
-__device__ inline Pack<T, V> load(Address tensor, Extent stride, const Window &window) {
+template <class T, int V, class Walk>
+__device__ inline Pack<T, V> load(const Walk &, Address tensor, Extent stride,
+                                  const Window &window) {
     const T *from = reinterpret_cast<const T *>(tensor) + window.offset(stride);
     if (window.is_full<V>()) return load_pack<V>(from);
-    if (window.is_empty()) return {};
+    if (!Walk::HAS_ENDS || window.is_empty()) return {};
     return load_some<T, V>(from, window.first, window.last);
 }
 
-template <class T, int V>
-__device__ inline void store(Address tensor, Extent stride, const Window &window,
+template <class T, int V, class Walk>
+__device__ inline void store(const Walk &, Address tensor, Extent stride, const Window &window,
                              const Pack<T, V> &pack) {
     T *to = reinterpret_cast<T *>(tensor) + window.offset(stride);
     if (window.is_full<V>()) {
         store_pack<V>(to, pack);
-    } else if (!window.is_empty()) {
+    } else if (Walk::HAS_ENDS && !window.is_empty()) {
         store_some<T, V>(to, window.first, window.last, pack);
     }
 }
 
 template <int V, int BATCH>
 struct Planes {
-    static constexpr int CHANNELS = 1;  // that a thread sees
+    static constexpr int CHANNELS = 1;           // that a thread sees
+    static constexpr bool HAS_ENDS = V > 1;      // windows that are there in part
 
     const Params &params;
     Extent channel;
@@ -147,11 +149,14 @@ struct Planes {
 template <int V, int BATCH>
 struct Columns {
     static constexpr int CHANNELS = V;
+    static constexpr bool HAS_ENDS = false;
 
     const Params &params;
     unsigned width, x, y, height;  // the block as rows of threads, and this thread's place
     Extent column;                 // its first
     Extent base, end;              // rows of this block
+    Extent sample, row;            // the next of this thread, counted within the sample
+    Extent step_samples, step_rows;
 
     __device__ explicit Columns(const Params &params) : params(params) {
         width = params.packs_per_tile;
@@ -161,28 +166,34 @@ struct Columns {
         column = (group() * width + x) * V;
         base = part() * params.rows_per_part;
         end = min(base + params.rows_per_part, params.rows);
+        const Extent per_sample = max(params.rows_per_sample, (Extent)1);
+        sample = (base + y) / per_sample;
+        row = (base + y) % per_sample;
+        step_samples = height / per_sample;
+        step_rows = height % per_sample;
     }
 
     __device__ bool has_batch() const { return base < end; }
     __device__ void end_batch() { base += BATCH * height; }
 
-    __device__ Window next(int u) const {
-        const Extent row = base + u * height + y;
-        if (y >= height || column >= params.columns || row >= end) return {};
-        Window result;
-        result.sample = sample_of(row);
-        result.inner = (row - result.sample * params.rows_per_sample) * params.columns + column;
-        result.first = 0;
-        result.last = V;
-        result.mask_row = row;
-        result.mask_bit = column;
+    // The next window of this thread; `u` counts them within the batch.
+    __device__ Window next(int u) {
+        Window result = {};
+        const Extent of_all = base + u * height + y;
+        if (y < height && column < params.columns && of_all < end) {
+            result.sample = sample;
+            result.inner = row * params.columns + column;
+            result.last = V;
+            result.mask_row = of_all;
+            result.mask_bit = column;
+        }
+        sample += step_samples;
+        row += step_rows;
+        if (row >= params.rows_per_sample) {
+            row -= params.rows_per_sample;
+            ++sample;
+        }
         return result;
-    }
-
-    // Without a division where it matters: one sample that has all rows, or rows that are samples.
-    __device__ Extent sample_of(Extent row) const {
-        if (params.rows_per_sample == params.rows) return 0;
-        return params.rows_per_sample == 1 ? row : row / params.rows_per_sample;
     }
 
     __device__ Extent mask_row_bytes() const { return (params.columns + 7) / 8; }

@@ -40,6 +40,10 @@ impl fmt::Display for DType {
 }
 
 mod sealed {
+    /// With CUDA, also what cudarc may copy to a device as it is.
+    #[cfg(feature = "cuda")]
+    pub trait Sealed: cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits {}
+    #[cfg(not(feature = "cuda"))]
     pub trait Sealed {}
 }
 

@@ -38,7 +38,7 @@ impl<'a, L: Launcher> Bound<'a, L> {
         let shared = self
             .buffers
             .iter()
-            .find(|other| (written || other.written) && overlap(&memory, &other.memory));
+            .find(|other| (written || other.written) && memory.overlaps(&other.memory));
         if let Some(other) = shared {
             let (output, input) = if written { (name, other.name) } else { (other.name, name) };
             return Err(Error::argument(
@@ -107,7 +107,7 @@ impl<'a, L: Launcher> Bound<'a, L> {
         if len == 0 {
             return Err(Error::argument("channels", "at least 1", 0));
         }
-        if found == 0 || found % len != 0 {
+        if found == 0 || !found.is_multiple_of(len) {
             return Err(Error::argument(
                 name,
                 format_args!("a multiple of {len} elements, one share per rank"),
@@ -276,14 +276,9 @@ impl<'a, L: Launcher> Bound<'a, L> {
     }
 }
 
-fn overlap<H>(a: &MemoryRef<H>, b: &MemoryRef<H>) -> bool {
-    let ends_before = |a: &MemoryRef<H>, b: &MemoryRef<H>| a.address + a.bytes as u64 <= b.address;
-    a.bytes > 0 && b.bytes > 0 && !ends_before(a, b) && !ends_before(b, a)
-}
-
 fn check_span<H>(problem: &Problem, operand: Operand, memory: &MemoryRef<H>) -> Result<()> {
     let (span, len) = (problem.span(operand), memory.bytes / problem.dtype().size());
-    if memory.address % problem.dtype().size() as u64 != 0 {
+    if !memory.address.is_multiple_of(problem.dtype().size() as u64) {
         return Err(Error::argument(
             operand.name(),
             format_args!("an address that is a multiple of {}", problem.dtype().size()),

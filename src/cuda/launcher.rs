@@ -43,6 +43,15 @@ pub struct MemoryRef<H> {
     pub hold: H,
 }
 
+impl<H> MemoryRef<H> {
+    /// Whether any byte is in both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let ends_before = |a: &Self, b: &Self| a.address + a.bytes as u64 <= b.address;
+        let is_empty = self.bytes == 0 || other.bytes == 0;
+        !is_empty && !ends_before(self, other) && !ends_before(other, self)
+    }
+}
+
 /// A device that has memory and runs kernels in the order they are launched.
 pub trait Launcher: Clone + Send + Sync + Sized + 'static {
     /// Memory that the device owns.

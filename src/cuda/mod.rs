@@ -2,13 +2,29 @@
 
 mod bind;
 mod device;
+#[cfg(feature = "cuda")]
+pub mod images;
+#[cfg(feature = "cuda")]
+mod launch;
 mod launcher;
+#[cfg(feature = "cuda")]
+pub mod nvrtc;
 #[allow(missing_docs, non_upper_case_globals, dead_code, reason = "made by bindgen")]
 mod params;
 mod plan;
+#[cfg(feature = "cuda")]
+pub mod search;
+#[cfg(feature = "cuda")]
+pub mod target;
 mod workspace;
 
 pub use device::Device;
+#[cfg(feature = "cuda")]
+pub use launch::{CudaLauncher, DeviceInfo, GpuBuffer, GpuHold, GpuSlice, GpuSliceMut, devices};
 pub use launcher::{DeviceFacts, Launch, Launcher, MemoryRef};
-pub use plan::{Alignment, Geometry, Pass, Plan, Walk};
+pub use plan::{Alignment, Geometry, Pass, Plan, RequestedBytes, Walk};
 pub use workspace::Workspace;
+
+/// The kernels on an NVIDIA GPU.
+#[cfg(feature = "cuda")]
+pub type Cuda = Device<CudaLauncher>;

@@ -87,7 +87,7 @@ impl Alignment {
         };
         let Some(first) = tensors.first().map(place) else { return Alignment::ALIGNED };
         let alike = tensors.iter().all(|tensor| place(tensor) == first);
-        if alike && first.0 % size == 0 {
+        if alike && first.0.is_multiple_of(size) {
             Alignment { offset: Some((first.0 / size) as u32) }
         } else {
             Alignment::MIXED
@@ -98,6 +98,8 @@ impl Alignment {
 /// How one pass is laid over a device.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
+    /// What it does.
+    pub pass: Pass,
     /// The entry point.
     pub kernel: String,
     /// The pattern.
@@ -173,7 +175,7 @@ impl Plan {
             .ok_or_else(|| Error::argument("x", "channels that fit one grid", problem))?
             as u32;
         let kernel = kernel_name(pass, walk, dtype, pack, problem);
-        Ok(Plan { kernel, walk, pack, groups, parts: parts as u32, grid, geometry })
+        Ok(Plan { pass, kernel, walk, pack, groups, parts: parts as u32, grid, geometry })
     }
 }
 
@@ -202,10 +204,10 @@ fn pack_of(walk: Walk, pass: Pass, problem: &Problem, alignment: Alignment) -> u
         (_, None) => false,
         // Planes may begin anywhere, but a mask's bytes begin with them.
         (Walk::Planes, Some(offset)) => {
-            !(writes_mask || reads_mask) || (offset == 0 && row % 8 == 0)
+            !(writes_mask || reads_mask) || (offset == 0 && row.is_multiple_of(8))
         }
         (Walk::Columns, Some(offset)) => {
-            offset == 0 && row % pack == 0 && samples_are_aligned(problem, pack)
+            offset == 0 && row.is_multiple_of(pack) && samples_are_aligned(problem, pack)
         }
     };
     if fits { pack as u32 } else { 1 }
@@ -214,7 +216,9 @@ fn pack_of(walk: Walk, pass: Pass, problem: &Problem, alignment: Alignment) -> u
 /// Whether every operand's batch stride keeps whole packs.
 fn samples_are_aligned(problem: &Problem, pack: u64) -> bool {
     problem.batch() <= 1
-        || Operand::ALL.iter().all(|&operand| problem.batch_stride(operand) as u64 % pack == 0)
+        || Operand::ALL
+            .iter()
+            .all(|&operand| (problem.batch_stride(operand) as u64).is_multiple_of(pack))
 }
 
 fn columns_of(problem: &Problem) -> u64 {
@@ -249,12 +253,12 @@ fn planes(
     let (channels, spatial) = (problem.channels() as u64, problem.spatial() as u64);
     let pack = u64::from(pack);
     let stride_is_whole =
-        problem.batch() <= 1 || problem.batch_stride(Operand::X) as u64 % pack == 0;
+        problem.batch() <= 1 || (problem.batch_stride(Operand::X) as u64).is_multiple_of(pack);
     let misalignment = if pack == 1 { 0 } else { alignment.offset.unwrap_or(0) };
     let windows = if pack == 1 && problem.epilogue().has_mask() {
         // Lanes are bits: a warp sees 32 positions of one plane.
         spatial.next_multiple_of(32)
-    } else if spatial % pack == 0 && misalignment == 0 && stride_is_whole {
+    } else if spatial.is_multiple_of(pack) && misalignment == 0 && stride_is_whole {
         spatial / pack
     } else {
         (spatial + pack - 1).div_ceil(pack)
@@ -317,7 +321,72 @@ fn packs_per_tile(columns: u64, pack: u64, columns_per_channel: u64) -> u64 {
     least * times / pack
 }
 
+/// Bytes that a pass asks memory for, exactly, by tensor. What L2 serves of them is not taken off.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RequestedBytes {
+    /// Loads of x.
+    pub x: u64,
+    /// Loads of the residual.
+    pub residual: u64,
+    /// Loads of dy.
+    pub dy: u64,
+    /// Stores of y.
+    pub y: u64,
+    /// Stores of dx.
+    pub dx: u64,
+    /// Stores of dresidual, if it is wanted.
+    pub dresidual: u64,
+    /// Loads of the mask: a byte for every pack, whatever number of its bits the pack needs.
+    pub mask_read: u64,
+    /// Stores of the mask.
+    pub mask_written: u64,
+}
+
+impl RequestedBytes {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        let tensors = self.x + self.residual + self.dy + self.y + self.dx + self.dresidual;
+        tensors + self.mask_read + self.mask_written
+    }
+}
+
 impl Plan {
+    /// What the plan's launch asks memory for, but for what it keeps per channel.
+    pub fn requested_bytes(&self, problem: &Problem) -> RequestedBytes {
+        let epilogue = problem.epilogue();
+        let tensor = (problem.elements() * problem.dtype().size()) as u64;
+        let when = |condition: bool| if condition { tensor } else { 0 };
+        let is_training_backward = matches!(self.pass, Pass::Reduce | Pass::Gradient);
+        let is_backward = is_training_backward || self.pass == Pass::Frozen;
+        let writes_dx = matches!(self.pass, Pass::Gradient | Pass::Frozen);
+        let reads_residual = match self.pass {
+            Pass::Statistics => false,
+            Pass::Apply => epilogue.residual,
+            Pass::Reduce | Pass::Gradient => epilogue.backward_reads_residual(),
+            Pass::Frozen => epilogue.residual && epilogue.activation != Activation::Identity,
+        };
+        RequestedBytes {
+            x: tensor,
+            residual: when(reads_residual),
+            dy: when(is_backward),
+            y: when(self.pass == Pass::Apply),
+            dx: when(writes_dx),
+            dresidual: when(writes_dx && epilogue.residual),
+            mask_read: match is_training_backward && epilogue.has_mask() {
+                true => (problem.elements() / self.pack as usize) as u64,
+                false => 0,
+            },
+            mask_written: match (self.pass, self.geometry) {
+                (Pass::Apply, _) if !epilogue.has_mask() => 0,
+                (Pass::Apply, Geometry::Columns { rows, columns, .. }) => {
+                    rows * columns.div_ceil(8)
+                }
+                (Pass::Apply, Geometry::Planes { .. }) => problem.mask_len() as u64,
+                _ => 0,
+            },
+        }
+    }
+
     /// f64 words of scratch that this plan's blocks leave results in.
     pub(super) fn partial_words(&self, problem: &Problem) -> u64 {
         problem.channels() as u64 * u64::from(self.parts) * PARTIAL_WORDS

@@ -1,7 +1,7 @@
 //! Compiles the emulator and, with the compiler's hooks for its checker, the kernels.
 
-use std::env;
 use std::path::{Path, PathBuf};
+use std::{env, fs};
 
 fn main() {
     for folder in ["runtime", "kernels", "../../kernels"] {
@@ -28,12 +28,27 @@ fn main() {
         .flag("-Wno-unknown-pragmas")
         // Else nobody asks for them: they make themselves known in static initialisers.
         .link_lib_modifier("+whole-archive")
-        .files(sources("../../kernels", "cu"))
-        .files(sources("kernels", "cu"))
+        .flag("-Wno-unused-function")
+        .files(sources("../../kernels", "cu").iter().map(|path| wrapped(path)))
+        .files(sources("kernels", "cu").iter().map(|path| wrapped(path)))
         .compile("warpnorm_kernels");
     println!("cargo::rustc-env=EMULATOR_CXX={}", kernels.get_compiler().path().display());
 
     compiler(2).files(sources("runtime", "cpp")).compile("warpnorm_emulator");
+}
+
+/// A source file that holds a kernel file in a namespace of its own. NVRTC compiles each kernel file
+/// by itself; here they meet in one program, where two functions of one name would be taken for the
+/// same, silently if they are templates.
+fn wrapped(kernels: &Path) -> PathBuf {
+    let folder = PathBuf::from(env::var_os("OUT_DIR").expect("Cargo sets it"));
+    let path = kernels.canonicalize().expect("it was just listed");
+    let stem = path.file_stem().expect("a file has one").to_string_lossy();
+    let wrapper = folder.join(format!("{stem}.cpp"));
+    let text =
+        format!("#include \"device.cuh\"\nnamespace {{\n#include \"{}\"\n}}\n", path.display());
+    fs::write(&wrapper, text).expect("the build's own folder");
+    wrapper
 }
 
 /// Optimisation levels do not follow Cargo's profile: counters would change with it.

@@ -4,6 +4,7 @@ mod common;
 mod faults;
 mod gradients;
 mod oracle;
+mod plans;
 mod properties;
 mod rules;
 mod shipped_bugs;

@@ -35,7 +35,7 @@ template <bool synchronised> __device__ void replace(const TestParams &params) {
     const float seen = value[0];
     if (synchronised) __syncthreads();
     if (threadIdx.x == 0) value[0] = 2.0f;
-    static_cast<float *>(params.output)[threadIdx.x] = seen;
+    static_cast<float *>(params.output)[global_thread()] = seen;
 }
 
 KERNEL(test_replace, 128, TestParams, replace<true>)
@@ -83,15 +83,24 @@ __device__ void dynamic_shared_at(const TestParams &params) {
 
 KERNEL(test_dynamic_shared_at, 32, TestParams, dynamic_shared_at)
 
-// One element past a static array, where another begins on a GPU.
+// A streaming access takes global memory only.
+__device__ void streaming_shared(const TestParams &params) {
+    SHARED_ARRAY(float, values, 32);
+    values[threadIdx.x] = 1.0f;
+    static_cast<float *>(params.output)[threadIdx.x] =
+        load_pack_streaming<1>(values + threadIdx.x).values[0];
+}
+
+KERNEL(test_streaming_shared, 32, TestParams, streaming_shared)
+
+// `argument` elements on from a thread's own in a static array; another array follows.
 __device__ void past_static_array(const TestParams &params) {
     SHARED_ARRAY(float, first, 32);
     SHARED_ARRAY(float, second, 32);
-    first[threadIdx.x] = 0.0f;
-    second[threadIdx.x] = 0.0f;
-    float *element = &first[0] + threadIdx.x + params.argument;
-    *element = 1.0f;
-    static_cast<float *>(params.output)[threadIdx.x] = *element;
+    first[threadIdx.x] = 1.0f;
+    second[threadIdx.x] = 2.0f;
+    const float *element = &first[0] + threadIdx.x + params.argument;
+    static_cast<float *>(params.output)[threadIdx.x] = *element + second[threadIdx.x];
 }
 
 KERNEL(test_past_static_array, 32, TestParams, past_static_array)

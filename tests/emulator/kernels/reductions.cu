@@ -47,10 +47,10 @@ template <Bug bug> __device__ float block_sum(float value) {
     return value;
 }
 
-// `argument` sums, one after the other: of the input, of twice the input, ...
+// In each block `argument` sums, one after the other: of the input, of twice the input, ...
 template <Bug bug> __device__ void block_sums(const TestParams &params) {
     const float *input = static_cast<const float *>(params.input);
-    float *output = static_cast<float *>(params.output);
+    float *output = static_cast<float *>(params.output) + blockIdx.x * params.argument;
     if (bug == lost_lane && threadIdx.x == 5) return;
     for (uint64_t round = 0; round < params.argument; ++round) {
         float value = 0.0f;

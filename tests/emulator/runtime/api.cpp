@@ -5,6 +5,9 @@
 
 #include "launch.h"
 
+// The linker's name for where the program begins.
+extern "C" const char __executable_start;
+
 using namespace emulator;
 
 extern "C" {
@@ -31,10 +34,14 @@ void emulator_wrote(Device *device, Allocation *allocation, size_t offset, size_
     device->memory.wrote(allocation, offset, bytes);
 }
 
-// The failure's text, for `emulator_free_text`; null: the launch went through.
-char *emulator_launch(Device *device, const LaunchSpec *spec) {
-    const std::string failure = run(*device, *spec);
-    return failure.empty() ? nullptr : strdup(failure.c_str());
+// The failure's text, for `emulator_free_text`; null: the launch went through. `site` becomes the
+// place in the program of the failing access, counted from the program's start; 0: unknown.
+char *emulator_launch(Device *device, const LaunchSpec *spec, uint64_t *site) {
+    const Outcome outcome = run(*device, *spec);
+    *site = 0;
+    if (outcome.failure.empty()) return nullptr;
+    if (outcome.site) *site = static_cast<const char *>(outcome.site) - &__executable_start;
+    return strdup(outcome.failure.c_str());
 }
 
 void emulator_free_text(char *text) { free(text); }

@@ -10,9 +10,11 @@ static void complete_if_all_wait(Block &block) {
     block.at_barrier = 0;
     ++block.barriers;
     active->ordering.block_synchronised(block);
-    for (Warp &warp : block.warps) warp.requests.flush(active->counters);
-    for (Thread &thread : block.threads)
-        if (thread.waiting == Waiting::block_barrier) active->scheduler.wake(thread);
+    for (Warp &warp : block.warps) {
+        warp.requests.flush(active->counters);
+        const unsigned lanes = warp.members & ~warp.exited;
+        if (lanes) active->scheduler.wake(warp, lanes);
+    }
     active->scheduler.reshuffle();
 }
 

@@ -6,7 +6,7 @@
 #include "launch.h"
 
 // The linker's names for where the program lies.
-extern "C" char __executable_start, _end;
+extern "C" const char __executable_start, _end;
 
 namespace emulator {
 
@@ -53,8 +53,9 @@ static void check_cell(Cell &cell, const Region &region, Access access, const ch
 static void check_cells(const Region &region, const char *address, size_t bytes, Access access,
                         const char *space) {
     const ThreadId me = thread_id(current->block->index, current->index);
-    const char *const end = address + bytes;
-    for (Cell *cell = region.cell(address); address < end; ++cell, address += region.granule)
+    const unsigned granule = 1u << region.granule_log2;
+    const Cell *last = region.cell(address + bytes - 1);
+    for (Cell *cell = region.cell(address); cell <= last; ++cell, address += granule)
         check_cell(*cell, region, access, address, space, me);
 }
 
@@ -91,10 +92,8 @@ static void observe_shared(const char *address, size_t bytes, Access access, con
          allocation->region.bytes, static_cast<long long>(address - allocation->region.base));
 }
 
-// Constants that the compiler has put beside the code, and the launch's parameters.
-static bool constant(const char *address, size_t bytes) {
-    const std::vector<char> &params = active->params;
-    if (address >= params.data() && address + bytes <= params.data() + params.size()) return true;
+// Constants that the compiler has put beside the code.
+static bool constant(const char *address) {
     return address >= &__executable_start && address < &_end;
 }
 
@@ -121,7 +120,7 @@ static void observe_global(const char *address, size_t bytes, Access access, con
     if (!allocation || !allocation->holds(address)) {
         Allocation *found = active->device.memory.near(address);
         if (!found || !found->holds(address)) {
-            if (access == Access::read && constant(address, bytes)) return;
+            if (access == Access::read && constant(address)) return;
             if (options.checks) out_of_bounds(address, bytes, access, found);
             return;
         }
@@ -141,9 +140,13 @@ static void observe_global(const char *address, size_t bytes, Access access, con
 
 void observe(const void *pointer, size_t bytes, Access access, const void *site) {
     spend();
+    active->latest_site = site;
     if (!active->observed) return;
     const char *address = static_cast<const char *>(pointer);
     if (static_cast<size_t>(address - current->fiber.stack) < stack_bytes) return;
+    const std::vector<char> &params = active->params;
+    if (access == Access::read && static_cast<size_t>(address - params.data()) < params.size())
+        return;
     if (current->block->shared.holds(address))
         observe_shared(address, bytes, access, site);
     else
@@ -151,6 +154,7 @@ void observe(const void *pointer, size_t bytes, Access access, const void *site)
 }
 
 void observe_aligned(const void *address, size_t bytes, Access access, const void *site) {
+    active->latest_site = site;
     if (reinterpret_cast<uintptr_t>(address) % bytes != 0 && active->device.options.checks)
         fail("%s of %zu bytes at %p, which is not a multiple of %zu", verb(access), bytes, address,
              bytes);
@@ -159,6 +163,10 @@ void observe_aligned(const void *address, size_t bytes, Access access, const voi
 
 void pack_read(const void *address, size_t bytes, const void *site) {
     observe_aligned(address, bytes, Access::read, site);
+}
+
+void require_global(const void *address) {
+    if (current->block->shared.holds(address)) fail("a streaming access to shared memory");
 }
 
 void pack_write(void *address, size_t bytes, const void *site) {

@@ -48,14 +48,11 @@ static void exchange(Warp &warp, unsigned lanes) {
 // another mask may still come here later.
 static void complete_if_all_wait(Warp &warp, unsigned mask) {
     const unsigned lanes = mask & ~warp.exited;
-    if (!lanes) return;
+    if (!lanes || (lanes & ~warp.calling)) return;
     const Thread &first = *warp.lanes[__builtin_ctz(lanes)];
-    bool complete = true;
-    each(lanes, [&](unsigned lane) {
-        const Thread &thread = *warp.lanes[lane];
-        if (thread.waiting != Waiting::collective || thread.call.mask != mask) complete = false;
-    });
-    if (!complete) return;
+    bool same_mask = true;
+    each(lanes, [&](unsigned lane) { same_mask &= warp.lanes[lane]->call.mask == mask; });
+    if (!same_mask) return;
     each(lanes, [&](unsigned lane) {
         const LaneCall &call = warp.lanes[lane]->call;
         if (call.operation != first.call.operation || call.bytes != first.call.bytes)
@@ -65,7 +62,8 @@ static void complete_if_all_wait(Warp &warp, unsigned mask) {
     exchange(warp, lanes);
     active->ordering.lanes_synchronised(warp, lanes);
     if (lanes == (warp.members & ~warp.exited)) warp.requests.flush(active->counters);
-    each(lanes, [&](unsigned lane) { active->scheduler.wake(*warp.lanes[lane]); });
+    warp.calling &= ~lanes;
+    active->scheduler.wake(warp, lanes);
 }
 
 uint64_t warp_collective(Collective operation, unsigned mask, uint64_t value, unsigned bytes,
@@ -80,17 +78,16 @@ uint64_t warp_collective(Collective operation, unsigned mask, uint64_t value, un
     thread.call = LaneCall{value, mask, argument, static_cast<uint8_t>(operation),
                            static_cast<uint8_t>(bytes), static_cast<uint8_t>(width)};
     active->scheduler.wait(thread, Waiting::collective);
+    warp.calling |= 1u << thread.lane;
     complete_if_all_wait(warp, mask);
     active->scheduler.run_next();
     return thread.call.value;
 }
 
 void collective_lane_left(Warp &warp) {
-    const unsigned waiting = warp.members & ~warp.exited;
-    each(waiting, [&](unsigned lane) {
-        const Thread &thread = *warp.lanes[lane];
-        if (thread.waiting == Waiting::collective)
-            complete_if_all_wait(warp, thread.call.mask);
+    each(warp.calling, [&](unsigned lane) {
+        // Unless it has just been woken, with one of the lanes before.
+        if (warp.calling >> lane & 1) complete_if_all_wait(warp, warp.lanes[lane]->call.mask);
     });
 }
 

@@ -33,6 +33,8 @@ unsigned atomic(Atomic operation, unsigned *address, unsigned operand, unsigned 
 
 void pack_read(const void *address, size_t bytes, const void *site);
 void pack_write(void *address, size_t bytes, const void *site);
+// Fails for shared memory: the instruction that this stands for has no access to it.
+void require_global(const void *address);
 
 // Never a function of its own: the linker could take the kernels' copy, which reports its accesses,
 // for the emulator's.

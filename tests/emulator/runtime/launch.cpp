@@ -45,6 +45,7 @@ void fail_launch(const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
+    active->latest_site = nullptr;  // some thread's, which need not be the one at fault
     fail_with(text);
 }
 
@@ -89,11 +90,11 @@ static std::string refusal(const Device &device, const Kernel *kernel, const Lau
 
 // ---- running ----------------------------------------------------------------------------------
 
-std::string run(Device &device, const LaunchSpec &spec) {
+Outcome run(Device &device, const LaunchSpec &spec) {
     const Kernel *kernel = find_kernel(spec.kernel);
     device.counters = LaunchCounters{};
     const std::string refused = refusal(device, kernel, spec);
-    if (!refused.empty()) return refused;
+    if (!refused.empty()) return Outcome{refused};
 
     Launch launch(device, *kernel, spec);
     active = &launch;
@@ -106,7 +107,7 @@ std::string run(Device &device, const LaunchSpec &spec) {
     device.clock = launch.ordering.now() + 1;
     launch.counters.switches = launch.scheduler.switches();
     device.counters = std::move(launch.counters);
-    return launch.failure;
+    return Outcome{launch.failure, launch.latest_site};
 }
 
 }  // namespace emulator

@@ -49,6 +49,7 @@ struct Launch {
     LaunchCounters counters;
     std::vector<Allocation *> latest_allocation;  // by site
     bool observed;  // whether anything looks at accesses
+    const void *latest_site = nullptr;  // of an access
     std::string failure;
 
     Launch(Device &device, const Kernel &kernel, const LaunchSpec &spec);
@@ -70,7 +71,10 @@ inline void spend() {
 // The same for what is no single thread's doing.
 [[noreturn]] void fail_launch(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-// Empty when the launch went through.
-std::string run(Device &device, const LaunchSpec &spec);
+struct Outcome {
+    std::string failure;  // empty when the launch went through
+    const void *site = nullptr;  // the latest access of the thread that failed
+};
+Outcome run(Device &device, const LaunchSpec &spec);
 
 }  // namespace emulator

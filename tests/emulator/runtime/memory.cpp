@@ -7,6 +7,7 @@
 namespace emulator {
 
 constexpr size_t page = 4096;
+constexpr size_t most_small_pages = 4 << 20;
 // On both sides of an allocation: an index that is off by less than this meets no neighbour.
 constexpr size_t gap = 1 << 20;
 
@@ -18,7 +19,7 @@ static char *reserve(size_t bytes, int protection) {
 }
 
 static size_t cell_bytes(const Region &region) {
-    return (region.bytes / region.granule + 1) * sizeof(Cell);
+    return ((region.bytes >> region.granule_log2) + 1) * sizeof(Cell);
 }
 
 static void unmap(const Allocation &allocation) {
@@ -30,15 +31,15 @@ Memory::~Memory() {
     for (auto &entry : by_mapping_) unmap(*entry.second);
 }
 
-Allocation *Memory::allocate(size_t bytes, unsigned granule, bool initially_written) {
+Allocation *Memory::allocate(size_t bytes, unsigned granule_bytes, bool initially_written) {
     const size_t pages = (bytes + page - 1) / page * page;
     auto allocation = std::make_unique<Allocation>();
     allocation->reserved_bytes = pages + 2 * gap;
     allocation->reserved = reserve(allocation->reserved_bytes, PROT_NONE);
     if (!allocation->reserved) return nullptr;
     allocation->id = next_id_++;
-    allocation->region = Region{allocation->reserved + gap, bytes, nullptr, granule,
-                                initially_written, 0};
+    allocation->region = Region{allocation->reserved + gap, bytes, nullptr,
+                                granule_log2(granule_bytes), initially_written, 0};
     if (pages != 0 && mprotect(allocation->region.base, pages, PROT_READ | PROT_WRITE) != 0) {
         unmap(*allocation);
         return nullptr;
@@ -71,9 +72,11 @@ Allocation *Memory::near(const void *address) const {
 
 bool Memory::shadow(Allocation &allocation) {
     Region &region = allocation.region;
-    if (!region.cells)
-        region.cells = reinterpret_cast<Cell *>(
-            reserve(cell_bytes(region), PROT_READ | PROT_WRITE));
+    if (region.cells) return true;
+    const size_t bytes = cell_bytes(region);
+    region.cells = reinterpret_cast<Cell *>(reserve(bytes, PROT_READ | PROT_WRITE));
+    // Page faults would take longer than the checks.
+    if (region.cells && bytes > most_small_pages) madvise(region.cells, bytes, MADV_HUGEPAGE);
     return region.cells != nullptr;
 }
 

@@ -28,7 +28,7 @@ class Memory {
 
     // Zeros; whether they count as written is the caller's word. Null: no memory.
     // Untouched pages cost nothing, however large the allocation.
-    Allocation *allocate(size_t bytes, unsigned granule, bool initially_written);
+    Allocation *allocate(size_t bytes, unsigned granule_bytes, bool initially_written);
     void free(Allocation *allocation);
     // The host has written these bytes.
     void wrote(Allocation *allocation, size_t offset, size_t bytes);

@@ -139,7 +139,7 @@ bool Scheduler::start_block(Block &place) {
     place.shared.clear(launch_.layout);
     launch_.ordering.block_started(place);
     for (Warp &warp : place.warps) {
-        warp.exited = 0;
+        warp.exited = warp.calling = 0;
         warp.ready = warp.members;
         ready_.insert(warp.slot);
     }
@@ -182,10 +182,11 @@ void Scheduler::wait(Thread &thread, Waiting reason) {
     if (!warp.ready) ready_.remove(warp.slot);
 }
 
-void Scheduler::wake(Thread &thread) {
-    thread.waiting = Waiting::nothing;
-    thread.warp->ready |= 1u << thread.lane;
-    ready_.insert(thread.warp->slot);
+void Scheduler::wake(Warp &warp, unsigned lanes) {
+    for (unsigned left = lanes; left; left &= left - 1)
+        warp.lanes[__builtin_ctz(left)]->waiting = Waiting::nothing;
+    warp.ready |= lanes;
+    ready_.insert(warp.slot);
 }
 
 unsigned Scheduler::pick_lane(const Warp &warp) {

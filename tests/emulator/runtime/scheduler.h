@@ -54,7 +54,7 @@ class Scheduler {
     // The current thread waits from here until someone wakes it. The caller has to look whether
     // what it waits for has just come about, and then to call `run_next`.
     void wait(Thread &thread, Waiting reason);
-    void wake(Thread &thread);
+    void wake(Warp &warp, unsigned lanes);
     void run_next();
     // Lets others run first, now and then.
     void maybe_yield();

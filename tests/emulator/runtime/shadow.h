@@ -17,11 +17,13 @@ struct Region {
     char *base;
     size_t bytes;
     Cell *cells;
-    unsigned granule;       // bytes: 1, 2 or 4
+    unsigned granule_log2;   // of the granule's bytes: 0, 1 or 2
     bool initially_written;  // cells without a writer hold what the host wrote
     Time born;               // what is stamped earlier was another block's
 
-    Cell *cell(const char *address) const { return cells + (address - base) / granule; }
+    Cell *cell(const char *address) const { return cells + ((address - base) >> granule_log2); }
 };
+
+inline unsigned granule_log2(unsigned bytes) { return bytes >= 4 ? 2 : bytes >= 2 ? 1 : 0; }
 
 }  // namespace emulator

@@ -9,22 +9,24 @@ namespace emulator {
 
 // CUDA's limit for arrays that are declared in a kernel.
 constexpr size_t most_static_bytes = 48 << 10;
-// Arrays begin at bank 0, and at least this much lies unused behind each.
+// Arrays begin at bank 0.
 constexpr size_t unit = 128;
+// Lies unused behind each, so that an overrun is seen.
+constexpr size_t gap = 4 * unit;
 constexpr size_t most_arrays = 200;
 
 SharedLayout::SharedLayout(size_t dynamic_bytes)
-    : capacity_(dynamic_bytes + most_static_bytes + 3 * unit * most_arrays) {
+    : capacity_(dynamic_bytes + most_static_bytes + (gap + unit) * most_arrays) {
     owners_.resize(capacity_ / unit + 1);
     // Made of parts of several types: 2 bytes suit all but single bytes.
     place(nullptr, dynamic_bytes, 2);
 }
 
-void SharedLayout::place(const void *site, size_t bytes, unsigned granule) {
+void SharedLayout::place(const void *site, size_t bytes, unsigned granule_bytes) {
     const size_t units = (bytes + unit - 1) / unit;
-    arrays_.push_back(Array{site, end_, bytes, granule});
+    arrays_.push_back(Array{site, end_, bytes, granule_log2(granule_bytes)});
     std::fill_n(owners_.begin() + end_ / unit, units, static_cast<uint8_t>(arrays_.size()));
-    end_ += (units + 1) * unit;
+    end_ += units * unit + gap;
     if (site) used_ += bytes;
 }
 
@@ -32,7 +34,7 @@ const SharedLayout::Array *SharedLayout::array(const void *site, size_t bytes, s
     for (const Array &array : arrays_)
         if (array.site == site) return &array;
     if (used_ + bytes > most_static_bytes || arrays_.size() == most_arrays) return nullptr;
-    place(site, bytes, std::min<size_t>(alignment, 4));
+    place(site, bytes, static_cast<unsigned>(alignment));
     return &arrays_.back();
 }
 
@@ -68,7 +70,7 @@ void SharedMemory::clear(const SharedLayout &layout) {
 
 Region SharedMemory::region(const SharedLayout::Array &array, Time born) const {
     // As many cells as bytes, of which a coarser granule leaves some unused.
-    return Region{base_ + array.offset, array.bytes, cells_ + array.offset, array.granule,
+    return Region{base_ + array.offset, array.bytes, cells_ + array.offset, array.granule_log2,
                   false, born};
 }
 

@@ -17,7 +17,7 @@ class SharedLayout {
     struct Array {
         const void *site;  // null: the dynamic array
         size_t offset, bytes;
-        unsigned granule;
+        unsigned granule_log2;
     };
 
     explicit SharedLayout(size_t dynamic_bytes);
@@ -32,7 +32,7 @@ class SharedLayout {
     size_t used_bytes() const { return used_; }  // by arrays, without the gaps
 
   private:
-    void place(const void *site, size_t bytes, unsigned granule);
+    void place(const void *site, size_t bytes, unsigned granule_bytes);
 
     std::vector<Array> arrays_;
     std::vector<uint8_t> owners_;  // for every 128 bytes, the array's index plus one

@@ -46,6 +46,7 @@ struct Warp {
     unsigned members;  // a bit for each lane there is
     unsigned exited;   // and for each that has returned
     unsigned ready;    // and for each that can run
+    unsigned calling;  // and for each that waits in a collective
     unsigned slot;     // its place in the scheduler
     WarpTimes times;
     RequestLog requests;

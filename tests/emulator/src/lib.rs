@@ -13,6 +13,7 @@ mod counters;
 mod launcher;
 mod options;
 mod runtime;
+mod source;
 
 pub use buffer::{Buffer, Slice, SliceMut};
 pub use counters::{BufferTraffic, Counters, SharedTraffic, Traffic};

@@ -2,8 +2,8 @@
 
 use warpnorm::cuda::DeviceFacts;
 
-/// Steps that a launch may take: tens of seconds.
-const DEFAULT_BUDGET: u64 = 4_000_000_000;
+/// Steps that a launch may take: less than a minute.
+const DEFAULT_BUDGET: u64 = 1_000_000_000;
 
 /// How an [`Emulator`](crate::Emulator) is to behave.
 #[derive(Debug, Clone, PartialEq)]

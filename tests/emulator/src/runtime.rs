@@ -77,7 +77,11 @@ unsafe extern "C" {
         offset: usize,
         bytes: usize,
     );
-    fn emulator_launch(device: *mut RawDevice, launch: *const RawLaunch) -> *mut c_char;
+    fn emulator_launch(
+        device: *mut RawDevice,
+        launch: *const RawLaunch,
+        site: *mut u64,
+    ) -> *mut c_char;
     fn emulator_free_text(text: *mut c_char);
     fn emulator_totals(device: *const RawDevice, totals: *mut RawTotals);
     fn emulator_allocation_counters(device: *const RawDevice, counters: *mut RawAllocationCounters);
@@ -198,15 +202,18 @@ impl Device {
             shared_bytes: launch.shared_bytes,
         };
         let device = self.lock();
+        let mut site = 0;
         // SAFETY: no other call is in the device, and the params are copied.
-        let failure = unsafe { emulator_launch(device.0.as_ptr(), &raw) };
+        let failure = unsafe { emulator_launch(device.0.as_ptr(), &raw, &mut site) };
         if !failure.is_null() {
             // SAFETY: a C string, which is ours to free.
-            return Err(unsafe {
+            let text = unsafe {
                 let text = CStr::from_ptr(failure).to_string_lossy().into_owned();
                 emulator_free_text(failure);
                 text
-            });
+            };
+            let place = crate::source::line(site).map(|line| format!(" (latest access: {line})"));
+            return Err(text + &place.unwrap_or_default());
         }
         let mut totals = RawTotals::default();
         // SAFETY: the struct has the layout of `Totals`.

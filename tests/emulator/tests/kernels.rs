@@ -217,6 +217,18 @@ fn runs_without_checks_and_counters() {
     assert_eq!(device.counters().read.bytes, 0);
 }
 
+/// Breaks if functions of one name in two kernel files are taken for the same.
+#[test]
+fn kernel_files_do_not_mix() {
+    for (kernel, expected) in [("test_namesake_a", 10.0), ("test_namesake_b", 20.0)] {
+        let device = Emulator::with_seed(0);
+        let output = device.uninitialised::<f32>(32).unwrap();
+        let params = TestParams { output: address(&device, &output, 0), ..TestParams::default() };
+        launch(&device, kernel, 1, 32, params).unwrap();
+        assert_eq!(device.download(&output).unwrap(), [expected; 32]);
+    }
+}
+
 /// Breaks if a kernel file is left out of the build, or its registration out of the program.
 #[test]
 fn kernels_are_known_by_name() {

@@ -10,12 +10,12 @@ pub struct OnBackend<'b, B: Backend, E: Element> {
     problem: Problem,
     norm: Norm,
     workspace: &'b mut B::Workspace,
-    x: B::Buffer<E>,
-    residual: Option<B::Buffer<E>>,
-    dy: B::Buffer<E>,
-    y: B::Buffer<E>,
-    dx: B::Buffer<E>,
-    dresidual: Option<B::Buffer<E>>,
+    pub x: B::Buffer<E>,
+    pub residual: Option<B::Buffer<E>>,
+    pub dy: B::Buffer<E>,
+    pub y: B::Buffer<E>,
+    pub dx: B::Buffer<E>,
+    pub dresidual: Option<B::Buffer<E>>,
     weight: Option<B::Buffer<E::Param>>,
     bias: Option<B::Buffer<E::Param>>,
     dweight: Option<B::Buffer<E::Param>>,
@@ -26,7 +26,7 @@ pub struct OnBackend<'b, B: Backend, E: Element> {
     mean_hi: B::Buffer<E::Param>,
     mean_lo: B::Buffer<E::Param>,
     invstd: B::Buffer<E::Param>,
-    mask: Option<B::Buffer<u8>>,
+    pub mask: Option<B::Buffer<u8>>,
 }
 
 /// Runs `call` on `buffers` in the backend's memory.

@@ -1,0 +1,350 @@
+//! The kernels as a device takes them: embedded by the build script, or compiled at run time from
+//! the sources it embedded, where no image fits and NVRTC is to be found.
+
+use super::nvrtc::{self, Nvrtc, Source};
+use super::search::REMEDY;
+use super::target::Target;
+use crate::error::{Error, Result};
+use rayon::prelude::*;
+use std::ffi::OsString;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::{env, fs, process};
+
+/// What the build script embeds.
+struct Embedded {
+    /// NVRTC's version, or why nothing was compiled.
+    compiler: std::result::Result<(u32, u32), &'static str>,
+    /// All files of `kernels/`.
+    sources: &'static [Source<'static>],
+    /// Every unit for every target.
+    images: &'static [Image],
+}
+
+/// One `kernels/*.cu`, compiled for one target.
+#[derive(Debug, Clone, Copy)]
+pub struct Image {
+    /// The file's name without `.cu`.
+    pub unit: &'static str,
+    /// What it runs on.
+    pub target: Target,
+    zlib: &'static [u8],
+}
+
+include!(concat!(env!("OUT_DIR"), "/images.rs"));
+
+/// What ptxas said of each kernel: for every embedded cubin a line `# unit target` and its log.
+pub const RESOURCES: &str = include_str!(concat!(env!("OUT_DIR"), "/resources.txt"));
+
+/// All kernels, to be loaded into one device.
+#[derive(Debug)]
+pub struct Modules {
+    /// What they are compiled for.
+    pub target: Target,
+    /// A cubin or PTX text for each unit.
+    pub images: Vec<Vec<u8>>,
+}
+
+impl Image {
+    /// What it adds to the executable.
+    pub fn compressed_bytes(&self) -> usize {
+        self.zlib.len()
+    }
+
+    /// The cubin, or PTX text without a final NUL.
+    ///
+    /// # Errors
+    /// The executable is damaged.
+    pub fn decompress(&self) -> Result<Vec<u8>> {
+        let what = || format!("the kernels of {} for {}", self.unit, self.target);
+        inflate(self.zlib).map_err(|reason| Error::system(what(), reason))
+    }
+}
+
+/// The version of NVRTC that compiled what is embedded.
+///
+/// # Errors
+/// Nothing is embedded: why, and what to do.
+pub fn compiler() -> Result<(u32, u32)> {
+    EMBEDDED.compiler.map_err(|reason| {
+        Error::system("built without CUDA kernels", format!("{reason}. To have them: {REMEDY}"))
+    })
+}
+
+/// Everything that is embedded.
+pub fn images() -> &'static [Image] {
+    EMBEDDED.images
+}
+
+/// The kernels for a device of compute capability `capability` (90 is 9.0).
+///
+/// # Errors
+/// No embedded image fits, and none could be compiled now.
+pub fn modules(capability: u32) -> Result<Modules> {
+    let embedded = EMBEDDED.images.iter().map(|image| image.target);
+    if let Some(target) = choose(embedded, capability) {
+        let fitting = EMBEDDED.images.iter().filter(|image| image.target == target);
+        return Ok(Modules {
+            target,
+            images: fitting.map(Image::decompress).collect::<Result<_>>()?,
+        });
+    }
+    let cache = cache_directory(|name| env::var_os(name));
+    compile(EMBEDDED.sources, capability, cache.as_deref()).map_err(|reason| {
+        let build = match EMBEDDED.compiler {
+            Ok(_) => "no image of this build fits".to_owned(),
+            Err(reason) => format!("the build compiled none ({reason})"),
+        };
+        Error::system(
+            format!("CUDA kernels for compute capability {}", decimal(capability)),
+            format!("{build}, and none could be compiled now ({reason}). To have them: {REMEDY}"),
+        )
+    })
+}
+
+/// What a device of `capability` runs best: machine code for it, machine code for an earlier
+/// minor of its major, else PTX. The latest of what fits.
+fn choose(available: impl Iterator<Item = Target>, capability: u32) -> Option<Target> {
+    let fits = |target: &Target| match *target {
+        Target::Sm(of) => of / 10 == capability / 10 && of <= capability,
+        Target::Ptx(of) => of <= capability,
+    };
+    available.filter(fits).max_by_key(|target| (!target.is_ptx(), *target))
+}
+
+/// `9.0` of 90.
+fn decimal(capability: u32) -> String {
+    format!("{}.{}", capability / 10, capability % 10)
+}
+
+/// Compiles every unit of `sources`, or finds it in the cache.
+fn compile(
+    sources: &[Source<'_>],
+    capability: u32,
+    cache: Option<&Path>,
+) -> std::result::Result<Modules, String> {
+    let nvrtc = Nvrtc::open(|name| env::var_os(name))?;
+    let target = best_of(&nvrtc.capabilities()?, capability)
+        .ok_or_else(|| format!("this NVRTC does not know {}", decimal(capability)))?;
+    let version = nvrtc.version()?;
+    let (units, headers): (Vec<Source<'_>>, Vec<_>) =
+        sources.iter().partition(|source| source.name.ends_with(".cu"));
+    let image = |unit: &Source<'_>| {
+        let file = cache.map(|cache| cache.join(cache_name(sources, unit, target, version)));
+        if let Some(image) = file.as_deref().and_then(read_cache) {
+            return Ok(image);
+        }
+        let image = nvrtc.compile(*unit, &headers, target)?.image;
+        if let Some(file) = &file {
+            // A cache that cannot be written only costs the next start this time again.
+            let _ = write_cache(file, &image);
+        }
+        Ok(image)
+    };
+    let images = units.par_iter().map(image).collect::<std::result::Result<_, String>>()?;
+    Ok(Modules { target, images })
+}
+
+/// Machine code for the very device, or where a compiler does not know it, its latest PTX.
+fn best_of(supported: &[u32], capability: u32) -> Option<Target> {
+    if supported.contains(&capability) {
+        return Some(Target::Sm(capability));
+    }
+    choose(supported.iter().map(|capability| Target::Ptx(*capability)), capability)
+}
+
+/// The user's directory for what can be made again.
+fn cache_directory(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let directory =
+        |name: &str| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let user = if cfg!(windows) {
+        directory("LOCALAPPDATA")
+    } else {
+        directory("XDG_CACHE_HOME").or_else(|| directory("HOME").map(|home| home.join(".cache")))
+    };
+    user.map(|user| user.join("warpnorm"))
+}
+
+/// A name that changes with whatever the image depends on.
+fn cache_name(
+    sources: &[Source<'_>],
+    unit: &Source<'_>,
+    target: Target,
+    version: (u32, u32),
+) -> String {
+    let mut hasher = DefaultHasher::new();
+    for source in sources {
+        (source.name, source.text).hash(&mut hasher);
+    }
+    (unit.name, nvrtc::options(target), version).hash(&mut hasher);
+    format!("{}.{target}.{:016x}.z", unit.name.trim_end_matches(".cu"), hasher.finish())
+}
+
+/// A whole image, or nothing: zlib's checksum tells.
+fn read_cache(file: &Path) -> Option<Vec<u8>> {
+    inflate(&fs::read(file).ok()?).ok()
+}
+
+/// Written beside its place and moved there, so that another process sees all of it or nothing.
+fn write_cache(file: &Path, image: &[u8]) -> std::io::Result<()> {
+    if let Some(directory) = file.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let unfinished = file.with_extension(format!("{}.tmp", process::id()));
+    fs::write(&unfinished, miniz_oxide::deflate::compress_to_vec_zlib(image, 6))?;
+    fs::rename(&unfinished, file).inspect_err(|_| drop(fs::remove_file(&unfinished)))
+}
+
+fn inflate(zlib: &[u8]) -> std::result::Result<Vec<u8>, String> {
+    miniz_oxide::inflate::decompress_to_vec_zlib(zlib).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Target::{Ptx, Sm};
+
+    fn chosen(available: &[Target], capability: u32) -> Option<Target> {
+        choose(available.iter().copied(), capability)
+    }
+
+    #[test]
+    fn machine_code_for_the_very_device_wins() {
+        assert_eq!(chosen(&[Ptx(90), Sm(80), Sm(90), Ptx(75)], 90), Some(Sm(90)));
+    }
+
+    #[test]
+    fn an_earlier_minor_of_the_same_major_is_next() {
+        assert_eq!(chosen(&[Sm(80), Sm(86), Sm(89), Ptx(75)], 87), Some(Sm(86)));
+        assert_eq!(chosen(&[Sm(100), Ptx(90)], 103), Some(Sm(100)));
+    }
+
+    #[test]
+    fn another_major_needs_ptx_the_newest_that_is_not_above() {
+        assert_eq!(chosen(&[Sm(90), Sm(100), Ptx(75), Ptx(90)], 120), Some(Ptx(90)));
+        assert_eq!(chosen(&[Sm(80), Sm(90), Ptx(75), Ptx(90)], 75), Some(Ptx(75)));
+        assert_eq!(chosen(&[Sm(89), Ptx(75), Ptx(90)], 86), Some(Ptx(75)));
+    }
+
+    #[test]
+    fn nothing_fits_an_older_device() {
+        assert_eq!(chosen(&[Sm(80), Sm(90), Ptx(75), Ptx(90)], 70), None);
+        assert_eq!(chosen(&[Sm(89)], 86), None);
+        assert_eq!(chosen(&[], 90), None);
+    }
+
+    #[test]
+    fn a_compiler_that_does_not_know_the_device_gives_ptx() {
+        assert_eq!(best_of(&[75, 80, 90], 90), Some(Sm(90)));
+        assert_eq!(best_of(&[75, 80, 90], 100), Some(Ptx(90)));
+        assert_eq!(best_of(&[75, 80, 90], 70), None);
+    }
+
+    #[test]
+    fn images_are_whole_or_missing_with_a_reason() {
+        match compiler() {
+            Ok(_) => {
+                images().iter().for_each(|image| assert!(!image.decompress().unwrap().is_empty()))
+            }
+            Err(error) => {
+                assert!(images().is_empty());
+                assert!(error.to_string().contains("WARPNORM_NVRTC"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_cache_gives_back_what_was_put_in() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("below/image.z");
+        assert_eq!(read_cache(&file), None);
+        write_cache(&file, b"an image").unwrap();
+        assert_eq!(read_cache(&file).unwrap(), b"an image");
+        let left: Vec<_> = fs::read_dir(file.parent().unwrap()).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+    }
+
+    #[test]
+    fn a_damaged_cache_is_no_cache() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("image.z");
+        write_cache(&file, &[7; 1000]).unwrap();
+        let whole = fs::read(&file).unwrap();
+        fs::write(&file, &whole[..whole.len() - 1]).unwrap();
+        assert_eq!(read_cache(&file), None);
+        let mut flipped = whole.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        fs::write(&file, flipped).unwrap();
+        assert_eq!(read_cache(&file), None);
+    }
+
+    #[test]
+    fn a_cache_that_cannot_be_written_is_an_error_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let occupied = directory.path().join("occupied");
+        fs::write(&occupied, "a file").unwrap();
+        assert!(write_cache(&occupied.join("image.z"), b"an image").is_err());
+    }
+
+    const SOURCES: [Source<'static>; 2] = [
+        Source { name: "header.h", text: "struct Params { int* out; };" },
+        Source {
+            name: "unit.cu",
+            text: "#include \"header.h\"\n\
+                extern \"C\" __global__ void kernel(Params p) { *p.out = 1; }",
+        },
+    ];
+
+    #[test]
+    fn names_in_the_cache_tell_what_they_depend_on_apart() {
+        let unit = SOURCES[1];
+        let name = cache_name(&SOURCES, &unit, Sm(90), (12, 9));
+        assert!(name.starts_with("unit.sm_90."), "{name}");
+        let others = [
+            cache_name(&SOURCES, &Source { name: "other.cu", ..unit }, Sm(90), (12, 9)),
+            cache_name(&SOURCES[1..], &unit, Sm(90), (12, 9)),
+            cache_name(&SOURCES, &unit, Ptx(90), (12, 9)),
+            cache_name(&SOURCES, &unit, Sm(90), (13, 0)),
+        ];
+        assert!(!others.contains(&name));
+    }
+
+    /// Where there is NVRTC; elsewhere, that its absence is said.
+    #[test]
+    fn what_is_compiled_at_run_time_is_compiled_once() {
+        let cache = tempfile::tempdir().unwrap();
+        let modules = match compile(&SOURCES, 90, Some(cache.path())) {
+            Ok(modules) => modules,
+            Err(reason) => return assert!(reason.contains("no NVRTC"), "{reason}"),
+        };
+        assert_eq!(modules.target, Sm(90));
+        assert!(modules.images[0].starts_with(b"\x7fELF"));
+        let [entry] = &fs::read_dir(cache.path()).unwrap().collect::<Vec<_>>()[..] else {
+            panic!("not one file in the cache")
+        };
+        write_cache(&entry.as_ref().unwrap().path(), b"from the cache").unwrap();
+        let again = compile(&SOURCES, 90, Some(cache.path())).unwrap();
+        assert_eq!(again.images, [b"from the cache"]);
+        let unwritable = Path::new("/dev/null/cache");
+        assert_eq!(compile(&SOURCES, 90, Some(unwritable)).unwrap().images, modules.images);
+    }
+
+    #[test]
+    fn without_kernels_the_error_says_why_and_what_to_do() {
+        let error = modules(10).unwrap_err().to_string();
+        assert!(error.contains("compute capability 1.0"), "{error}");
+        assert!(error.contains("pip install"), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_cache_lies_where_users_expect_it() {
+        let of = |set: &'static str, to: &'static str| {
+            cache_directory(move |name| (name == set).then(|| to.into()))
+        };
+        assert_eq!(of("XDG_CACHE_HOME", "/cache"), Some("/cache/warpnorm".into()));
+        assert_eq!(of("HOME", "/home/me"), Some("/home/me/.cache/warpnorm".into()));
+        assert_eq!(of("XDG_CACHE_HOME", "relative"), None);
+        assert_eq!(of("OTHER", "/x"), None);
+    }
+}

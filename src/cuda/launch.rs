@@ -1,0 +1,748 @@
+//! [`CudaLauncher`]: a GPU. Every call of CUDA's driver and every raw pointer is in this file.
+
+// cudarc's launches, and memory that is known by its address only.
+#![allow(unsafe_code)]
+
+use super::images;
+use super::launcher::{DeviceFacts, Launch, Launcher, MemoryRef};
+use super::target::Target;
+use crate::element::Scalar;
+use crate::error::{Error, Result};
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr,
+    DevicePtrMut, DeviceSlice, DriverError, SyncOnDrop, result,
+};
+use cudarc::nvrtc::Ptx;
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::marker::PhantomData;
+use std::ptr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
+
+/// Launches kernels on one stream of one device. Clones share stream and kernels.
+///
+/// The first launcher in a context loads the kernels; later ones find them loaded. A launch
+/// allocates nothing and waits for nothing. The first launch of each kernel looks it up, so before
+/// a call is captured in a CUDA graph, make it once.
+///
+/// ```no_run
+/// use warpnorm::cuda::{CudaLauncher, Launcher};
+///
+/// # fn main() -> Result<(), warpnorm::Error> {
+/// let gpu = CudaLauncher::open(0)?;
+/// let x = gpu.upload(&[1.0_f32, 2.0, 3.0])?;
+/// assert_eq!(gpu.download(&x)?, [1.0, 2.0, 3.0]);
+/// println!("{} multiprocessors", gpu.facts().multiprocessors);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct CudaLauncher {
+    stream: Arc<CudaStream>,
+    kernels: Arc<Kernels>,
+}
+
+/// A device, as [`devices`] lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// What [`CudaLauncher::open`] takes.
+    pub ordinal: usize,
+    /// As NVIDIA names it: `NVIDIA H100 80GB HBM3`.
+    pub name: String,
+    /// Major and minor.
+    pub compute_capability: (u32, u32),
+    /// Bytes of memory in all, used or not.
+    pub memory_bytes: u64,
+    /// The latest version of CUDA that the installed driver supports, major and minor.
+    pub driver_version: (u32, u32),
+}
+
+/// Every device that this process may use; none, where there is a driver but no device.
+///
+/// ```no_run
+/// for device in warpnorm::cuda::devices()? {
+///     println!("{}: {}, {} GB", device.ordinal, device.name, device.memory_bytes / 1_000_000_000);
+/// }
+/// # Ok::<(), warpnorm::Error>(())
+/// ```
+///
+/// # Errors
+/// No CUDA driver, or one that does not work.
+pub fn devices() -> Result<Vec<DeviceInfo>> {
+    require_driver()?;
+    match result::init() {
+        Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => return Ok(Vec::new()),
+        outcome => outcome.or_fail("starting CUDA")?,
+    }
+    let driver_version = driver_version()?;
+    let count = result::device::get_count().or_fail("counting devices")?;
+    (0..count).map(|ordinal| device(ordinal, driver_version)).collect()
+}
+
+fn device(ordinal: i32, driver_version: (u32, u32)) -> Result<DeviceInfo> {
+    let what = "asking a device what it is";
+    let handle = result::device::get(ordinal).or_fail(what)?;
+    // SAFETY: the handle is one that the driver has just given.
+    let attribute = |name| unsafe { result::device::get_attribute(handle, name) }.or_fail(what);
+    Ok(DeviceInfo {
+        ordinal: ordinal.unsigned_abs() as usize,
+        name: result::device::get_name(handle).or_fail(what)?,
+        compute_capability: (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?.unsigned_abs(),
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?.unsigned_abs(),
+        ),
+        // SAFETY: as above.
+        memory_bytes: unsafe { result::device::total_mem(handle) }.or_fail(what)? as u64,
+        driver_version,
+    })
+}
+
+fn driver_version() -> Result<(u32, u32)> {
+    let mut version = 0;
+    // SAFETY: an integer to write to.
+    let outcome = unsafe { sys::cuDriverGetVersion(&mut version) }.result();
+    outcome.or_fail("asking for the driver's version")?;
+    let version = version.unsigned_abs();
+    Ok((version / 1000, version % 1000 / 10))
+}
+
+/// What cudarc calls, directly or when it drops something. It looks a function up when it first
+/// calls it, and panics where library or function is missing.
+const DRIVER_FUNCTIONS: [&str; 36] = [
+    "cuCtxDestroy_v2",
+    "cuCtxGetCurrent",
+    "cuCtxSetCurrent",
+    "cuCtxSynchronize",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDeviceGetCount",
+    "cuDeviceGetName",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuDevicePrimaryCtxRetain",
+    "cuDeviceTotalMem_v2",
+    "cuDriverGetVersion",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventRecord",
+    "cuFuncGetAttribute",
+    "cuFuncSetAttribute",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuInit",
+    "cuLaunchKernel",
+    "cuMemAllocAsync",
+    "cuMemAlloc_v2",
+    "cuMemFreeAsync",
+    "cuMemFree_v2",
+    "cuMemcpyDtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemsetD8Async",
+    "cuModuleGetFunction",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamSynchronize",
+    "cuStreamWaitEvent",
+];
+
+/// An error where cudarc would panic.
+fn require_driver() -> Result<()> {
+    static MISSING: OnceLock<Option<String>> = OnceLock::new();
+    let name = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
+    let missing = MISSING.get_or_init(|| {
+        // SAFETY: the driver's library does nothing of note when it is loaded.
+        let library = match unsafe { libloading::Library::new(name) } {
+            Ok(library) => library,
+            Err(_) => return Some(format!("{name} cannot be loaded; install NVIDIA's driver")),
+        };
+        // SAFETY: looked for, not called.
+        let lacks = |function: &&str| unsafe { library.get::<*const ()>(*function) }.is_err();
+        let function = DRIVER_FUNCTIONS.iter().find(|function| lacks(function))?;
+        Some(format!("{name} has no {function}; update NVIDIA's driver"))
+    });
+    match missing {
+        None => Ok(()),
+        Some(reason) => Err(Error::system("no CUDA driver", reason)),
+    }
+}
+
+/// The driver's errors as this crate's.
+trait OrFail<T> {
+    fn or_fail(self, what: &str) -> Result<T>;
+}
+
+impl<T> OrFail<T> for std::result::Result<T, DriverError> {
+    fn or_fail(self, what: &str) -> Result<T> {
+        self.map_err(|error| Error::system(what, reason(error)))
+    }
+}
+
+/// `CUDA_ERROR_OUT_OF_MEMORY (out of memory)`.
+fn reason(error: DriverError) -> String {
+    match error.error_string() {
+        Ok(text) => format!("{:?} ({})", error.0, text.to_string_lossy()),
+        Err(_) => format!("{:?}", error.0),
+    }
+}
+
+impl CudaLauncher {
+    /// Device `ordinal`, its primary context (which it shares with CUDA's runtime, PyTorch and
+    /// candle) and that context's default stream.
+    ///
+    /// # Errors
+    /// No driver, no such device, or no kernels for it; each says what to do.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        require_driver()?;
+        let context =
+            CudaContext::new(ordinal).or_fail(&format!("opening CUDA device {ordinal}"))?;
+        Self::new(context.default_stream())
+    }
+
+    /// The caller's stream, in the context that it belongs to.
+    ///
+    /// # Errors
+    /// No kernels for the device: why, and what to do.
+    pub fn new(stream: Arc<CudaStream>) -> Result<Self> {
+        require_driver()?;
+        let kernels = Kernels::of(stream.context())?;
+        Ok(Self { stream, kernels })
+    }
+
+    /// What launches are enqueued on.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// What memory must belong to.
+    pub fn context(&self) -> &Arc<CudaContext> {
+        self.stream.context()
+    }
+
+    /// Waits until all that was enqueued is done.
+    ///
+    /// # Errors
+    /// What has gone wrong on the device since the last such call.
+    pub fn synchronize(&self) -> Result<()> {
+        self.context().bind_to_thread().or_fail("waiting for the device")?;
+        self.stream.synchronize().or_fail("waiting for the device")
+    }
+
+    /// Refuses memory of another device, and of another context of this one.
+    fn check_context(&self, other: &CudaContext) -> Result<()> {
+        let own = self.context();
+        if **own == *other {
+            return Ok(());
+        }
+        let of = |context: &CudaContext| {
+            format!("memory of device {}, context {:p}", context.ordinal(), context.cu_ctx())
+        };
+        Err(Error::argument("slice", of(own), of(other)))
+    }
+}
+
+/// The kernels, loaded into one context.
+struct Kernels {
+    modules: Vec<Arc<CudaModule>>,
+    functions: RwLock<HashMap<String, CudaFunction>>,
+    facts: DeviceFacts,
+}
+
+/// A context's kernels. Those of a primary context stay: it belongs to the process, and a launcher
+/// for each call is then cheap. Another context must go when its owner lets it go.
+struct Loaded {
+    kernels: Weak<Kernels>,
+    _kept: Option<Arc<Kernels>>,
+}
+
+impl Kernels {
+    /// The kernels of a context, which are loaded once.
+    fn of(context: &Arc<CudaContext>) -> Result<Arc<Self>> {
+        // By address: kernels hold their context, so while they live no other one has it.
+        static LOADED: Mutex<Option<HashMap<usize, Loaded>>> = Mutex::new(None);
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = loaded.get_or_insert_default();
+        let address = context.cu_ctx() as usize;
+        if let Some(kernels) = loaded.get(&address).and_then(|entry| entry.kernels.upgrade()) {
+            return Ok(kernels);
+        }
+        let kernels = Arc::new(Self::load(context)?);
+        let kept = context.is_primary().then(|| kernels.clone());
+        loaded.retain(|_, entry| entry.kernels.strong_count() > 0);
+        loaded.insert(address, Loaded { kernels: Arc::downgrade(&kernels), _kept: kept });
+        Ok(kernels)
+    }
+
+    fn load(context: &Arc<CudaContext>) -> Result<Self> {
+        let mut facts = facts(context)?;
+        let (major, minor) = facts.compute_capability;
+        let images::Modules { target, images } = images::modules(10 * major + minor)?;
+        // Plans must not ask for what the image was compiled without.
+        facts.compute_capability = (target.capability() / 10, target.capability() % 10);
+        let modules = images.into_iter().map(|image| load_module(context, target, image));
+        let modules = modules.collect::<Result<_>>()?;
+        Ok(Self { modules, functions: RwLock::default(), facts })
+    }
+
+    /// A kernel by its name, looked up once.
+    fn function(&self, name: &str) -> Result<sys::CUfunction> {
+        let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = functions.get(name) {
+            return Ok(function.cu_function());
+        }
+        drop(functions);
+        let function = self.find(name)?;
+        let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);
+        Ok(functions.entry(name.to_owned()).or_insert(function).cu_function())
+    }
+
+    fn find(&self, name: &str) -> Result<CudaFunction> {
+        let what = || format!("looking up the kernel {name:?}");
+        // cudarc panics on a NUL.
+        let modules = self.modules.iter().filter(|_| !name.contains('\0'));
+        for module in modules {
+            match module.load_function(name) {
+                Err(DriverError(CUresult::CUDA_ERROR_NOT_FOUND)) => {}
+                outcome => {
+                    let function = outcome.or_fail(&what())?;
+                    self.allow_shared(&function).or_fail(&what())?;
+                    return Ok(function);
+                }
+            }
+        }
+        Err(Error::system(what(), "there is none of this name"))
+    }
+
+    /// Beyond 48 KB a kernel must be told beforehand how much dynamic shared memory a launch may
+    /// ask for. All the device has: this is a limit and costs nothing by itself.
+    fn allow_shared(&self, function: &CudaFunction) -> std::result::Result<(), DriverError> {
+        use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as LIMIT;
+        let of_its_own = function.shared_size_bytes()?;
+        let limit = self.facts.shared_bytes_per_block.saturating_sub(of_its_own.unsigned_abs());
+        function.set_attribute(LIMIT, limit.try_into().unwrap_or(i32::MAX))
+    }
+}
+
+fn load_module(
+    context: &Arc<CudaContext>,
+    target: Target,
+    image: Vec<u8>,
+) -> Result<Arc<CudaModule>> {
+    let image = if target.is_ptx() {
+        Ptx::from_src(String::from_utf8_lossy(&image))
+    } else {
+        Ptx::from_binary(image)
+    };
+    context.load_module(image).map_err(|error| {
+        let (major, minor) = driver_version().unwrap_or_default();
+        let of = images::compiler().map_or(String::new(), |(a, b)| format!(" of NVRTC {a}.{b}"));
+        let what =
+            format!("loading kernels{of} for {target} into a driver of CUDA {major}.{minor}");
+        Error::system(what, reason(error))
+    })
+}
+
+fn facts(context: &CudaContext) -> Result<DeviceFacts> {
+    let attribute = |name| {
+        let value = context.attribute(name).or_fail("asking the device for its properties")?;
+        Ok(value.unsigned_abs())
+    };
+    Ok(DeviceFacts {
+        compute_capability: (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        threads_per_multiprocessor: attribute(
+            Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR,
+        )?,
+        shared_bytes_per_block: attribute(
+            Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+        )?,
+        l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.into(),
+    })
+}
+
+/// Device memory that is freed, in its stream's order, when it is dropped.
+pub struct GpuBuffer<T> {
+    // One element where `len` is 0: CUDA allocates no empty memory.
+    memory: CudaSlice<T>,
+    len: usize,
+}
+
+/// Memory of cudarc's making.
+impl<T> From<CudaSlice<T>> for GpuBuffer<T> {
+    fn from(memory: CudaSlice<T>) -> Self {
+        Self { len: memory.len(), memory }
+    }
+}
+
+impl<T> GpuBuffer<T> {
+    /// As cudarc's view, to take parts of.
+    pub fn view(&self) -> CudaView<'_, T> {
+        self.memory.slice(..self.len)
+    }
+
+    /// As cudarc's view, to take parts of.
+    pub fn view_mut(&mut self) -> CudaViewMut<'_, T> {
+        self.memory.slice_mut(..self.len)
+    }
+}
+
+/// Borrowed device memory, to read: from cudarc's slices and views, or from an address.
+#[derive(Clone, Copy)]
+pub struct GpuSlice<'a, T> {
+    source: Source<'a, T>,
+    len: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Source<'a, T> {
+    Slice(&'a CudaSlice<T>),
+    View(&'a CudaView<'a, T>),
+    Address(u64),
+}
+
+impl<'a, T> From<&'a CudaSlice<T>> for GpuSlice<'a, T> {
+    fn from(slice: &'a CudaSlice<T>) -> Self {
+        Self { source: Source::Slice(slice), len: slice.len() }
+    }
+}
+
+impl<'a, T> From<&'a CudaView<'_, T>> for GpuSlice<'a, T> {
+    fn from(view: &'a CudaView<'_, T>) -> Self {
+        Self { source: Source::View(view), len: view.len() }
+    }
+}
+
+impl<'a, T> From<&'a GpuBuffer<T>> for GpuSlice<'a, T> {
+    fn from(buffer: &'a GpuBuffer<T>) -> Self {
+        Self { source: Source::Slice(&buffer.memory), len: buffer.len }
+    }
+}
+
+impl<T: Scalar> GpuSlice<'_, T> {
+    /// `len` elements at an address of the device, as other libraries give it.
+    ///
+    /// # Safety
+    /// - They are initialized memory of the launcher's context, and stay so until what is enqueued
+    ///   with them has run, which may be after this value is gone.
+    /// - What writes them is ordered before that work, on the same stream or by an event, and
+    ///   nothing writes them while it runs.
+    /// - The address is a multiple of the element's size.
+    pub unsafe fn from_raw(address: u64, len: usize) -> Self {
+        Self { source: Source::Address(address), len }
+    }
+}
+
+impl<T> GpuSlice<'_, T> {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// Borrowed device memory, to write: from cudarc's slices and views, or from an address.
+pub struct GpuSliceMut<'a, T> {
+    target: Destination<'a, T>,
+    len: usize,
+}
+
+enum Destination<'a, T> {
+    View(CudaViewMut<'a, T>),
+    Address(u64, PhantomData<&'a mut [T]>),
+}
+
+impl<'a, T> From<CudaViewMut<'a, T>> for GpuSliceMut<'a, T> {
+    fn from(view: CudaViewMut<'a, T>) -> Self {
+        Self { len: view.len(), target: Destination::View(view) }
+    }
+}
+
+impl<'a, T> From<&'a mut CudaViewMut<'_, T>> for GpuSliceMut<'a, T> {
+    fn from(view: &'a mut CudaViewMut<'_, T>) -> Self {
+        view.slice_mut(..).into()
+    }
+}
+
+impl<'a, T> From<&'a mut CudaSlice<T>> for GpuSliceMut<'a, T> {
+    fn from(slice: &'a mut CudaSlice<T>) -> Self {
+        slice.as_view_mut().into()
+    }
+}
+
+impl<'a, T> From<&'a mut GpuBuffer<T>> for GpuSliceMut<'a, T> {
+    fn from(buffer: &'a mut GpuBuffer<T>) -> Self {
+        buffer.view_mut().into()
+    }
+}
+
+impl<T: Scalar> GpuSliceMut<'_, T> {
+    /// `len` elements at an address of the device, as other libraries give it.
+    ///
+    /// # Safety
+    /// - They are memory of the launcher's context, and stay so until what is enqueued with them
+    ///   has run, which may be after this value is gone.
+    /// - Whatever else reads or writes them is ordered before or after that work, on the same
+    ///   stream or by an event.
+    /// - The address is a multiple of the element's size.
+    pub unsafe fn from_raw(address: u64, len: usize) -> Self {
+        Self { target: Destination::Address(address, PhantomData), len }
+    }
+}
+
+impl<T> GpuSliceMut<'_, T> {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// Keeps memory in order between streams: dropped after a launch, it records that the launch uses
+/// the memory, for cudarc's other streams to wait on. Nothing for memory known by its address.
+pub struct GpuHold<'a> {
+    _record: Option<SyncOnDrop<'a>>,
+}
+
+impl Launcher for CudaLauncher {
+    type Buffer<T: Scalar> = GpuBuffer<T>;
+    type Slice<'a, T: Scalar> = GpuSlice<'a, T>;
+    type SliceMut<'a, T: Scalar> = GpuSliceMut<'a, T>;
+    type Hold<'a> = GpuHold<'a>;
+
+    /// The compute capability is the kernels', where that is below the device's.
+    fn facts(&self) -> DeviceFacts {
+        self.kernels.facts
+    }
+
+    fn zeros<T: Scalar>(&self, len: usize) -> Result<GpuBuffer<T>> {
+        let what = format!("allocating {len} elements of {} bytes", size_of::<T>());
+        if len.checked_mul(size_of::<T>()).is_none() {
+            return Err(Error::system(what, "more than the address space"));
+        }
+        let memory = self.stream.alloc_zeros(len.max(1)).or_fail(&what)?;
+        Ok(GpuBuffer { memory, len })
+    }
+
+    fn upload<T: Scalar>(&self, values: &[T]) -> Result<GpuBuffer<T>> {
+        if values.is_empty() {
+            return self.zeros(0);
+        }
+        let what = "copying to the device";
+        let memory = self.stream.clone_htod(values).or_fail(what)?;
+        // cudarc waits for the copy when it drops a guard, and leaves an error in the context.
+        self.context().check_err().or_fail(what)?;
+        Ok(memory.into())
+    }
+
+    fn download<T: Scalar>(&self, buffer: &GpuBuffer<T>) -> Result<Vec<T>> {
+        if buffer.len == 0 {
+            return Ok(Vec::new());
+        }
+        self.check_context(buffer.memory.context())?;
+        let what = "copying from the device";
+        let values = self.stream.clone_dtoh(&buffer.memory).or_fail(what)?;
+        self.context().check_err().or_fail(what)?;
+        Ok(values)
+    }
+
+    fn duplicate<T: Scalar>(&self, buffer: &GpuBuffer<T>) -> Result<GpuBuffer<T>> {
+        self.check_context(buffer.memory.context())?;
+        let memory = self.stream.clone_dtod(&buffer.memory).or_fail("copying on the device")?;
+        Ok(GpuBuffer { memory, len: buffer.len })
+    }
+
+    fn len<T: Scalar>(buffer: &GpuBuffer<T>) -> usize {
+        buffer.len
+    }
+
+    fn slice<T: Scalar>(buffer: &GpuBuffer<T>) -> GpuSlice<'_, T> {
+        buffer.into()
+    }
+
+    fn slice_mut<T: Scalar>(buffer: &mut GpuBuffer<T>) -> GpuSliceMut<'_, T> {
+        buffer.into()
+    }
+
+    fn memory<'s, T: Scalar>(
+        &'s self,
+        slice: &'s GpuSlice<'_, T>,
+    ) -> Result<MemoryRef<GpuHold<'s>>> {
+        let (address, record) = match slice.source {
+            Source::Slice(memory) => {
+                self.check_context(memory.context())?;
+                let (address, record) = memory.device_ptr(&self.stream);
+                (address, Some(record))
+            }
+            Source::View(view) => {
+                self.check_context(view.stream().context())?;
+                let (address, record) = view.device_ptr(&self.stream);
+                (address, Some(record))
+            }
+            Source::Address(address) => (address, None),
+        };
+        Ok(MemoryRef {
+            address,
+            bytes: slice.len * size_of::<T>(),
+            hold: GpuHold { _record: record },
+        })
+    }
+
+    fn memory_mut<'s, T: Scalar>(
+        &'s self,
+        slice: &'s mut GpuSliceMut<'_, T>,
+    ) -> Result<MemoryRef<GpuHold<'s>>> {
+        let bytes = slice.len * size_of::<T>();
+        let (address, record) = match &mut slice.target {
+            Destination::View(view) => {
+                self.check_context(view.stream().context())?;
+                let (address, record) = view.device_ptr_mut(&self.stream);
+                (address, Some(record))
+            }
+            Destination::Address(address, _) => (*address, None),
+        };
+        Ok(MemoryRef { address, bytes, hold: GpuHold { _record: record } })
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        let what = || {
+            let Launch { kernel, grid, block, shared_bytes, .. } = launch;
+            format!("launching {kernel}, {grid} x {block} threads, {shared_bytes} B shared")
+        };
+        self.context().bind_to_thread().or_fail(&what())?;
+        let function = self.kernels.function(launch.kernel)?;
+        let mut params = Params::new(launch.params);
+        // SAFETY: function and stream are of the context that is current; `params` outlives the
+        // call, which copies it. What the kernel does with the addresses in it is for the caller
+        // to answer, who holds them (`Launcher::launch`).
+        let outcome = unsafe {
+            sys::cuLaunchKernel(
+                function,
+                launch.grid,
+                1,
+                1,
+                launch.block,
+                1,
+                1,
+                launch.shared_bytes,
+                self.stream.cu_stream(),
+                ptr::null_mut(),
+                params.extra().as_mut_ptr(),
+            )
+        };
+        outcome.result().or_fail(&what())
+    }
+}
+
+/// A kernel's parameters as bytes with their number, so that the driver reads no byte beyond
+/// them: a mere pointer it would follow for as long as the kernel declares.
+struct Params<'a> {
+    bytes: &'a [u8],
+    size: usize,
+}
+
+impl<'a> Params<'a> {
+    fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, size: bytes.len() }
+    }
+
+    /// The list that `cuLaunchKernel` takes as `extra`; the numbers are cuda.h's
+    /// `CU_LAUNCH_PARAM_BUFFER_POINTER`, `_BUFFER_SIZE` and `_END`.
+    fn extra(&mut self) -> [*mut c_void; 5] {
+        [
+            ptr::without_provenance_mut(1),
+            self.bytes.as_ptr().cast_mut().cast(),
+            ptr::without_provenance_mut(2),
+            (&raw mut self.size).cast(),
+            ptr::null_mut(),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Device 0, or nothing, with the reason shown.
+    fn gpu() -> Option<CudaLauncher> {
+        CudaLauncher::open(0).inspect_err(|error| eprintln!("not tested on a GPU: {error}")).ok()
+    }
+
+    #[test]
+    fn opening_says_what_is_missing_and_does_not_panic() {
+        let Err(error) = CudaLauncher::open(0) else { return };
+        let text = error.to_string();
+        assert!(text.contains("install") || text.contains("CUDA_ERROR"), "{text}");
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_an_error() {
+        assert!(CudaLauncher::open(1000).is_err());
+    }
+
+    #[test]
+    fn devices_are_listed_or_missing_with_a_reason() {
+        match devices() {
+            Ok(devices) => assert!(devices.iter().all(|device| device.memory_bytes > 0)),
+            Err(error) => assert!(error.to_string().contains("driver"), "{error}"),
+        }
+    }
+
+    #[test]
+    fn memory_goes_there_and_back() {
+        let Some(gpu) = gpu() else { return };
+        let values: Vec<i64> = (0..1000).collect();
+        let buffer = gpu.upload(&values).unwrap();
+        assert_eq!(gpu.download(&buffer).unwrap(), values);
+        assert_eq!(gpu.download(&gpu.duplicate(&buffer).unwrap()).unwrap(), values);
+        assert_eq!(gpu.download(&gpu.zeros::<u8>(3).unwrap()).unwrap(), [0; 3]);
+        assert!(gpu.download(&gpu.upload::<f32>(&[]).unwrap()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_part_of_a_buffer_lies_where_it_should() {
+        let Some(gpu) = gpu() else { return };
+        let mut buffer = gpu.zeros::<f32>(10).unwrap();
+        let start = gpu.memory(&CudaLauncher::slice(&buffer)).unwrap().address;
+        let view = buffer.view();
+        let part = view.slice(3..7);
+        let slice = GpuSlice::from(&part);
+        let memory = gpu.memory(&slice).unwrap();
+        assert_eq!((memory.address - start, memory.bytes), (12, 16));
+        drop(memory);
+        let mut view = buffer.view_mut();
+        let mut slice = GpuSliceMut::from(view.slice_mut(5..));
+        let memory = gpu.memory_mut(&mut slice).unwrap();
+        assert_eq!((memory.address - start, memory.bytes), (20, 20));
+    }
+
+    #[test]
+    fn an_unknown_kernel_is_an_error_that_names_it() {
+        let Some(gpu) = gpu() else { return };
+        for kernel in ["no_such_kernel", "nul\0"] {
+            let launch = Launch { kernel, grid: 1, block: 32, shared_bytes: 0, params: &[] };
+            let error = gpu.launch(&launch).unwrap_err().to_string();
+            assert!(error.contains("looking up the kernel"), "{error}");
+        }
+    }
+
+    #[test]
+    fn clones_and_further_launchers_share_kernels() {
+        let Some(gpu) = gpu() else { return };
+        let again = CudaLauncher::new(gpu.context().new_stream().unwrap()).unwrap();
+        assert!(Arc::ptr_eq(&gpu.kernels, &again.kernels));
+        assert_eq!(gpu.facts(), again.facts());
+    }
+}

@@ -1,0 +1,133 @@
+//! Reads off the compiler what it made of each kernel embedded in `warpnorm`: registers, shared
+//! memory, spills and local memory off ptxas's log, the width of memory accesses off the machine
+//! code. Spills and local memory are failures. The table is kept in `docs/kernels.md`.
+
+mod log;
+mod machine_code;
+mod table;
+
+use clap::Parser;
+use log::Resources;
+use machine_code::Accesses;
+use rayon::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use warpnorm::cuda::{images, target};
+
+/// Prints a table of all CUDA kernels; fails where one spills or uses local memory.
+#[derive(Parser)]
+#[command(version)]
+struct Options {
+    /// Fail where docs/kernels.md differs.
+    #[arg(long, conflicts_with = "write")]
+    check: bool,
+    /// Bring docs/kernels.md up to date.
+    #[arg(long)]
+    write: bool,
+    /// NVIDIA's disassembler (pip install nvidia-cuda-nvdisasm).
+    #[arg(long, env = "NVDISASM", default_value = "nvdisasm")]
+    nvdisasm: PathBuf,
+    /// The document.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/kernels.md"))]
+    document: PathBuf,
+}
+
+/// A kernel on one architecture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// What ptxas said.
+    pub resources: Resources,
+    /// What its machine code does.
+    pub accesses: Accesses,
+}
+
+/// Unit, then kernel, then compute capability.
+pub type Report = BTreeMap<String, BTreeMap<String, BTreeMap<u32, Facts>>>;
+
+/// What the kernels together may come to: see docs/kernels.md.
+const MOST_KERNELS: usize = 300;
+const MOST_BYTES: usize = 8_000_000;
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<(), String> {
+    let compiler = images::compiler().map_err(|error| error.to_string())?;
+    refuse_missing_targets()?;
+    let report = report(options)?;
+    let markdown = table::markdown(compiler, &report);
+    print!("{markdown}");
+    refuse_local_memory(&report)?;
+    refuse_excess(&report)?;
+    if options.write {
+        table::write(&options.document, &markdown)?;
+    }
+    if options.check {
+        table::check(&options.document, &markdown)?;
+    }
+    Ok(())
+}
+
+fn refuse_missing_targets() -> Result<(), String> {
+    let embedded: BTreeSet<_> = images::images().iter().map(|image| image.target).collect();
+    match target::DEFAULT.iter().find(|target| !embedded.contains(target)) {
+        Some(missing) if !embedded.is_empty() => {
+            Err(format!("no kernels for {missing}: unset WARPNORM_CUDA_ARCHS and build again"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn report(options: &Options) -> Result<Report, String> {
+    let logs = log::parse(images::RESOURCES)?;
+    let cubins = images::images().par_iter().filter(|image| !image.target.is_ptx());
+    let disassembled = cubins.map(|image| {
+        let cubin = image.decompress().map_err(|error| error.to_string())?;
+        Ok((image, machine_code::accesses(&options.nvdisasm, &cubin)?))
+    });
+    let mut report = Report::new();
+    for (image, kernels) in disassembled.collect::<Result<Vec<_>, String>>()? {
+        for (kernel, accesses) in kernels {
+            let key = (image.target.to_string(), kernel.clone());
+            let resources = *logs.get(&key).ok_or_else(|| format!("no log of {key:?}"))?;
+            let unit = report.entry(image.unit.to_owned()).or_default();
+            let facts = Facts { resources, accesses };
+            unit.entry(kernel).or_default().insert(image.target.capability(), facts);
+        }
+    }
+    Ok(report)
+}
+
+fn refuse_local_memory(report: &Report) -> Result<(), String> {
+    let mut refused = String::new();
+    for (kernel, architectures) in report.values().flatten() {
+        for (architecture, facts) in architectures {
+            let Resources { stack, spill_stores, spill_loads, .. } = facts.resources;
+            if stack + spill_stores + spill_loads > 0 {
+                refused += &format!(
+                    "{kernel} on sm_{architecture}: {stack} bytes of local memory, \
+                     {spill_stores} spilled, {spill_loads} loaded back\n"
+                );
+            }
+        }
+    }
+    if refused.is_empty() { Ok(()) } else { Err(refused) }
+}
+
+fn refuse_excess(report: &Report) -> Result<(), String> {
+    let kernels = report.values().flatten().count();
+    let bytes = images::images().iter().map(|image| image.compressed_bytes()).sum::<usize>();
+    println!("{kernels} kernels, {bytes} bytes compressed for all architectures");
+    if kernels > MOST_KERNELS || bytes > MOST_BYTES {
+        return Err(format!("more than {MOST_KERNELS} kernels or {MOST_BYTES} bytes"));
+    }
+    Ok(())
+}

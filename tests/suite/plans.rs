@@ -1,0 +1,174 @@
+//! Plans are pure: they can be checked for GPUs that are not there.
+
+use crate::common::{LAYOUTS, epilogues};
+use proptest::prelude::*;
+use warpnorm::cuda::{Alignment, DeviceFacts, Geometry, Pass, Plan, Walk};
+use warpnorm::{DType, Epilogue, Layout, Operand, Problem};
+
+pub const PASSES: [Pass; 5] =
+    [Pass::Statistics, Pass::Apply, Pass::Reduce, Pass::Gradient, Pass::Frozen];
+const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
+
+const fn profile(
+    compute_capability: (u32, u32),
+    multiprocessors: u32,
+    threads_per_multiprocessor: u32,
+    shared_kib: u32,
+    l2_mib: u64,
+) -> DeviceFacts {
+    DeviceFacts {
+        compute_capability,
+        multiprocessors,
+        threads_per_multiprocessor,
+        shared_bytes_per_block: shared_kib << 10,
+        l2_bytes: l2_mib << 20,
+    }
+}
+
+/// T4, A100, RTX 4090, H100 SXM, H200, B200, as NVIDIA's data sheets and programming guide have
+/// them.
+const PROFILES: [DeviceFacts; 6] = [
+    profile((7, 5), 40, 1024, 64, 4),
+    profile((8, 0), 108, 2048, 163, 40),
+    profile((8, 9), 128, 1536, 99, 72),
+    profile((9, 0), 132, 2048, 227, 50),
+    profile((9, 0), 132, 2048, 227, 50),
+    profile((10, 0), 148, 2048, 227, 126),
+];
+
+const THREADS: u64 = 256;
+const MAX_SLOTS: u64 = 416;
+
+fn check_plan(plan: &Plan, problem: &Problem, alignment: Alignment) {
+    let what = format!("{plan} {:?} {problem}", plan.geometry);
+    assert_eq!(u64::from(plan.grid), plan.groups * u64::from(plan.parts), "{what}");
+    assert!(plan.grid >= 1 && plan.grid <= i32::MAX as u32, "{what}");
+    assert_eq!(plan.walk, Walk::of(problem), "{what}");
+    let pack = u64::from(plan.pack);
+    assert!(pack == 1 || pack == 16 / problem.dtype().size() as u64, "{what}");
+    match plan.geometry {
+        Geometry::Planes { misalignment, windows, windows_per_part } => {
+            assert_eq!(plan.groups, problem.channels() as u64, "{what}");
+            let all = problem.batch() as u64 * windows;
+            assert!(u64::from(plan.parts) * windows_per_part >= all, "{what}");
+            assert!((u64::from(plan.parts) - 1) * windows_per_part < all.max(1), "{what}");
+            assert_eq!(windows_per_part % 32, 0, "{what}");
+            assert!(u64::from(misalignment) < pack, "{what}");
+            assert!(windows * pack >= problem.spatial() as u64 + u64::from(misalignment), "{what}");
+        }
+        Geometry::Columns {
+            rows,
+            columns,
+            rows_per_part,
+            columns_per_channel,
+            packs_per_tile,
+            ..
+        } => {
+            let tile = u64::from(packs_per_tile) * pack;
+            assert!(u64::from(packs_per_tile) <= THREADS && tile <= MAX_SLOTS, "{what}");
+            assert!(plan.groups * tile >= columns, "{what}");
+            assert_eq!(columns % pack, 0, "{what}");
+            assert!(u64::from(plan.parts) * rows_per_part >= rows, "{what}");
+            assert!((u64::from(plan.parts) - 1) * rows_per_part < rows.max(1), "{what}");
+            let folds = matches!(plan.pass, Pass::Statistics | Pass::Reduce | Pass::Frozen);
+            if folds {
+                assert_eq!(tile % u64::from(columns_per_channel), 0, "a cut channel: {what}");
+            }
+            assert!(pack == 1 || alignment.offset == Some(0), "{what}");
+        }
+    }
+}
+
+fn problem_strategy() -> impl Strategy<Value = (Problem, Alignment)> {
+    let extent = |largest: usize| prop_oneof![1..20usize, 1..largest];
+    let offset = prop_oneof![Just(None), Just(Some(0u32)), (1..8u32).prop_map(Some)];
+    let epilogues: Vec<Epilogue> = epilogues().collect();
+    (
+        (extent(3000), extent(5000), extent(200_000)),
+        prop::sample::select(LAYOUTS.to_vec()),
+        prop::sample::select(DTYPES.to_vec()),
+        prop::sample::select(epilogues),
+        (0..40usize, 0..40usize),
+        offset,
+    )
+        .prop_map(|((n, c, s), layout, dtype, epilogue, gaps, offset)| {
+            let problem = Problem::new(&[n, c, s], layout, dtype, epilogue)
+                .and_then(|it| it.with_batch_stride(Operand::X, c * s + gaps.0))
+                .and_then(|it| it.with_batch_stride(Operand::Y, c * s + gaps.1))
+                .unwrap();
+            let pack = 16 / dtype.size() as u32;
+            // Strides that differ modulo a pack never share an offset.
+            let alike = n == 1 || gaps.0 % pack as usize == gaps.1 % pack as usize;
+            let offset = offset.filter(|_| alike).map(|offset| offset % pack);
+            (problem, Alignment { offset })
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
+
+    /// Any shape, stride and alignment, on every device: a launch that the device takes, parts that
+    /// cover everything once, whole channels where they are reduced.
+    #[test]
+    fn plans_cover_every_shape((problem, alignment) in problem_strategy()) {
+        for facts in PROFILES {
+            for pass in PASSES {
+                let plan = Plan::new(pass, &problem, &facts, alignment).unwrap();
+                check_plan(&plan, &problem, alignment);
+            }
+        }
+    }
+}
+
+/// The shapes of the benchmarks get whole packs and enough blocks to fill the device.
+#[test]
+fn benchmark_shapes_use_the_device() {
+    for extents in [
+        [32, 64, 112, 112],
+        [32, 256, 56, 56],
+        [32, 512, 28, 28],
+        [32, 1024, 14, 14],
+        [32, 2048, 7, 7],
+    ] {
+        for layout in LAYOUTS {
+            for dtype in DTYPES {
+                let problem = Problem::new(&extents, layout, dtype, Epilogue::NONE).unwrap();
+                for facts in PROFILES {
+                    for pass in PASSES {
+                        let plan = Plan::new(pass, &problem, &facts, Alignment::ALIGNED).unwrap();
+                        assert_eq!(plan.pack as usize, 16 / dtype.size(), "{plan} {problem}");
+                        assert!(plan.grid >= facts.multiprocessors, "{plan} {problem}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Channels-first planes that are whole packs are never cut into single elements by a mask, nor the
+/// 7 x 7 and 14 x 14 planes of the last stages of a ResNet.
+#[test]
+fn residual_stages_keep_whole_packs() {
+    let epilogue = Epilogue { activation: warpnorm::Activation::Relu, residual: true };
+    for spatial in [49, 196, 784, 3136, 12544] {
+        for dtype in DTYPES {
+            let problem =
+                Problem::new(&[32, 64, spatial], Layout::ChannelsFirst, dtype, epilogue).unwrap();
+            for pass in PASSES {
+                let plan = Plan::new(pass, &problem, &PROFILES[4], Alignment::ALIGNED).unwrap();
+                assert!(plan.pack > 1, "{plan} {problem}");
+            }
+        }
+    }
+}
+
+/// f64 is for the CPU; a grid has its limits.
+#[test]
+fn what_no_launch_can_do_is_refused() {
+    let f64_problem = Problem::new(&[2, 3], Layout::ChannelsLast, DType::F64, Epilogue::NONE);
+    let plan = Plan::new(Pass::Apply, &f64_problem.unwrap(), &PROFILES[0], Alignment::ALIGNED);
+    assert!(plan.unwrap_err().to_string().contains("f32, f16 or bf16"));
+    let wide = Problem::new(&[1, 1 << 31, 1000], Layout::ChannelsFirst, DType::F16, Epilogue::NONE);
+    let plan = Plan::new(Pass::Apply, &wide.unwrap(), &PROFILES[0], Alignment::ALIGNED);
+    assert!(plan.unwrap_err().to_string().contains("one grid"));
+}
