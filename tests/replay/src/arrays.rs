@@ -1,6 +1,6 @@
 //! [`Arrays`]: the CPU, by the calls that take `ndarray` arrays as they are.
 
-use crate::subject::{Input, Statistics, Subject, Synchronized, Tensor};
+use crate::subject::{Input, Statistics, Subject, Synchronized, Tensor, Trained};
 use ndarray::{ArrayD, IxDyn};
 use std::mem;
 use warpnorm::{BatchNorm, Cpu, Element, Gradients, Layout, Result, Saved, SyncBatchNorm};
@@ -34,7 +34,7 @@ impl Subject for Arrays {
         &self,
         bn: &mut BatchNorm<Cpu, E::Param>,
         Input { x, residual }: Input<'_, E>,
-    ) -> Result<(ArrayD<E>, Saved<Cpu, E::Param>)> {
+    ) -> Result<Trained<Cpu, E>> {
         match residual {
             Some(residual) => bn.forward_train_add(x, residual),
             None => bn.forward_train(x),

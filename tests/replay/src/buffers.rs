@@ -1,7 +1,7 @@
 //! [`Buffers`]: any backend, by the calls on flat buffers.
 
 use crate::split_form;
-use crate::subject::{Input, Subject, Synchronized, Tensor};
+use crate::subject::{Input, Subject, Synchronized, Tensor, Trained};
 use crate::tensor::{flat, from_flat};
 use ndarray::{Array1, ArrayD, IxDyn};
 use warpnorm::{
@@ -42,7 +42,7 @@ impl<B: Backend> Buffers<B> {
         &self,
         bn: &BatchNorm<B, E::Param>,
         input: Input<'_, E>,
-    ) -> Result<(ArrayD<E>, Saved<B, E::Param>)> {
+    ) -> Result<Trained<B, E>> {
         let Call { problem, x, residual, mut workspace, .. } = Call::new(self, bn, input, None)?;
         let mut saved = Saved::new(&self.backend, &problem)?;
         let mut y = self.unwritten::<E>(input.x.len())?;
@@ -73,7 +73,7 @@ impl<B: Backend> Subject for Buffers<B> {
         &self,
         bn: &mut BatchNorm<B, E::Param>,
         input: Input<'_, E>,
-    ) -> Result<(ArrayD<E>, Saved<B, E::Param>)> {
+    ) -> Result<Trained<B, E>> {
         let Call { problem, x, residual, mut workspace, .. } = Call::new(self, bn, input, None)?;
         let mut saved = Saved::new(&self.backend, &problem)?;
         let mut y = self.unwritten::<E>(input.x.len())?;

@@ -7,8 +7,8 @@ use warpnorm::{Backend, BatchNorm, Element, Gradients, Layout, Param, Result, Sa
 pub type Tensor<E> = ArrayRef<E, IxDyn>;
 /// The layer that a subject runs.
 pub type LayerOf<S, P> = BatchNorm<<S as Subject>::Backend, P>;
-/// What its training forward saves.
-pub type SavedOf<S, P> = Saved<<S as Subject>::Backend, P>;
+/// `y`, and what backward needs.
+pub type Trained<B, E> = (ArrayD<E>, Saved<B, <E as Element>::Param>);
 
 /// What a case asks of a layer. Every refusal is the library's own.
 pub trait Subject {
@@ -29,7 +29,7 @@ pub trait Subject {
         &self,
         bn: &mut LayerOf<Self, E::Param>,
         input: Input<'_, E>,
-    ) -> Result<(ArrayD<E>, SavedOf<Self, E::Param>)>;
+    ) -> Result<Trained<Self::Backend, E>>;
 
     /// The gradients of [`forward_train`](Self::forward_train).
     ///
@@ -40,7 +40,7 @@ pub trait Subject {
         bn: &LayerOf<Self, E::Param>,
         input: Input<'_, E>,
         dy: &Tensor<E>,
-        saved: &SavedOf<Self, E::Param>,
+        saved: &Saved<Self::Backend, E::Param>,
     ) -> Result<Gradients<E, IxDyn>>;
 
     /// With running statistics; with the batch's in a layer that keeps none.
