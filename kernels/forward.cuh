@@ -46,7 +46,7 @@ __device__ inline void take_batch(const Pack<T, V> (&packs)[BATCH], unsigned val
                                   float added, CountedMoments (&moments)[CHANNELS]) {
     constexpr int VALUES = BATCH * V / CHANNELS;
     const float count = moments[0].count;
-    const float share = added / (count + added);
+    const Share share = share_of(added, count + added);
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
         float values[VALUES];
@@ -55,7 +55,7 @@ __device__ inline void take_batch(const Pack<T, V> (&packs)[BATCH], unsigned val
         if (count == 0.0f) {
             moments[c].moments = batch;
         } else {
-            merge_share(moments[c].moments, batch, share, count * share);
+            merge_share(moments[c].moments, batch, share, count * share.hi);
         }
         moments[c].count = count + added;
     }

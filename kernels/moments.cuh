@@ -20,6 +20,22 @@ __device__ inline float sum_of(const float *values) {
     }
 }
 
+// The same with what rounding took off: about twice the digits of fp32.
+template <int N>
+__device__ inline float sum_of(const float *values, float &rest) {
+    if constexpr (N == 1) {
+        rest = 0.0f;
+        return values[0];
+    } else {
+        float of_pair, of_first, of_second;
+        const float first = sum_of<N / 2>(values, of_first);
+        const float second = sum_of<N - N / 2>(values + N / 2, of_second);
+        const float sum = two_sum(first, second, of_pair);
+        rest = of_pair + (of_first + of_second);
+        return sum;
+    }
+}
+
 // Squares of fp32 leave its range where values do not: deviations are squared in units of 2^60,
 // 1 or 2^-60. The larger unit wins where two meet: what it loses, it does not miss.
 enum Gear { GEAR_LOW = -1, GEAR_MIDDLE = 0, GEAR_HIGH = 1 };
@@ -50,10 +66,11 @@ struct Moments {
 
 __device__ inline Moments no_moments() { return {0.0f, 0.0f, 0.0f, GEAR_LOW}; }
 
-// M2 around `pivot`, the rounded mean, of those of N values in registers whose bit is set.
+// Moments of those of N values in registers whose bit is set. `pivot` is the rounded mean, and
+// `sum` that of the deviations from it.
 template <int N>
 __device__ inline Moments moments_around(const float (&values)[N], unsigned valid, float count,
-                                         float pivot) {
+                                         float pivot, float sum) {
     float deviations[N], squares[N];
     float largest = 0.0f;
 #pragma unroll
@@ -69,7 +86,6 @@ __device__ inline Moments moments_around(const float (&values)[N], unsigned vali
     }
     float m2 = sum_of<N>(squares);
     // The pivot is off the mean by its rounding.
-    const float sum = sum_of<N>(deviations);
     const float correction = sum / count;
     m2 -= in_gear(sum, gear) * in_gear(correction, gear);
     Moments result = {0.0f, 0.0f, m2 < 0.0f ? 0.0f : m2, gear};
@@ -84,21 +100,38 @@ __device__ inline Moments moments_of(const float (&values)[N], unsigned valid, f
     float present[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) present[i] = valid >> i & 1u ? values[i] : 0.0f;
-    return moments_around<N>(values, valid, count, sum_of<N>(present) / count);
+    // A mean may be thousands of times smaller than the values, and is saved to fp32's last digit.
+    float rest;
+    const float sum = sum_of<N>(present, rest), pivot = sum / count;
+    return moments_around<N>(values, valid, count, pivot, fmaf(-pivot, count, sum) + rest);
+}
+
+// Which part of all values a set is, to twice the digits of fp32.
+struct Share {
+    float hi, lo;
+};
+
+__device__ inline Share share_of(float part, float whole) {
+    const float hi = part / whole;
+    return {hi, fmaf(-hi, whole, part) / whole};
 }
 
 // Takes `other`, moments of a share of all values of both (Chan, Golub & LeVeque 1979), in.
 // `weight` is count * share: what delta^2 counts for.
-__device__ inline void merge_share(Moments &into, const Moments &other, float share, float weight) {
-    const float delta = (other.mean_hi - into.mean_hi) + (other.mean_lo - into.mean_lo);
+__device__ inline void merge_share(Moments &into, const Moments &other, const Share &share,
+                                   float weight) {
+    float rest, delta_lo;
+    const float difference = two_sum(other.mean_hi, -into.mean_hi, rest);
+    const float delta = two_sum(difference, rest + (other.mean_lo - into.mean_lo), delta_lo);
     const int gear = max(max(into.gear, other.gear), gear_of(fabsf(delta)));
-    const float scaled = in_gear(delta, gear);
+    const float scaled = in_gear(delta, gear), twice_lo = 2.0f * in_gear(delta_lo, gear);
     into.m2 = shift_gear(into.m2, into.gear, gear) + shift_gear(other.m2, other.gear, gear) +
-              scaled * scaled * weight;
+              fmaf(scaled, scaled, scaled * twice_lo) * weight;
     into.gear = gear;
-    float rest;
-    const float mean = two_sum(into.mean_hi, delta * share, rest);
-    into.mean_hi = two_sum(mean, into.mean_lo + rest, into.mean_lo);
+    const float moved = delta * share.hi;
+    const float moved_lo = fmaf(delta, share.hi, -moved) + (delta * share.lo + delta_lo * share.hi);
+    const float mean = two_sum(into.mean_hi, moved, rest);
+    into.mean_hi = two_sum(mean, into.mean_lo + (rest + moved_lo), into.mean_lo);
 }
 
 // Moments with their count, as reductions take them.
@@ -114,8 +147,8 @@ struct CountedMoments {
             *this = other;
             return;
         }
-        const float share = other.count / (count + other.count);
-        merge_share(moments, other.moments, share, count * share);
+        const Share share = share_of(other.count, count + other.count);
+        merge_share(moments, other.moments, share, count * share.hi);
         count += other.count;
     }
 };

@@ -233,7 +233,12 @@ impl Problem {
     }
 
     /// Refuses a batch that has no variance to speak of: PyTorch's rule, and the paper's m - 1.
-    pub(crate) fn check_trainable(&self, values_per_channel: usize) -> Result<()> {
+    /// Training calls ask for themselves. In the split form the batch is that of all ranks, and
+    /// what counts it on a GPU is in the GPU's memory: there the caller asks.
+    ///
+    /// # Errors
+    /// One value per channel, or none.
+    pub fn check_trainable(&self, values_per_channel: usize) -> Result<()> {
         if values_per_channel > 1 {
             return Ok(());
         }

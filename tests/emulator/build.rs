@@ -14,6 +14,7 @@ fn main() {
         return;
     }
     println!("cargo::rustc-cfg=emulated");
+    println!("cargo::metadata=emulated=true");
 
     // Above the kernels: a static library is searched for what those before it lack.
     let mut kernels = compiler(1);

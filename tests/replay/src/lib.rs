@@ -11,7 +11,11 @@
 //! println!("{report}"); // PASS train_2d_29x11 y=6.1e-8 dx=...
 //! ```
 
+pub mod arrays;
+pub mod buffers;
 pub mod case;
+#[cfg(emulated)]
+mod emulated;
 pub mod magnitude;
 pub mod meta;
 pub mod npy;
@@ -21,6 +25,8 @@ pub mod report;
 pub mod rule;
 pub mod run;
 pub mod score;
+mod split_form;
+pub mod subject;
 pub mod sync;
 pub mod tensor;
 pub mod walk;

@@ -3,8 +3,9 @@
 use crate::case::{Case, Malformed};
 use crate::meta::Mode;
 use crate::run::{Ran, RunError, channels};
+use crate::subject::{Input, LayerOf, Subject};
 use crate::tensor::{channel_output, lay_out, output};
-use warpnorm::{BatchNorm, BatchNormConfig, Cpu, Element, Layout, Param, State};
+use warpnorm::{BatchNormConfig, Element, Param, State};
 
 /// ONNX's default: nine tenths of the old value are kept.
 const DEFAULT_MOMENTUM: f64 = 0.9;
@@ -13,14 +14,14 @@ const DEFAULT_MOMENTUM: f64 = 0.9;
 ///
 /// # Errors
 /// The folder is malformed, or the library refuses the call.
-pub fn run<E: Element>(case: &Case, layout: Layout) -> Result<Ran, RunError> {
+pub fn run<S: Subject, E: Element>(case: &Case, subject: &S) -> Result<Ran, RunError> {
     let x = case.require_input("x")?;
     let channels = channels(&x, "x")?;
-    let x = lay_out::<E>(&x, layout);
+    let x = lay_out::<E>(&x, subject.layout());
     let config = BatchNormConfig::new(channels)
         .eps(case.meta.eps.unwrap_or(1e-5))
         .momentum(Some(1.0 - kept(case)));
-    let mut bn: BatchNorm<Cpu, E::Param> = config.build(Cpu::new())?;
+    let mut bn: LayerOf<S, E::Param> = config.build(subject.backend().clone())?;
     let running_var = required(case, "var")?;
     bn.load_state(&State {
         weight: Some(required(case, "scale")?),
@@ -29,22 +30,23 @@ pub fn run<E: Element>(case: &Case, layout: Layout) -> Result<Ran, RunError> {
         running_var: Some(running_var.clone()),
         num_batches_tracked: None,
     })?;
-    let mut ran = Ran::default();
+    let (mut ran, input) = (Ran::default(), Input { x: &x, residual: None });
     if !is_training(case) {
-        ran.outputs.insert("y".to_owned(), output(&bn.forward_eval(&x)?));
+        ran.outputs.insert("y".to_owned(), output(&subject.forward_eval(&bn, input)?));
         return Ok(ran);
     }
-    let (y, _) = bn.forward_train(&x)?;
+    let (y, _) = subject.forward_train(&mut bn, input)?;
     ran.outputs.insert("y".to_owned(), output(&y));
     let values_per_channel = x.len() / channels;
-    let mean = bn.running_mean().unwrap_or_default();
-    let var = bn.running_var().unwrap_or_default().iter().zip(&running_var);
-    let biased = var.map(|(updated, old)| {
+    let state = bn.state()?;
+    let mean = state.running_mean.unwrap_or_default();
+    let var = state.running_var.unwrap_or_default();
+    let biased = var.iter().zip(&running_var).map(|(updated, old)| {
         let kept = kept(case) * old.to_f64();
         E::Param::from_f64(biased(updated.to_f64(), kept, values_per_channel))
     });
     ran.outputs.insert("running_var".to_owned(), channel_output(biased));
-    ran.outputs.insert("running_mean".to_owned(), channel_output(mean.iter().copied()));
+    ran.outputs.insert("running_mean".to_owned(), channel_output(mean));
     Ok(ran)
 }
 

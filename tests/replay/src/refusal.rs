@@ -3,22 +3,23 @@
 use crate::case::{Case, Malformed};
 use crate::report::Verdict;
 use crate::run::{RunError, Tensors, call, layer};
+use crate::subject::{LayerOf, Subject};
 use crate::sync;
 use crate::tensor::lay_out;
 use half::{bf16, f16};
 use ndarray::ArrayD;
-use warpnorm::{DType, Element, Error, Layout, SyncBatchNorm};
+use warpnorm::{DType, Element, Error, Layout};
 
 /// How the refusal came out.
 ///
 /// # Errors
 /// The folder is malformed.
-pub fn judge(case: &Case, layout: Layout) -> Result<(Verdict, String), Malformed> {
+pub fn judge<S: Subject>(case: &Case, subject: &S) -> Result<(Verdict, String), Malformed> {
     let outcome = match case.dtype {
-        DType::F32 => typed::<f32>(case, layout),
-        DType::F64 => typed::<f64>(case, layout),
-        DType::F16 => typed::<f16>(case, layout),
-        DType::Bf16 => typed::<bf16>(case, layout),
+        DType::F32 => typed::<S, f32>(case, subject),
+        DType::F64 => typed::<S, f64>(case, subject),
+        DType::F16 => typed::<S, f16>(case, subject),
+        DType::Bf16 => typed::<S, bf16>(case, subject),
     };
     match outcome {
         Ok(outcome) => Ok(outcome),
@@ -28,19 +29,17 @@ pub fn judge(case: &Case, layout: Layout) -> Result<(Verdict, String), Malformed
     }
 }
 
-fn typed<E: Element>(case: &Case, layout: Layout) -> Result<(Verdict, String), RunError> {
-    let tensors = tensors::<E>(case, layout)?;
-    let mut bn = layer::<E::Param>(case, channels(case, &tensors)?)?;
+fn typed<S: Subject, E: Element>(case: &Case, subject: &S) -> Result<(Verdict, String), RunError> {
+    let tensors = tensors::<E>(case, subject.layout())?;
+    let mut bn: LayerOf<S, E::Param> = layer(case, subject, channels(case, &tensors)?)?;
     let before = bn.state()?;
-    let (outcome, after) = if case.meta.split.is_some() {
+    let outcome = if case.meta.split.is_some() {
         let split = sync::split(case, &tensors)?;
-        let mut bn = SyncBatchNorm::new(bn);
-        let outcome = sync::call(case, &split, &mut bn, &tensors);
-        (outcome, bn.layer().state()?)
+        sync::call(case, &split, subject, &mut bn, &tensors)
     } else {
-        let outcome = call(case, &mut bn, &tensors);
-        (outcome, bn.state()?)
+        call(case, subject, &mut bn, &tensors)
     };
+    let after = bn.state()?;
     let Err(error) = outcome else {
         return Ok((Verdict::Fail, "the call was not refused".to_owned()));
     };

@@ -1,11 +1,15 @@
 //! One case in, one line out.
 
+use crate::arrays::Arrays;
 use crate::case::{Case, Malformed};
+#[cfg(emulated)]
+use crate::emulated;
 use crate::meta::Kind;
 use crate::refusal;
 use crate::rule::{expected_outputs, rule};
 use crate::run::{Ran, RunError, run};
 use crate::score::{Score, score};
+use crate::subject::Subject;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -17,6 +21,10 @@ pub enum Device {
     /// The CPU backend, on all cores.
     #[default]
     Cpu,
+    /// The CUDA kernels, run on the CPU by `tests/emulator` with checks for races and accesses out
+    /// of bounds. Slow.
+    #[cfg(emulated)]
+    Emulator,
 }
 
 impl Device {
@@ -24,6 +32,8 @@ impl Device {
     pub fn dtypes(self) -> &'static [DType] {
         match self {
             Device::Cpu => &[DType::F32, DType::F64, DType::F16, DType::Bf16],
+            #[cfg(emulated)]
+            Device::Emulator => &[DType::F32, DType::F16, DType::Bf16],
         }
     }
 }
@@ -100,21 +110,30 @@ fn judge(folder: &Path, options: Options) -> Result<(Verdict, String), Malformed
     }
     let case = Case::open(folder)?;
     if !options.device.dtypes().contains(&case.dtype) {
-        let reason = format!("{} is not available on this device", case.dtype);
+        let known: Vec<String> = options.device.dtypes().iter().map(DType::to_string).collect();
+        let reason = format!("{}: the device knows {} only", case.dtype, known.join(", "));
         return Ok((Verdict::Skip, reason));
     }
-    if case.kind == Kind::Error {
-        return refusal::judge(&case, options.layout);
+    match options.device {
+        Device::Cpu => judge_on(&case, &Arrays::new(options.layout)),
+        #[cfg(emulated)]
+        Device::Emulator => judge_on(&case, &emulated::subject(options.layout)),
     }
-    let names = expected_outputs(&case)?;
-    let ran = match run(&case, options.layout) {
+}
+
+fn judge_on<S: Subject>(case: &Case, subject: &S) -> Result<(Verdict, String), Malformed> {
+    if case.kind == Kind::Error {
+        return refusal::judge(case, subject);
+    }
+    let names = expected_outputs(case)?;
+    let ran = match run(case, subject) {
         Ok(ran) => ran,
         Err(RunError::Malformed(malformed)) => return Err(malformed),
         Err(RunError::Refused(error)) => {
             return Ok((Verdict::Fail, format!("refused by the library: {error}")));
         }
     };
-    let scores = scores(&case, &names, &ran)?;
+    let scores = scores(case, &names, &ran)?;
     let passed = scores.iter().all(Score::passed);
     let lines: Vec<String> = scores.iter().map(Score::to_string).collect();
     let verdict = if passed { Verdict::Pass } else { Verdict::Fail };

@@ -3,12 +3,13 @@
 use crate::case::{Case, Malformed};
 use crate::meta::{Kind, Mode};
 use crate::score::Output;
+use crate::subject::{Input, LayerOf, Statistics, Subject};
 use crate::tensor::{channel_output, lay_out, output};
 use crate::{onnx, rule, sync};
 use half::{bf16, f16};
 use ndarray::{Array1, ArrayD, IxDyn};
 use std::collections::BTreeMap;
-use warpnorm::{BatchNorm, BatchNormConfig, Cpu, DType, Element, Gradients, Layout, Param, Saved};
+use warpnorm::{BatchNormConfig, DType, Element, Gradients, Layout, Param, State};
 
 /// What a case's call gave, by the names of the case format.
 #[derive(Debug, Clone, Default)]
@@ -34,24 +35,24 @@ pub enum RunError {
 ///
 /// # Errors
 /// The folder is malformed, or the library refuses the call.
-pub fn run(case: &Case, layout: Layout) -> Result<Ran, RunError> {
+pub fn run<S: Subject>(case: &Case, subject: &S) -> Result<Ran, RunError> {
     match case.dtype {
-        DType::F32 => typed::<f32>(case, layout),
-        DType::F64 => typed::<f64>(case, layout),
-        DType::F16 => typed::<f16>(case, layout),
-        DType::Bf16 => typed::<bf16>(case, layout),
+        DType::F32 => typed::<S, f32>(case, subject),
+        DType::F64 => typed::<S, f64>(case, subject),
+        DType::F16 => typed::<S, f16>(case, subject),
+        DType::Bf16 => typed::<S, bf16>(case, subject),
     }
 }
 
-fn typed<E: Element>(case: &Case, layout: Layout) -> Result<Ran, RunError> {
+fn typed<S: Subject, E: Element>(case: &Case, subject: &S) -> Result<Ran, RunError> {
     match case.kind {
-        Kind::Onnx => onnx::run::<E>(case, layout),
-        Kind::Sequence => sequence::<E>(case, layout),
-        Kind::Sync => sync::run::<E>(case, layout),
+        Kind::Onnx => onnx::run::<S, E>(case, subject),
+        Kind::Sequence => sequence::<S, E>(case, subject),
+        Kind::Sync => sync::run::<S, E>(case, subject),
         Kind::Single | Kind::Error => {
-            let tensors = Tensors::<E>::read(case, layout)?;
-            let mut bn = layer(case, tensors.channels()?)?;
-            Ok(call(case, &mut bn, &tensors)?)
+            let tensors = Tensors::<E>::read(case, subject.layout())?;
+            let mut bn = layer(case, subject, tensors.channels()?)?;
+            Ok(call(case, subject, &mut bn, &tensors)?)
         }
     }
 }
@@ -68,6 +69,11 @@ pub struct Tensors<E> {
 }
 
 impl<E: Element> Tensors<E> {
+    /// What goes into forward.
+    pub fn input(&self) -> Input<'_, E> {
+        Input { x: &self.x, residual: self.residual.as_deref() }
+    }
+
     /// `x`, `residual` and `dy` of a case.
     ///
     /// # Errors
@@ -112,8 +118,12 @@ pub fn channels<T>(values: &ArrayD<T>, name: &str) -> Result<usize, Malformed> {
 ///
 /// # Errors
 /// A file cannot be read, or the library refuses the configuration or a parameter.
-pub fn layer<P: Param>(case: &Case, channels: usize) -> Result<BatchNorm<Cpu, P>, RunError> {
-    let mut bn: BatchNorm<Cpu, P> = config(case, channels)?.build(Cpu::new())?;
+pub fn layer<S: Subject, P: Param>(
+    case: &Case,
+    subject: &S,
+    channels: usize,
+) -> Result<LayerOf<S, P>, RunError> {
+    let mut bn: LayerOf<S, P> = config(case, channels)?.build(subject.backend().clone())?;
     let mut state = bn.state()?;
     set(&mut state.weight, case, "weight")?;
     set(&mut state.bias, case, "bias")?;
@@ -167,94 +177,84 @@ pub fn trains(case: &Case) -> bool {
 ///
 /// # Errors
 /// The library refuses the call.
-pub fn call<E: Element>(
+pub fn call<S: Subject, E: Element>(
     case: &Case,
-    bn: &mut BatchNorm<Cpu, E::Param>,
+    subject: &S,
+    bn: &mut LayerOf<S, E::Param>,
     tensors: &Tensors<E>,
 ) -> Result<Ran, warpnorm::Error> {
     let mut ran = Ran::default();
     if trains(case) {
-        training_call(bn, tensors, &mut ran)?;
+        training_call(subject, bn, tensors, &mut ran)?;
     } else {
-        evaluation_call(bn, tensors, &mut ran)?;
+        evaluation_call(subject, bn, tensors, &mut ran)?;
     }
-    record_running(&mut ran, bn, "_out");
+    record_running(&mut ran, &bn.state()?, "_out");
     Ok(ran)
 }
 
-fn training_call<E: Element>(
-    bn: &mut BatchNorm<Cpu, E::Param>,
-    Tensors { x, residual, dy }: &Tensors<E>,
+fn training_call<S: Subject, E: Element>(
+    subject: &S,
+    bn: &mut LayerOf<S, E::Param>,
+    tensors: &Tensors<E>,
     ran: &mut Ran,
 ) -> Result<(), warpnorm::Error> {
-    let (y, saved) = match residual {
-        Some(residual) => bn.forward_train_add(x, residual)?,
-        None => bn.forward_train(x)?,
-    };
+    let (y, saved) = subject.forward_train(bn, tensors.input())?;
     ran.outputs.insert("y".to_owned(), output(&y));
-    record_saved(ran, &saved);
-    let Some(dy) = dy else {
-        return Ok(());
-    };
-    let gradients = match residual {
-        Some(residual) => bn.backward_add(x, residual, dy, &saved)?,
-        None => bn.backward(x, dy, &saved)?,
-    };
-    record_gradients(ran, gradients);
+    record_saved(ran, &Statistics::download(subject.backend(), &saved)?);
+    if let Some(dy) = &tensors.dy {
+        record_gradients(ran, subject.backward(bn, tensors.input(), dy, &saved)?);
+    }
     Ok(())
 }
 
-fn evaluation_call<E: Element>(
-    bn: &mut BatchNorm<Cpu, E::Param>,
-    Tensors { x, residual, dy }: &Tensors<E>,
+fn evaluation_call<S: Subject, E: Element>(
+    subject: &S,
+    bn: &mut LayerOf<S, E::Param>,
+    tensors: &Tensors<E>,
     ran: &mut Ran,
 ) -> Result<(), warpnorm::Error> {
-    let y = match residual {
-        Some(residual) => bn.forward_eval_add(x, residual)?,
-        None => bn.forward_eval(x)?,
-    };
+    let y = subject.forward_eval(bn, tensors.input())?;
     ran.outputs.insert("y".to_owned(), output(&y));
-    if bn.running_mean().is_none() {
+    if bn.state()?.running_mean.is_none() {
         // Evaluation saves nothing; training on the same batch finds the same statistics, and
         // this layer has none of its own to advance.
-        record_saved(ran, &bn.forward_train(x)?.1);
+        let (_, saved) = subject.forward_train(bn, tensors.input())?;
+        record_saved(ran, &Statistics::download(subject.backend(), &saved)?);
     }
-    let Some(dy) = dy else {
-        return Ok(());
-    };
-    let gradients = match residual {
-        Some(residual) => bn.backward_eval_add(x, residual, dy)?,
-        None => bn.backward_eval(x, dy)?,
-    };
-    record_gradients(ran, gradients);
+    if let Some(dy) = &tensors.dy {
+        record_gradients(ran, subject.backward_eval(bn, tensors.input(), dy)?);
+    }
     Ok(())
 }
 
 /// Training forwards one after another, then an evaluation with what they left.
-fn sequence<E: Element>(case: &Case, layout: Layout) -> Result<Ran, RunError> {
+fn sequence<S: Subject, E: Element>(case: &Case, subject: &S) -> Result<Ran, RunError> {
     let first = case.require_input("x_step0")?;
-    let mut bn = layer::<E::Param>(case, channels(&first, "x_step0")?)?;
+    let mut bn = layer::<S, E::Param>(case, subject, channels(&first, "x_step0")?)?;
     let mut ran = Ran::default();
     for step in 0..rule::steps(case) {
-        let x = lay_out::<E>(&case.require_input(&format!("x_step{step}"))?, layout);
-        let (y, _) = bn.forward_train(&x)?;
+        let x = case.require_input(&format!("x_step{step}"))?;
+        let x = lay_out::<E>(&x, subject.layout());
+        let (y, _) = subject.forward_train(&mut bn, Input { x: &x, residual: None })?;
         ran.outputs.insert(format!("y_step{step}"), output(&y));
-        record_running(&mut ran, &bn, &format!("_step{step}"));
+        record_running(&mut ran, &bn.state()?, &format!("_step{step}"));
     }
     if let Some(x) = case.input("x_eval")? {
-        let y = bn.forward_eval(&lay_out::<E>(&x, layout))?;
+        let x = lay_out::<E>(&x, subject.layout());
+        let y = subject.forward_eval(&bn, Input { x: &x, residual: None })?;
         ran.outputs.insert("y_eval".to_owned(), output(&y));
     }
     Ok(ran)
 }
 
 /// `save_mean` is what backward uses: the sum of its two parts.
-pub fn record_saved<P: Param>(ran: &mut Ran, saved: &Saved<Cpu, P>) {
-    let parts = saved.mean_hi().iter().zip(saved.mean_lo());
+pub fn record_saved<P: Param>(ran: &mut Ran, statistics: &Statistics<P>) {
+    let parts = statistics.mean_hi.iter().zip(&statistics.mean_lo);
     let mean: Vec<f64> = parts.map(|(hi, lo)| hi.to_f64() + lo.to_f64()).collect();
     let mean = Output { values: Array1::from(mean).into_dyn(), dtype: P::DTYPE };
     ran.outputs.insert("save_mean".to_owned(), mean);
-    let invstd = channel_output(saved.invstd().iter().copied());
+    let invstd = channel_output(statistics.invstd.iter().copied());
     ran.outputs.insert("save_invstd".to_owned(), invstd);
 }
 
@@ -270,13 +270,13 @@ fn record_gradients<E: Element>(ran: &mut Ran, gradients: Gradients<E, IxDyn>) {
     }
 }
 
-/// Running statistics as they are now, named with `suffix`.
-pub fn record_running<P: Param>(ran: &mut Ran, bn: &BatchNorm<Cpu, P>, suffix: &str) {
-    let statistics = [("running_mean", bn.running_mean()), ("running_var", bn.running_var())];
+/// The running statistics of `state`, named with `suffix`.
+pub fn record_running<P: Param>(ran: &mut Ran, state: &State<P>, suffix: &str) {
+    let statistics = [("running_mean", &state.running_mean), ("running_var", &state.running_var)];
     for (name, values) in statistics {
         if let Some(values) = values {
             ran.outputs.insert(format!("{name}{suffix}"), channel_output(values.iter().copied()));
         }
     }
-    ran.num_batches_tracked = bn.num_batches_tracked();
+    ran.num_batches_tracked = state.num_batches_tracked.map(|batches| batches as u64);
 }

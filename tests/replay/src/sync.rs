@@ -2,19 +2,20 @@
 
 use crate::case::{Case, Malformed};
 use crate::run::{Ran, RunError, Tensors, layer, record_running, record_saved};
+use crate::subject::{Input, LayerOf, Subject, Tensor};
 use crate::tensor::{channel_output, concatenated};
-use ndarray::{ArrayD, ArrayRef, ArrayViewD, Axis, IxDyn};
-use warpnorm::{Element, Error, Gradients, Layout, SyncBatchNorm};
+use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn};
+use warpnorm::{Element, Error, Gradients};
 
 /// Runs a case of kind `sync`.
 ///
 /// # Errors
 /// The folder is malformed, or the library refuses the call.
-pub fn run<E: Element>(case: &Case, layout: Layout) -> Result<Ran, RunError> {
-    let tensors = Tensors::<E>::read(case, layout)?;
+pub fn run<S: Subject, E: Element>(case: &Case, subject: &S) -> Result<Ran, RunError> {
+    let tensors = Tensors::<E>::read(case, subject.layout())?;
     let split = split(case, &tensors)?;
-    let mut bn = SyncBatchNorm::new(layer(case, tensors.channels()?)?);
-    Ok(call(case, &split, &mut bn, &tensors)?)
+    let mut bn = layer(case, subject, tensors.channels()?)?;
+    Ok(call(case, &split, subject, &mut bn, &tensors)?)
 }
 
 /// The rows of each rank, which must add up to those of all tensors.
@@ -44,81 +45,56 @@ pub fn split<E: Element>(case: &Case, tensors: &Tensors<E>) -> Result<Vec<usize>
 ///
 /// # Errors
 /// The library refuses the call.
-pub fn call<E: Element>(
+pub fn call<S: Subject, E: Element>(
     case: &Case,
     split: &[usize],
-    bn: &mut SyncBatchNorm<E::Param>,
+    subject: &S,
+    bn: &mut LayerOf<S, E::Param>,
     Tensors { x, residual, dy }: &Tensors<E>,
 ) -> Result<Ran, Error> {
     let x = parts(x, split);
     let residual = residual.as_ref().map(|residual| parts(residual, split));
     let dy = dy.as_ref().map(|dy| parts(dy, split));
+    let input = |rank: usize| Input {
+        x: &*x[rank],
+        residual: residual.as_ref().map(|residual| &*residual[rank]),
+    };
+    let inputs: Vec<Input<'_, E>> = (0..x.len()).map(input).collect();
+    let dy: Option<Vec<&Tensor<E>>> = dy.as_ref().map(|dy| dy.iter().map(|dy| &**dy).collect());
     let mut ran = Ran::default();
     let (y, gradients) = if case.meta.uses_batch_stats() {
-        together(bn, &x, residual.as_deref(), dy.as_deref(), &mut ran)?
+        let together = subject.synchronized(bn, &inputs, dy.as_deref())?;
+        record_saved(&mut ran, &together.statistics);
+        (together.y, together.gradients)
     } else {
-        each_alone(bn, &x, residual.as_deref(), dy.as_deref())?
+        each_alone(subject, bn, &inputs, dy.as_deref())?
     };
     ran.outputs.insert("y".to_owned(), concatenated(&y));
     if let Some(gradients) = gradients {
         record_gradients(&mut ran, gradients);
     }
-    record_running(&mut ran, bn.layer(), "_out");
+    record_running(&mut ran, &bn.state()?, "_out");
     Ok(ran)
 }
 
 /// A `y` and the gradients of each rank.
 type Parts<E> = (Vec<ArrayD<E>>, Option<Vec<Gradients<E, IxDyn>>>);
 
-/// With the statistics of all ranks.
-fn together<E: Element>(
-    bn: &mut SyncBatchNorm<E::Param>,
-    x: &[ArrayViewD<'_, E>],
-    residual: Option<&[ArrayViewD<'_, E>]>,
-    dy: Option<&[ArrayViewD<'_, E>]>,
-    ran: &mut Ran,
+/// With running statistics, which leave nothing to synchronize.
+fn each_alone<S: Subject, E: Element>(
+    subject: &S,
+    bn: &LayerOf<S, E::Param>,
+    inputs: &[Input<'_, E>],
+    dy: Option<&[&Tensor<E>]>,
 ) -> Result<Parts<E>, Error> {
-    let x = references(x);
-    let residual = residual.map(references);
-    let (y, saved) = match &residual {
-        Some(residual) => bn.forward_train_add(&x, residual)?,
-        None => bn.forward_train(&x)?,
-    };
-    if let Some(first) = saved.parts().first() {
-        record_saved(ran, first);
-    }
-    let Some(dy) = dy.map(references) else {
+    let y = inputs.iter().map(|&input| subject.forward_eval(bn, input));
+    let y = y.collect::<Result<_, _>>()?;
+    let Some(dy) = dy else {
         return Ok((y, None));
     };
-    let gradients = match &residual {
-        Some(residual) => bn.backward_add(&x, residual, &dy, &saved)?,
-        None => bn.backward(&x, &dy, &saved)?,
-    };
-    Ok((y, Some(gradients)))
-}
-
-/// With running statistics, which leave nothing to synchronize.
-fn each_alone<E: Element>(
-    bn: &SyncBatchNorm<E::Param>,
-    x: &[ArrayViewD<'_, E>],
-    residual: Option<&[ArrayViewD<'_, E>]>,
-    dy: Option<&[ArrayViewD<'_, E>]>,
-) -> Result<Parts<E>, Error> {
-    let (bn, mut y, mut gradients) = (bn.layer(), Vec::new(), Vec::new());
-    for (rank, x) in x.iter().enumerate() {
-        let residual = residual.map(|residual| &residual[rank]);
-        y.push(match residual {
-            Some(residual) => bn.forward_eval_add(x, residual)?,
-            None => bn.forward_eval(x)?,
-        });
-        if let Some(dy) = dy.map(|dy| &dy[rank]) {
-            gradients.push(match residual {
-                Some(residual) => bn.backward_eval_add(x, residual, dy)?,
-                None => bn.backward_eval(x, dy)?,
-            });
-        }
-    }
-    Ok((y, dy.map(|_| gradients)))
+    let ranks = inputs.iter().zip(dy);
+    let gradients = ranks.map(|(&input, dy)| subject.backward_eval(bn, input, dy));
+    Ok((y, Some(gradients.collect::<Result<_, _>>()?)))
 }
 
 /// Each rank's own sums, and what adding them up gives.
@@ -153,8 +129,4 @@ fn parts<'a, E>(tensor: &'a ArrayD<E>, split: &[usize]) -> Vec<ArrayViewD<'a, E>
         part
     });
     rows.collect()
-}
-
-fn references<'a, E>(parts: &'a [ArrayViewD<'_, E>]) -> Vec<&'a ArrayRef<E, IxDyn>> {
-    parts.iter().map(|part| &**part).collect()
 }

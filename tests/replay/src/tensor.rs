@@ -1,22 +1,48 @@
 //! Tensors in an element type and a memory layout, and back.
 
 use crate::score::Output;
-use ndarray::{ArrayD, Axis, IxDyn};
+use ndarray::{ArrayD, ArrayRef, Axis, IxDyn};
 use warpnorm::{Element, Layout};
 
 /// `values` rounded to `E`, in memory as `layout` says; the shape stays channels-second.
 pub fn lay_out<E: Element>(values: &ArrayD<f64>, layout: Layout) -> ArrayD<E> {
-    let rank = values.ndim();
-    if layout == Layout::ChannelsFirst || rank < 3 {
-        return in_memory_order(values.view());
+    let order = memory_order(values.ndim(), layout);
+    let dense: ArrayD<E> = in_memory_order(values.view().permuted_axes(IxDyn(&order)));
+    channels_second(dense, layout)
+}
+
+/// The elements of `tensor` in the order of a dense buffer in `layout`.
+pub fn flat<E: Element>(tensor: &ArrayRef<E, IxDyn>, layout: Layout) -> Vec<E> {
+    let order = memory_order(tensor.ndim(), layout);
+    tensor.view().permuted_axes(IxDyn(&order)).iter().copied().collect()
+}
+
+/// The tensor of `shape` that a dense buffer in `layout` holds.
+pub fn from_flat<E: Element>(elements: Vec<E>, shape: &[usize], layout: Layout) -> ArrayD<E> {
+    let order = memory_order(shape.len(), layout);
+    let in_memory: Vec<usize> = order.iter().map(|&axis| shape[axis]).collect();
+    let dense = ArrayD::from_shape_vec(in_memory, elements).expect("one element for each index");
+    channels_second(dense, layout)
+}
+
+/// The axes of a channels-second tensor, the one that runs slowest first.
+fn memory_order(rank: usize, layout: Layout) -> Vec<usize> {
+    match layout {
+        Layout::ChannelsLast if rank > 2 => [0].into_iter().chain(2..rank).chain([1]).collect(),
+        _ => (0..rank).collect(),
     }
-    let mut channels_last: Vec<usize> = (0..rank).collect();
-    channels_last.remove(1);
-    channels_last.push(1);
-    let dense: ArrayD<E> = in_memory_order(values.view().permuted_axes(IxDyn(&channels_last)));
-    let mut channels_second: Vec<usize> = (0..rank - 1).collect();
-    channels_second.insert(1, rank - 1);
-    dense.permuted_axes(IxDyn(&channels_second))
+}
+
+/// A tensor whose axes are in `memory_order`, seen channels-second.
+fn channels_second<E>(dense: ArrayD<E>, layout: Layout) -> ArrayD<E> {
+    let rank = dense.ndim();
+    match layout {
+        Layout::ChannelsLast if rank > 2 => {
+            let axes: Vec<usize> = [0, rank - 1].into_iter().chain(1..rank - 1).collect();
+            dense.permuted_axes(IxDyn(&axes))
+        }
+        _ => dense,
+    }
 }
 
 /// A dense copy whose last axis runs fastest, whatever the order of `values`.
@@ -64,6 +90,12 @@ mod tests {
             let first = lay_out::<f32>(&values, Layout::ChannelsFirst);
             assert_eq!(first.strides(), [60, 20, 5, 1]);
             assert_eq!(first.mapv(f64::from), values);
+            for layout in [Layout::ChannelsFirst, Layout::ChannelsLast] {
+                let buffer = flat(&lay_out::<f32>(&values, Layout::ChannelsFirst), layout);
+                let tensor = lay_out::<f32>(&values, layout);
+                assert_eq!(buffer, tensor.as_slice_memory_order().unwrap());
+                assert_eq!(from_flat(buffer, values.shape(), layout), tensor);
+            }
         }
     }
 }

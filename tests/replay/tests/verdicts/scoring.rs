@@ -2,6 +2,7 @@
 //! fails its output, slightly less passes.
 
 use crate::support::{Copy, npy_f64};
+use replay::arrays::Arrays;
 use replay::case::Case;
 use replay::run::run;
 use replay::{Options, Verdict, replay};
@@ -46,7 +47,7 @@ fn allowance(case: &Case, output: &str, channel: usize, factor: f64) -> Allowanc
 fn verdict_at(case: &str, output: &str, channel: usize, factor: f64) -> replay::Report {
     let copy = Copy::of(case);
     let opened = Case::open(&copy.folder).unwrap();
-    let ran = run(&opened, Layout::ChannelsFirst).unwrap();
+    let ran = run(&opened, &Arrays::new(Layout::ChannelsFirst)).unwrap();
     let got = &ran.outputs[output].values;
     let mut expected = opened.require(output).unwrap();
     let axis = ndarray::Axis(usize::from(got.ndim() > 1));
@@ -167,7 +168,9 @@ fn onnx_values_beyond_the_tolerance_fail() {
         for (factor, verdict) in [(0.95, Verdict::Pass), (1.05, Verdict::Fail)] {
             let copy = Copy::of("onnx/test_batchnorm_example_training_mode");
             let case = Case::open(&copy.folder).unwrap();
-            let got = run(&case, Layout::ChannelsFirst).unwrap().outputs[output].values.clone();
+            let got = run(&case, &Arrays::new(Layout::ChannelsFirst)).unwrap().outputs[output]
+                .values
+                .clone();
             let mut expected = case.require(output).unwrap();
             let first = got.first().unwrap();
             *expected.first_mut().unwrap() = first + factor * 1e-5 * (1.0 + first.abs());
