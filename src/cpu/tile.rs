@@ -2,10 +2,11 @@
 
 use super::block::{self, Deviations};
 use super::channel::Coefficients;
-use super::direct::{BackwardRun, GradientSums, PartialSums, ValueCoefficients};
+use super::convert::Real;
+use super::direct::{BackwardRun, ChannelCoefficients, GradientSums, ValueCoefficients};
 use super::epilogue;
-use super::moments::{Moments, is_far};
-use super::run::{PARTIAL, along};
+use super::moments::{Moments, is_far, is_in_range};
+use super::run::{Partial, along_sums};
 use crate::config::Epilogue;
 use crate::element::Element;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
@@ -80,6 +81,16 @@ pub fn tiles(rows: usize, columns: usize) -> impl ExactSizeIterator<Item = Tile>
     })
 }
 
+/// What the first deviations are taken from: a value, or, for sums in f32, the mean of a few. Equal
+/// values are their own mean.
+#[inline(always)]
+fn first_pivot<E: Element>(run: &[E]) -> f64 {
+    const FEW: usize = 16;
+    let few = if E::SINGLE { &run[..run.len().min(FEW)] } else { &run[..1] };
+    let sum: f64 = few.iter().map(|value| value.to_f64()).sum();
+    sum / few.len() as f64
+}
+
 impl Tile {
     pub fn len(&self) -> usize {
         self.rows.len() * self.columns.len()
@@ -151,26 +162,43 @@ impl Tile {
     /// Merges this tile of a channel into the moments of the tiles before it.
     #[inline(always)]
     pub fn measure<E: Element>(&self, tensor: ArrayView2<'_, E>, before: Moments) -> Moments {
-        let count = self.len() as f64;
-        let inverse = 1.0 / count;
-        let mut pivot = match before.count {
-            0.0 => tensor[[self.rows.start, self.columns.start]].to_f64(),
+        let pivot = match before.count {
+            0.0 => first_pivot(self.run(tensor, self.rows.start)),
             _ => before.mean_hi,
         };
+        if E::SINGLE {
+            let (moments, second) = self.moments::<E, f32>(tensor, pivot);
+            if is_in_range::<E>(second) {
+                return before.merge(moments);
+            }
+        }
+        before.merge(self.moments::<E, f64>(tensor, pivot).0)
+    }
+
+    /// This tile's moments, and the sum of squares that they come from.
+    #[inline(always)]
+    fn moments<E: Element, R: Real>(
+        &self,
+        tensor: ArrayView2<'_, E>,
+        pivot: f64,
+    ) -> (Moments, f64) {
+        let count = self.len() as f64;
+        let inverse = 1.0 / count;
+        let mut pivot = R::round(pivot);
         let [mut first, mut second] = self.deviations(tensor, pivot);
-        if is_far::<E>(inverse, first, second) {
-            pivot += first * inverse;
+        if is_far::<E, R>(inverse, first, second) {
+            pivot = R::round(pivot.extend() + first * inverse);
             [first, second] = self.deviations(tensor, pivot);
         }
-        before.merge(Moments::around(count, inverse, pivot, first, second))
+        (Moments::around(count, inverse, pivot.extend(), first, second), second)
     }
 
     #[inline(always)]
-    fn deviations<E: Element>(&self, tensor: ArrayView2<'_, E>, pivot: f64) -> [f64; 2] {
-        let mut sums = Deviations::new(pivot);
+    fn deviations<E: Element, R: Real>(&self, tensor: ArrayView2<'_, E>, pivot: R) -> [f64; 2] {
+        let (mut sums, mut pending) = (Deviations::new(pivot), 0);
         for row in self.rows.clone() {
             sums.values = self.run(tensor, row);
-            along::<PARTIAL>(&mut sums, self.columns.len());
+            along_sums(&mut sums, self.columns.len(), &mut pending);
         }
         sums.totals()
     }
@@ -249,17 +277,29 @@ impl<'a, E: Element> BackwardInputs<'a, E> {
     pub fn sums_direct<const RELU: bool, const ADD: bool>(
         &self,
         tile: &Tile,
-        c: &Coefficients,
+        coefficients: &ChannelCoefficients,
     ) -> [f64; 2] {
-        let coefficients = ValueCoefficients::forward(c);
-        let mut sums = PartialSums::ZERO;
+        if let Some(single) = coefficients.single.filter(|_| E::SINGLE) {
+            let [g, gd] = self.sums_in::<f32, RELU, ADD>(tile, single);
+            return single.sums(g, gd, coefficients.double.mean_hi);
+        }
+        self.sums_in::<f64, RELU, ADD>(tile, coefficients.double)
+    }
+
+    #[inline(always)]
+    fn sums_in<R: Real, const RELU: bool, const ADD: bool>(
+        &self,
+        tile: &Tile,
+        coefficients: ValueCoefficients<R>,
+    ) -> [f64; 2] {
+        let (mut g, mut gd, mut pending) = (Partial::new(), Partial::new(), 0);
         for row in tile.rows.clone() {
             let inputs = self.run(tile, row);
-            let mut add = GradientSums::<_, RELU, ADD> { inputs, coefficients, sums };
-            along::<PARTIAL>(&mut add, tile.columns.len());
-            sums = add.sums;
+            let mut sums = GradientSums::<_, R, RELU, ADD> { inputs, coefficients, g, gd };
+            along_sums(&mut sums, tile.columns.len(), &mut pending);
+            (g, gd) = (sums.g, sums.gd);
         }
-        sums.totals()
+        [g.total(), gd.total()]
     }
 }
 
