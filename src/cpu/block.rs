@@ -6,9 +6,7 @@
 
 use super::channel::{Coefficients, GradientCoefficients};
 use super::convert::Real;
-use super::run::{
-    self, Body, Output, PARTIAL, Partial, Sum, along_lines, first_partial, read, total,
-};
+use super::run::{self, Body, Output, PARTIAL, along_lines, first_partial, read, total};
 use crate::element::{DType, Element};
 
 /// `block = values`, exactly.
@@ -75,46 +73,36 @@ pub fn deviation<E: Element, R: Real>(x: R, mean_hi: R, mean_lo: R) -> R {
     }
 }
 
-/// Sums of deviations from a pivot and of their squares along runs.
-pub struct Deviations<'a, E, R> {
+/// Sums of deviations from a pivot and of their squares along runs, in parts.
+pub struct Deviations<'a, E> {
     pub values: &'a [E],
-    pivot: R,
-    first: Partial<R>,
-    second: Partial<R>,
+    pivot: f64,
+    first: [f64; PARTIAL],
+    second: [f64; PARTIAL],
 }
 
-impl<E: Element, R: Real> Deviations<'_, E, R> {
-    #[inline(always)]
-    pub fn new(pivot: R) -> Self {
-        Deviations { values: &[], pivot, first: Partial::new(), second: Partial::new() }
+impl<E: Element> Deviations<'_, E> {
+    pub fn new(pivot: f64) -> Self {
+        Deviations { values: &[], pivot, first: [0.0; PARTIAL], second: [0.0; PARTIAL] }
     }
 
     /// The two sums.
     #[inline(always)]
     pub fn totals(&self) -> [f64; 2] {
-        [self.first.total(), self.second.total()]
+        [total(self.first), total(self.second)]
     }
 }
 
-impl<E: Element, R: Real> Body for Deviations<'_, E, R> {
+impl<E: Element> Body for Deviations<'_, E> {
     #[inline(always)]
     fn chunk<const N: usize>(&mut self, at: usize) {
         let values = read::<E, N>(self.values, at);
         let partial = first_partial::<N>(at);
         for (index, value) in values.into_iter().enumerate() {
-            let deviation = R::load::<E>(value) - self.pivot;
-            self.first.add(partial, index, deviation);
-            self.second.add(partial, index, deviation * deviation);
+            let deviation = E::extend(value) - self.pivot;
+            self.first[partial + index] += deviation;
+            self.second[partial + index] += deviation * deviation;
         }
-    }
-}
-
-impl<E: Element, R: Real> Sum for Deviations<'_, E, R> {
-    type Real = R;
-
-    #[inline(always)]
-    fn partials(&mut self) -> [&mut Partial<R>; 2] {
-        [&mut self.first, &mut self.second]
     }
 }
 

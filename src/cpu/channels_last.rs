@@ -3,17 +3,14 @@
 
 use super::block;
 use super::channel::{Channels, Sums};
-use super::convert::Real;
 use super::direct::{
     BackwardRun, Direct, Forward, Gradient, forward_in_place, with_direct, with_precision,
 };
 use super::lanes::{LaneCoefficients, LanePrecisions};
-use super::moments::{Lanes, Moments, is_far, is_in_range, read_lane};
+use super::moments::{Lanes, Moments, is_far, read_lane};
 use super::parallel::for_each_dense;
-use super::rows::{
-    PACK, Pack, Partition, ahead, block_rows, collect, loose_lanes, packs, pieces, together,
-};
-use super::run::{self, Output, read};
+use super::rows::{PACK, Pack, Partition, ahead, block_rows, loose_lanes, packs, pieces};
+use super::run::{Output, read};
 use super::simd::{finish_streaming, prefetch_line, vectorized};
 use super::tile::{Blocks, Pass, with_blocks};
 use super::{LaneTables, epilogue};
@@ -106,103 +103,46 @@ fn measure_pack<E: Element, const W: usize>(
     mut into: Lanes<'_>,
     ahead: &[E],
 ) {
-    let pivot = match before {
-        0.0 => first_pivots(block, lanes, start),
-        _ => *run::at(into.mean_hi, 0),
-    };
-    let mut sums = PackMoments::<W> { pivot, first: [0.0; W], second: [0.0; W] };
-    if !(E::SINGLE && sums.measure::<E, f32>(block, lanes, start, ahead)) {
-        sums.measure::<E, f64>(block, lanes, start, ahead);
-    }
     let count = (block.len() / lanes) as f64;
-    let PackMoments { pivot, first, second } = sums;
+    let inverse = 1.0 / count;
+    let mut pivot = [0.0; W];
+    for lane in 0..W {
+        pivot[lane] = if before == 0.0 { block[start + lane].to_f64() } else { into.mean_hi[lane] };
+    }
+    let (mut first, mut second) = deviations(block, lanes, start, &pivot, ahead);
+    let mut far = false;
+    for lane in 0..W {
+        far |= is_far::<E>(inverse, first[lane], second[lane]);
+    }
+    if far {
+        for lane in 0..W {
+            pivot[lane] += first[lane] * inverse;
+        }
+        (first, second) = deviations(block, lanes, start, &pivot, &[]);
+    }
     into.columns(skip..W).merge(before, count, &pivot[skip..], &first[skip..], &second[skip..]);
 }
 
-/// What the first deviations are taken from: a value, or, for sums in f32, the mean of a few. Equal
-/// values are their own mean.
+/// Sums of each lane's deviations from its pivot, and of their squares.
 #[inline(always)]
-fn first_pivots<E: Element, const W: usize>(block: &[E], lanes: usize, start: usize) -> [f64; W] {
-    const FEW: usize = 8;
-    let few = if E::SINGLE { FEW.min(block.len() / lanes) } else { 1 };
-    let mut pivot = [0.0; W];
-    for row in block.chunks_exact(lanes).take(few) {
+fn deviations<E: Element, const W: usize>(
+    block: &[E],
+    lanes: usize,
+    start: usize,
+    pivot: &[f64; W],
+    ahead: &[E],
+) -> ([f64; W], [f64; W]) {
+    let (mut first, mut second) = ([0.0; W], [0.0; W]);
+    for (index, row) in block.chunks_exact(lanes).enumerate() {
+        prefetch_line(ahead, index * W);
         let row = read::<E, W>(row, start);
         for lane in 0..W {
-            pivot[lane] += E::extend(row[lane]);
+            let deviation = E::extend(row[lane]) - pivot[lane];
+            first[lane] += deviation;
+            second[lane] += deviation * deviation;
         }
     }
-    pivot.map(|sum| sum / few as f64)
-}
-
-/// Sums of a pack's deviations from pivots, and of their squares.
-struct PackMoments<const W: usize> {
-    pivot: [f64; W],
-    first: [f64; W],
-    second: [f64; W],
-}
-
-impl<const W: usize> PackMoments<W> {
-    /// Takes the sums over a block of rows; moves pivots that are far. Returns whether all went
-    /// well, which it always does in f64.
-    #[inline(always)]
-    fn measure<E: Element, R: Real>(
-        &mut self,
-        block: &[E],
-        lanes: usize,
-        start: usize,
-        ahead: &[E],
-    ) -> bool {
-        let inverse = 1.0 / (block.len() / lanes) as f64;
-        let mut pivot = self.pivot.map(R::round);
-        self.add_deviations(block, lanes, start, &pivot, ahead);
-        let mut far = false;
-        for lane in 0..W {
-            far |= is_far::<E, R>(inverse, self.first[lane], self.second[lane]);
-        }
-        if far {
-            for lane in 0..W {
-                pivot[lane] = R::round(pivot[lane].extend() + self.first[lane] * inverse);
-            }
-            self.add_deviations(block, lanes, start, &pivot, &[]);
-        }
-        let mut in_range = true;
-        for lane in 0..W {
-            in_range &= !R::SINGLE || is_in_range::<E>(self.second[lane]);
-        }
-        if in_range {
-            self.pivot = pivot.map(R::extend);
-        }
-        in_range
-    }
-
-    #[inline(always)]
-    fn add_deviations<E: Element, R: Real>(
-        &mut self,
-        block: &[E],
-        lanes: usize,
-        start: usize,
-        pivot: &[R; W],
-        ahead: &[E],
-    ) {
-        let (mut first, mut second) = ([0.0; W], [0.0; W]);
-        let step = together::<R>(block.len() / lanes);
-        for (index, rows) in block.chunks(step * lanes).enumerate() {
-            let (mut some_first, mut some_second) = ([R::default(); W], [R::default(); W]);
-            for (row, values) in rows.chunks_exact(lanes).enumerate() {
-                prefetch_line(ahead, (index * step + row) * W);
-                let values = read::<E, W>(values, start);
-                for lane in 0..W {
-                    let deviation = R::load::<E>(values[lane]) - pivot[lane];
-                    some_first[lane] = some_first[lane] + deviation;
-                    some_second[lane] = some_second[lane] + deviation * deviation;
-                }
-            }
-            collect(&mut first, &some_first);
-            collect(&mut second, &some_second);
-        }
-        (self.first, self.second) = (first, second);
-    }
+    (first, second)
 }
 
 /// The tensors of a forward call.

@@ -46,7 +46,6 @@ pub trait Real:
     fn load<E: Convert>(value: E::Wide) -> Self;
     /// The first half of a rounding to E.
     fn store<E: Convert>(self) -> E::Wide;
-    fn round(value: f64) -> Self;
     fn extend(self) -> f64;
 }
 
@@ -61,11 +60,6 @@ impl Real for f64 {
     #[inline(always)]
     fn store<E: Convert>(self) -> E::Wide {
         E::reduce(self)
-    }
-
-    #[inline(always)]
-    fn round(value: f64) -> f64 {
-        value
     }
 
     #[inline(always)]
@@ -85,11 +79,6 @@ impl Real for f32 {
     #[inline(always)]
     fn store<E: Convert>(self) -> E::Wide {
         E::from_single(self)
-    }
-
-    #[inline(always)]
-    fn round(value: f64) -> f32 {
-        value as f32
     }
 
     #[inline(always)]

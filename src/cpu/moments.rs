@@ -1,6 +1,5 @@
 //! Moments of a set of values (count, mean as hi + lo, M2) and their merging.
 
-use super::convert::Real;
 use crate::element::{DType, Element};
 
 /// Count, mean and M2 (the sum of squared deviations from the mean) of a set of values.
@@ -58,27 +57,16 @@ impl Moments {
 /// variance is lost in their cancellation: they must be taken again, around the mean. A pivot is
 /// the mean of what came before, so this happens where data jump.
 ///
-/// An offset of k standard deviations costs the variance k^2 ulp of what sums are made of: in f64 a
-/// thousand leave it right to 1e-10, far below an ulp of f32; tensors of f64 have no digits to give
-/// away, nor have sums in f32.
+/// An offset of k standard deviations costs the variance k^2 ulp of f64: a thousand leave it right
+/// to 1e-10, far below an ulp of f32; tensors of f64 have no digits to give away.
 #[inline(always)]
-pub fn is_far<E: Element, R: Real>(inverse: f64, sum: f64, sum_of_squares: f64) -> bool {
+pub fn is_far<E: Element>(inverse: f64, sum: f64, sum_of_squares: f64) -> bool {
     let tolerated = match E::DTYPE {
         DType::F64 => 16.0,
-        _ if R::SINGLE => 1.0,
         _ => (1 << 20) as f64,
     };
     let offset = sum * sum * inverse;
     offset > tolerated * (sum_of_squares - offset)
-}
-
-/// Whether none of these squares of f32 went over its range, and none that matters below.
-#[inline(always)]
-pub fn is_in_range<E: Element>(sum_of_squares: f64) -> bool {
-    const LARGE: f64 = f64::from_bits((1023 + 100) << 52);
-    const SMALL: f64 = f64::from_bits((1023 - 60) << 52);
-    // The range of f16 is narrow enough.
-    matches!(E::DTYPE, DType::F16) | (sum_of_squares > SMALL) & (sum_of_squares < LARGE)
 }
 
 /// Rounding may leave a hair below 0. NaN passes.

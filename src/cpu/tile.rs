@@ -5,8 +5,8 @@ use super::channel::Coefficients;
 use super::convert::Real;
 use super::direct::{BackwardRun, ChannelCoefficients, GradientSums, ValueCoefficients};
 use super::epilogue;
-use super::moments::{Moments, is_far, is_in_range};
-use super::run::{Partial, along_sums};
+use super::moments::{Moments, is_far};
+use super::run::{PARTIAL, Partial, along, along_sums};
 use crate::config::Epilogue;
 use crate::element::Element;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
@@ -81,16 +81,6 @@ pub fn tiles(rows: usize, columns: usize) -> impl ExactSizeIterator<Item = Tile>
     })
 }
 
-/// What the first deviations are taken from: a value, or, for sums in f32, the mean of a few. Equal
-/// values are their own mean.
-#[inline(always)]
-fn first_pivot<E: Element>(run: &[E]) -> f64 {
-    const FEW: usize = 16;
-    let few = if E::SINGLE { &run[..run.len().min(FEW)] } else { &run[..1] };
-    let sum: f64 = few.iter().map(|value| value.to_f64()).sum();
-    sum / few.len() as f64
-}
-
 impl Tile {
     pub fn len(&self) -> usize {
         self.rows.len() * self.columns.len()
@@ -162,43 +152,26 @@ impl Tile {
     /// Merges this tile of a channel into the moments of the tiles before it.
     #[inline(always)]
     pub fn measure<E: Element>(&self, tensor: ArrayView2<'_, E>, before: Moments) -> Moments {
-        let pivot = match before.count {
-            0.0 => first_pivot(self.run(tensor, self.rows.start)),
-            _ => before.mean_hi,
-        };
-        if E::SINGLE {
-            let (moments, second) = self.moments::<E, f32>(tensor, pivot);
-            if is_in_range::<E>(second) {
-                return before.merge(moments);
-            }
-        }
-        before.merge(self.moments::<E, f64>(tensor, pivot).0)
-    }
-
-    /// This tile's moments, and the sum of squares that they come from.
-    #[inline(always)]
-    fn moments<E: Element, R: Real>(
-        &self,
-        tensor: ArrayView2<'_, E>,
-        pivot: f64,
-    ) -> (Moments, f64) {
         let count = self.len() as f64;
         let inverse = 1.0 / count;
-        let mut pivot = R::round(pivot);
+        let mut pivot = match before.count {
+            0.0 => tensor[[self.rows.start, self.columns.start]].to_f64(),
+            _ => before.mean_hi,
+        };
         let [mut first, mut second] = self.deviations(tensor, pivot);
-        if is_far::<E, R>(inverse, first, second) {
-            pivot = R::round(pivot.extend() + first * inverse);
+        if is_far::<E>(inverse, first, second) {
+            pivot += first * inverse;
             [first, second] = self.deviations(tensor, pivot);
         }
-        (Moments::around(count, inverse, pivot.extend(), first, second), second)
+        before.merge(Moments::around(count, inverse, pivot, first, second))
     }
 
     #[inline(always)]
-    fn deviations<E: Element, R: Real>(&self, tensor: ArrayView2<'_, E>, pivot: R) -> [f64; 2] {
-        let (mut sums, mut pending) = (Deviations::new(pivot), 0);
+    fn deviations<E: Element>(&self, tensor: ArrayView2<'_, E>, pivot: f64) -> [f64; 2] {
+        let mut sums = Deviations::new(pivot);
         for row in self.rows.clone() {
             sums.values = self.run(tensor, row);
-            along_sums(&mut sums, self.columns.len(), &mut pending);
+            along::<PARTIAL>(&mut sums, 0, self.columns.len());
         }
         sums.totals()
     }
