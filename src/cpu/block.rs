@@ -5,7 +5,8 @@
 //! [`vectorized!`](super::simd::vectorized) compiled for the instruction set.
 
 use super::channel::{Coefficients, GradientCoefficients};
-use super::run::{self, Body, Output, PARTIAL, along_lines, first_partial, read};
+use super::convert::Real;
+use super::run::{self, Body, Output, PARTIAL, along_lines, first_partial, read, total};
 use crate::element::{DType, Element};
 
 /// `block = values`, exactly.
@@ -65,7 +66,7 @@ impl<E: Element> Body for Store<'_, E> {
 
 /// The deviation from the mean.
 #[inline(always)]
-pub fn deviation<E: Element>(x: f64, mean_hi: f64, mean_lo: f64) -> f64 {
+pub fn deviation<E: Element, R: Real>(x: R, mean_hi: R, mean_lo: R) -> R {
     match E::DTYPE {
         DType::F64 => (x - mean_hi) - mean_lo,
         _ => x - mean_hi,
@@ -105,19 +106,6 @@ impl<E: Element> Body for Deviations<'_, E> {
     }
 }
 
-/// Adds up in a fixed tree.
-#[inline(always)]
-pub fn total(mut partial: [f64; PARTIAL]) -> f64 {
-    let mut width = PARTIAL / 2;
-    while width > 0 {
-        for lane in 0..width {
-            partial[lane] += partial[lane + width];
-        }
-        width /= 2;
-    }
-    partial[0]
-}
-
 /// The sums of g and of g * d over a block.
 #[inline(always)]
 pub fn gradient_sums(g: &[f64], d: &[f64]) -> [f64; 2] {
@@ -141,14 +129,14 @@ pub fn gradient_sums(g: &[f64], d: &[f64]) -> [f64; 2] {
 #[inline(always)]
 pub fn center<E: Element>(d: &mut [f64], c: &Coefficients) {
     for d in d {
-        *d = deviation::<E>(*d, c.mean_hi, c.mean_lo);
+        *d = deviation::<E, _>(*d, c.mean_hi, c.mean_lo);
     }
 }
 
 /// The value before the activation, residual aside. Forward and backward share it, so that both
 /// see the same side of a kink.
 #[inline(always)]
-pub fn normalize(d: f64, scale: f64, bias: f64) -> f64 {
+pub fn normalize<R: Real>(d: R, scale: R, bias: R) -> R {
     d * scale + bias
 }
 
@@ -164,7 +152,7 @@ pub fn normalize_from(d: &[f64], c: &Coefficients, z: &mut [f64]) {
 #[inline(always)]
 pub fn normalize_in_place<E: Element>(z: &mut [f64], c: &Coefficients) {
     for z in z {
-        *z = normalize(deviation::<E>(*z, c.mean_hi, c.mean_lo), c.scale, c.bias);
+        *z = normalize(deviation::<E, _>(*z, c.mean_hi, c.mean_lo), c.scale, c.bias);
     }
 }
 
@@ -178,6 +166,6 @@ pub fn input_gradient(g: &mut [f64], d: &[f64], c: &GradientCoefficients) {
 
 /// `dx` of one value.
 #[inline(always)]
-pub fn gradient(g: f64, d: f64, scale: f64, mean_g: f64, slope: f64) -> f64 {
+pub fn gradient<R: Real>(g: R, d: R, scale: R, mean_g: R, slope: R) -> R {
     scale * ((g - mean_g) - d * slope)
 }

@@ -120,18 +120,19 @@ impl<P: Param> Channels<'_, P> {
         mean_lo: &mut [f64],
         scale: &mut [f64],
         bias: &mut [f64],
+        invstds: &mut [f64],
     ) {
         match self.statistics {
             Statistics::Saved { mean_hi: hi, mean_lo: lo, invstd } => {
                 widen(hi, mean_hi);
                 widen(lo, mean_lo);
-                widen(invstd, scale);
+                widen(invstd, invstds);
             }
             Statistics::Running { mean, var, eps } => {
                 widen(mean, mean_hi);
                 mean_lo.fill(0.0);
-                for (scale, var) in scale.iter_mut().zip(var) {
-                    *scale = invstd(var.to_f64(), eps);
+                for (it, var) in invstds.iter_mut().zip(var) {
+                    *it = invstd(var.to_f64(), eps);
                 }
             }
         }
@@ -140,6 +141,7 @@ impl<P: Param> Channels<'_, P> {
                 *hi += std::mem::take(lo);
             }
         }
+        scale.copy_from_slice(invstds);
         if let Some(weight) = self.weight {
             for (scale, weight) in scale.iter_mut().zip(weight) {
                 *scale *= weight.to_f64();
@@ -156,6 +158,13 @@ fn widen<P: Param>(src: &[P], dst: &mut [f64]) {
     for (dst, src) in dst.iter_mut().zip(src) {
         *dst = src.to_f64();
     }
+}
+
+/// A power of two near `invstd`; 1 for 0 and what is not finite.
+#[inline(always)]
+pub fn unit(invstd: f64) -> f64 {
+    let power = f64::from_bits(invstd.to_bits() & f64::INFINITY.to_bits());
+    if power == 0.0 || power == f64::INFINITY { 1.0 } else { power }
 }
 
 /// `1 / sqrt(var + eps)`, and 0 where both are 0.

@@ -9,7 +9,7 @@ use super::block;
 use super::channel::{
     Channels, Coefficients, GradientCoefficients, SavedChannel, Sums, advance_running,
 };
-use super::direct::{Direct, ValueCoefficients, with_direct};
+use super::direct::{ChannelCoefficients, Direct, forward_in_place, with_direct, with_precision};
 use super::moments::Moments;
 use super::neighbours::{
     ForwardGroup, GradientGroup, Grouping, MAX_GROUP, apply_group, write_group,
@@ -119,7 +119,7 @@ fn forward_direct<E: Element, const MEASURED: bool>(
 ) {
     let x = tensors.0;
     let grouping = Grouping::new(x.dim());
-    let mut coefficients = [ValueCoefficients::NONE; MAX_GROUP];
+    let mut coefficients = [ChannelCoefficients::NONE; MAX_GROUP];
     let mut moments = [Moments::default(); MAX_GROUP];
     let measure_group = |group: Range<usize>, samples: Range<usize>, moments: &mut [Moments]| {
         for (moments, channel) in moments.iter_mut().zip(group).filter(|_| MEASURED) {
@@ -130,7 +130,8 @@ fn forward_direct<E: Element, const MEASURED: bool>(
     for group in grouping.groups() {
         let coefficients = &mut coefficients[..group.len()];
         for ((it, &moments), channel) in coefficients.iter_mut().zip(&moments).zip(group.clone()) {
-            *it = ValueCoefficients::forward(&finish(channel, moments));
+            let by = GradientCoefficients::default();
+            *it = ChannelCoefficients::new::<E>(&finish(channel, moments), &by);
         }
         let next = grouping.group(group.end);
         moments.fill(Moments::default());
@@ -276,6 +277,21 @@ vectorized! {
         blocks: &'b mut Blocks,
     ) {
         let mut x = x;
+        if let Some(direct) = Direct::forward(epilogue) {
+            for row in 0..x.nrows() {
+                let residual = residual.map(|residual| residual.index_axis_move(Axis(0), row));
+                let residual = residual.and_then(|it| it.to_slice()).unwrap_or_default();
+                let x = x.index_axis_mut(Axis(0), row).into_slice();
+                let x = x.expect("runs are contiguous");
+                with_direct!(direct, |RELU, ADD| {
+                    let by = GradientCoefficients::default();
+                    let c = ChannelCoefficients::new::<E>(&coefficients, &by);
+                    let c = if ADD { c.without_single() } else { c };
+                    with_precision!(E, c, |c| forward_in_place::<E, _, RELU, ADD>(x, residual, c));
+                });
+            }
+            return;
+        }
         for tile in tiles(x.nrows(), x.ncols()) {
             let block = &mut blocks.z[..tile.len()];
             tile.forward(x.view(), block, &coefficients, epilogue, residual, None);
@@ -324,7 +340,8 @@ pub fn backward_train<E: Element>(
         };
         if let Some(direct) = Direct::backward(pass.epilogue, inputs.3.is_some()) {
             let streaming = pass.streaming;
-            backward_direct::<_, true>(inputs, outputs, coefficients, finish, direct, streaming);
+            let how = (direct, false);
+            backward_direct::<_, true>(inputs, outputs, coefficients, finish, how, streaming);
         } else {
             backward_blocks(inputs, outputs, pass, blocks, |channel, blocks| {
                 let (it, c) = (channel_inputs(inputs, channel), coefficients(channel));
@@ -342,30 +359,33 @@ fn backward_direct<E: Element, const REDUCED: bool>(
     mut outputs: GradientTensors<'_, E>,
     coefficients: impl Fn(usize) -> Coefficients,
     mut finish: impl FnMut(usize, Sums) -> GradientCoefficients,
-    direct: Direct,
+    (direct, frozen): (Direct, bool),
     streaming: bool,
 ) {
     let grouping = Grouping::new(inputs.0.dim());
-    let mut values = [ValueCoefficients::NONE; MAX_GROUP];
+    let mut values = [ChannelCoefficients::NONE; MAX_GROUP];
     let mut sums = [Sums::default(); MAX_GROUP];
     let reduce_group = |group: Range<usize>, samples: Range<usize>, sums: &mut [Sums]| {
         for (sums, channel) in sums.iter_mut().zip(group).filter(|_| REDUCED) {
             let inputs = channel_inputs(inputs, channel).samples(samples.clone());
-            *sums = reduce_direct(inputs, coefficients(channel), direct, *sums);
+            let by = GradientCoefficients::default();
+            let coefficients = ChannelCoefficients::new::<E>(&coefficients(channel), &by);
+            *sums = reduce_direct(inputs, coefficients, direct, *sums);
         }
     };
     reduce_group(grouping.group(0), 0..inputs.0.len_of(Axis(0)), &mut sums);
     for group in grouping.groups() {
         let values = &mut values[..group.len()];
         for ((value, &sums), channel) in values.iter_mut().zip(&sums).zip(group.clone()) {
-            *value = ValueCoefficients::new(&coefficients(channel), &finish(channel, sums));
+            let by = finish(channel, sums);
+            *value = ChannelCoefficients::new::<E>(&coefficients(channel), &by);
         }
         let next = grouping.group(group.end);
         sums.fill(Sums::default());
         for samples in grouping.steps() {
             let (group, ahead) = (group.clone(), grouping.ahead(next.clone()));
             let part = GradientGroup::new(inputs, &mut outputs, group, ahead, samples.clone());
-            write_group(part, values, direct, streaming);
+            write_group(part, values, direct, frozen, streaming);
             reduce_group(next.clone(), samples, &mut sums);
         }
     }
@@ -375,7 +395,7 @@ vectorized! {
     /// The sums of one channel, added to those `before`: straight from x and dy.
     fn reduce_direct<'a, E>(
         inputs: BackwardInputs<'a, E>,
-        coefficients: Coefficients,
+        coefficients: ChannelCoefficients,
         direct: Direct,
         before: Sums,
     ) -> Sums {
@@ -477,7 +497,11 @@ pub fn reduce<E: Element>(
             let coefficients = channels.coefficients::<E>(channel);
             let inputs = channel_inputs(partition.part_of(inputs, part), channel);
             *sums = match Direct::backward(epilogue, inputs.mask.is_some()) {
-                Some(direct) => reduce_direct(inputs, coefficients, direct, Sums::default()),
+                Some(direct) => {
+                    let by = GradientCoefficients::default();
+                    let coefficients = ChannelCoefficients::new::<E>(&coefficients, &by);
+                    reduce_direct(inputs, coefficients, direct, Sums::default())
+                }
                 None => reduce_blocks(inputs, coefficients, epilogue, blocks),
             };
         }
@@ -496,31 +520,21 @@ pub fn gradients<E: Element>(
     let count = inputs.0.len_of(Axis(1));
     partition.for_each_part((inputs, outputs), count, &|start, (inputs, outputs), blocks| {
         let coefficients = |channel| channels.coefficients::<E>(start + channel);
-        match (Direct::backward(pass.epilogue, inputs.3.is_some()), gradient) {
-            (Some(direct), Gradient::Train(sums)) => {
-                let finish = |channel, _| {
-                    GradientCoefficients::new(&coefficients(channel), sums[start + channel])
-                };
-                let streaming = pass.streaming;
-                backward_direct::<_, false>(
-                    inputs,
-                    outputs,
-                    coefficients,
-                    finish,
-                    direct,
-                    streaming,
-                );
+        let by = |channel: usize| match gradient {
+            Gradient::Train(sums) => {
+                Some(GradientCoefficients::new(&coefficients(channel), sums[start + channel]))
             }
-            _ => backward_blocks(inputs, outputs, pass, blocks, |channel, _| {
-                let c = coefficients(channel);
-                let by = match gradient {
-                    Gradient::Train(sums) => {
-                        Some(GradientCoefficients::new(&c, sums[start + channel]))
-                    }
-                    Gradient::Frozen => None,
-                };
-                (c, by)
-            }),
+            Gradient::Frozen => None,
+        };
+        if let Some(direct) = Direct::backward(pass.epilogue, inputs.3.is_some()) {
+            let finish = |channel, _| by(channel).unwrap_or_default();
+            let how = (direct, matches!(gradient, Gradient::Frozen));
+            let streaming = pass.streaming;
+            backward_direct::<_, false>(inputs, outputs, coefficients, finish, how, streaming);
+        } else {
+            backward_blocks(inputs, outputs, pass, blocks, |channel, _| {
+                (coefficients(channel), by(channel))
+            });
         }
         finish_streaming();
     });

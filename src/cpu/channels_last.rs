@@ -3,15 +3,17 @@
 
 use super::block;
 use super::channel::{Channels, Sums};
-use super::direct::{BackwardRun, Direct, Forward, Gradient, with_direct};
-use super::epilogue;
-use super::lanes::LaneCoefficients;
+use super::direct::{
+    BackwardRun, Direct, Forward, Gradient, forward_in_place, with_direct, with_precision,
+};
+use super::lanes::{LaneCoefficients, LanePrecisions};
 use super::moments::{Lanes, Moments, is_far, read_lane};
 use super::parallel::for_each_dense;
 use super::rows::{PACK, Pack, Partition, ahead, block_rows, loose_lanes, packs, pieces};
-use super::run::{Output, along_lines, read};
+use super::run::{Output, read};
 use super::simd::{finish_streaming, prefetch_line, vectorized};
 use super::tile::{Blocks, Pass, with_blocks};
+use super::{LaneTables, epilogue};
 use crate::config::{Activation, Epilogue};
 use crate::element::Element;
 use ndarray::{ArrayView3, ArrayViewMut3};
@@ -155,16 +157,58 @@ pub fn apply<E: Element>(
     partition: &Partition,
     tensors: ForwardTensors<'_, E>,
     channels: &Channels<'_, E::Param>,
-    lanes: &mut [f64],
+    lanes: &mut LaneTables,
     pass: Pass,
 ) {
-    let coefficients = LaneCoefficients::fill::<E>(lanes, partition, channels, None);
+    let coefficients = forward_coefficients::<E>(lanes, partition, channels, pass.epilogue);
     partition.for_each_rows(tensors, &|tensors, rows, lanes, blocks| {
         for_each_dense(tensors, rows, &mut |tensors| {
             apply_rows(tensors, coefficients.first(lanes), pass, blocks);
         });
         finish_streaming();
     });
+}
+
+/// The direct loops of a forward call that are the way for these rows.
+#[inline(always)]
+fn direct_forward(epilogue: Epilogue, lanes: usize) -> Option<Direct> {
+    Direct::forward(epilogue).filter(|_| has_whole_bytes(epilogue, lanes))
+}
+
+/// The direct loops of a backward call that are the way for these rows.
+#[inline(always)]
+fn direct_backward(epilogue: Epilogue, mask: bool, lanes: usize) -> Option<Direct> {
+    Direct::backward(epilogue, mask).filter(|_| has_whole_bytes(epilogue, lanes))
+}
+
+/// What forward calls need to know of each lane.
+fn forward_coefficients<'a, E: Element>(
+    tables: &'a mut LaneTables,
+    partition: &Partition,
+    channels: &Channels<'_, E::Param>,
+    epilogue: Epilogue,
+) -> LanePrecisions<'a> {
+    let double = LaneCoefficients::fill::<E>(&mut tables.double, partition, channels, None);
+    match direct_forward(epilogue, partition.lanes()) {
+        // Bias and residual are added before the only rounding.
+        Some(Direct { add: false, .. }) => double.with_single::<E>(&mut tables.single),
+        _ => double.alone(),
+    }
+}
+
+/// What backward calls need to know of each lane.
+fn backward_coefficients<'a, E: Element>(
+    tables: &'a mut LaneTables,
+    partition: &Partition,
+    channels: &Channels<'_, E::Param>,
+    sums: Option<&[Sums]>,
+    direct: Option<Direct>,
+) -> LanePrecisions<'a> {
+    let double = LaneCoefficients::fill::<E>(&mut tables.double, partition, channels, sums);
+    match direct {
+        Some(_) => double.with_single::<E>(&mut tables.single),
+        None => double.alone(),
+    }
 }
 
 /// The mask bytes of a block of values.
@@ -180,25 +224,24 @@ type FlatForward<'a, E> = (&'a [E], Option<&'a [E]>, &'a mut [E], Option<&'a mut
 vectorized! {
     fn apply_rows<'a, 'b, E>(
         tensors: FlatForward<'a, E>,
-        coefficients: LaneCoefficients<'a>,
+        coefficients: LanePrecisions<'a>,
         pass: Pass,
         blocks: &'b mut Blocks,
     ) {
         let (x, residual, y, mut mask) = tensors;
-        let lanes = coefficients.lanes;
-        if let Some(direct) =
-            Direct::forward(pass.epilogue).filter(|_| has_whole_bytes(pass.epilogue, lanes))
-        {
+        let lanes = coefficients.double.lanes;
+        if let Some(direct) = direct_forward(pass.epilogue, lanes) {
             let residual = residual.unwrap_or_default();
             let mask = mask.unwrap_or_default();
-            let coefficients = coefficients.along_rows();
-            let (len, y) = (x.len(), Output::new(y, pass.streaming));
-            let head = y.head();
+            let y = Output::new(y, pass.streaming);
             return with_direct!(direct, |RELU, ADD| {
-                let mut forward = Forward::<_, _, RELU, ADD> { x, residual, y, mask, coefficients };
-                along_lines::<E>(&mut forward, head, len);
+                with_precision!(E, coefficients, |coefficients| {
+                    let coefficients = coefficients.along_rows();
+                    Forward::<_, _, RELU, ADD> { x, residual, y, mask, coefficients }.run();
+                })
             });
         }
+        let coefficients = coefficients.double;
         for (values, columns) in pieces(x.len(), lanes) {
             let z = &mut blocks.z[..values.len()];
             let residual = residual.map(|residual| &residual[values.clone()]);
@@ -244,10 +287,10 @@ pub fn apply_in_place<E: Element>(
     partition: &Partition,
     tensors: (Option<ArrayView3<'_, E>>, ArrayViewMut3<'_, E>),
     channels: &Channels<'_, E::Param>,
-    lanes: &mut [f64],
+    lanes: &mut LaneTables,
     epilogue: Epilogue,
 ) {
-    let coefficients = LaneCoefficients::fill::<E>(lanes, partition, channels, None);
+    let coefficients = forward_coefficients::<E>(lanes, partition, channels, epilogue);
     partition.for_each_rows(tensors, &|tensors, rows, lanes, blocks| {
         for_each_dense(tensors, rows, &mut |tensors| {
             apply_rows_in_place(tensors, coefficients.first(lanes), epilogue, blocks);
@@ -258,12 +301,22 @@ pub fn apply_in_place<E: Element>(
 vectorized! {
     fn apply_rows_in_place<'a, 'b, E>(
         tensors: (Option<&'a [E]>, &'a mut [E]),
-        coefficients: LaneCoefficients<'a>,
+        coefficients: LanePrecisions<'a>,
         epilogue: Epilogue,
         blocks: &'b mut Blocks,
     ) {
         let (residual, x) = tensors;
-        let lanes = coefficients.lanes;
+        let lanes = coefficients.double.lanes;
+        if let Some(direct) = direct_forward(epilogue, lanes) {
+            let residual = residual.unwrap_or_default();
+            return with_direct!(direct, |RELU, ADD| {
+                with_precision!(E, coefficients, |coefficients| {
+                    let coefficients = coefficients.along_rows();
+                    forward_in_place::<E, _, RELU, ADD>(x, residual, coefficients);
+                })
+            });
+        }
+        let coefficients = coefficients.double;
         for (values, columns) in pieces(x.len(), lanes) {
             let z = &mut blocks.z[..values.len()];
             let residual = residual.map(|residual| &residual[values.clone()]);
@@ -319,12 +372,13 @@ pub fn reduce<E: Element>(
     inputs: BackwardTensors<'_, E>,
     channels: &Channels<'_, E::Param>,
     partials: &mut [f64],
-    lanes: &mut [f64],
+    lanes: &mut LaneTables,
     epilogue: Epilogue,
     mut result: impl FnMut(usize, Sums),
 ) {
     let width = SUM_LANES * partition.lanes();
-    let coefficients = LaneCoefficients::fill::<E>(lanes, partition, channels, None);
+    let direct = direct_backward(epilogue, inputs.3.is_some(), partition.lanes());
+    let coefficients = backward_coefficients::<E>(lanes, partition, channels, None, direct);
     partition.for_each_partial(inputs, partials, width, &|inputs, rows, lanes, partial| {
         let partial = &mut partial[..SUM_LANES * lanes];
         partial.fill(0.0);
@@ -339,6 +393,7 @@ pub fn reduce<E: Element>(
     let count = add_partials::<E>(partition, partials, added);
     let (g, gd) = added.split_at(partition.channels);
     for (channel, (&g, &gd)) in g.iter().zip(gd).enumerate() {
+        let [g, gd] = coefficients.sums(channel, [g, gd]);
         result(channel, Sums { count, g, gd });
     }
 }
@@ -372,21 +427,23 @@ vectorized! {
     /// Adds dense rows to the sums of each lane.
     fn reduce_rows<'a, 'b, E>(
         inputs: FlatInputs<'a, E>,
-        coefficients: LaneCoefficients<'a>,
+        coefficients: LanePrecisions<'a>,
         epilogue: Epilogue,
         partial: &'a mut [f64],
         blocks: &'b mut Blocks,
     ) {
-        let lanes = coefficients.lanes;
+        let lanes = coefficients.double.lanes;
         let (sum_g, sum_gd) = partial.split_at_mut(lanes);
-        let direct = Direct::backward(epilogue, inputs.3.is_some());
-        if let Some(direct) = direct.filter(|_| has_whole_bytes(epilogue, lanes)) {
+        if let Some(direct) = direct_backward(epilogue, inputs.3.is_some(), lanes) {
             let (x, dy, _, mask) = inputs;
             let inputs = BackwardRun { x, dy, mask: mask.unwrap_or_default() };
             return with_direct!(direct, |RELU, ADD| {
-                coefficients.add_sums::<E, RELU, ADD>(inputs, sum_g, sum_gd);
+                with_precision!(E, coefficients, |coefficients| {
+                    coefficients.add_sums::<E, RELU, ADD>(inputs, sum_g, sum_gd);
+                })
             });
         }
+        let coefficients = coefficients.double;
         for (values, columns) in pieces(inputs.0.len(), lanes) {
             let coefficients = coefficients.columns(columns.clone());
             let (d, g) = load_gradient(blocks, &inputs, values, lanes, &coefficients, epilogue);
@@ -410,10 +467,11 @@ pub fn gradients<E: Element>(
     outputs: GradientTensors<'_, E>,
     sums: Option<&[Sums]>,
     channels: &Channels<'_, E::Param>,
-    lanes: &mut [f64],
+    lanes: &mut LaneTables,
     pass: Pass,
 ) {
-    let coefficients = LaneCoefficients::fill::<E>(lanes, partition, channels, sums);
+    let direct = direct_backward(pass.epilogue, inputs.3.is_some(), partition.lanes());
+    let coefficients = backward_coefficients::<E>(lanes, partition, channels, sums, direct);
     let frozen = sums.is_none();
     partition.for_each_rows((inputs, outputs), &|(inputs, outputs), rows, lanes, blocks| {
         let coefficients = coefficients.first(lanes);
@@ -428,28 +486,35 @@ vectorized! {
     fn write_gradients<'a, 'b, E>(
         inputs: FlatInputs<'a, E>,
         outputs: (&'a mut [E], Option<&'a mut [E]>),
-        coefficients: LaneCoefficients<'a>,
+        coefficients: LanePrecisions<'a>,
         frozen: bool,
         pass: Pass,
         blocks: &'b mut Blocks,
     ) {
         let (dx, mut dresidual) = outputs;
-        let lanes = coefficients.lanes;
-        let direct = Direct::backward(pass.epilogue, inputs.3.is_some());
-        let is_direct = !frozen && has_whole_bytes(pass.epilogue, lanes);
-        if let Some(direct) = direct.filter(|_| is_direct) {
+        let lanes = coefficients.double.lanes;
+        if let Some(direct) = direct_backward(pass.epilogue, inputs.3.is_some(), lanes) {
             let (x, dy, _, mask) = inputs;
             let inputs = BackwardRun { x, dy, mask: mask.unwrap_or_default() };
             let dresidual = Output::new(dresidual.unwrap_or_default(), pass.streaming);
-            let (len, dx) = (dx.len(), Output::new(dx, pass.streaming));
-            let head = dx.head();
-            let coefficients = coefficients.along_rows();
+            let dx = Output::new(dx, pass.streaming);
             return with_direct!(direct, |RELU, ADD| {
-                let mut gradient =
-                    Gradient::<_, _, RELU, ADD> { inputs, dx, dresidual, coefficients };
-                along_lines::<E>(&mut gradient, head, len);
+                with_precision!(E, coefficients, |coefficients| {
+                    let coefficients = coefficients.along_rows();
+                    match frozen {
+                        true => {
+                            Gradient::<_, _, RELU, ADD, true> { inputs, dx, dresidual, coefficients }
+                                .run()
+                        }
+                        false => {
+                            Gradient::<_, _, RELU, ADD, false> { inputs, dx, dresidual, coefficients }
+                                .run()
+                        }
+                    }
+                })
             });
         }
+        let coefficients = coefficients.double;
         for (values, columns) in pieces(dx.len(), lanes) {
             let coefficients = coefficients.columns(columns);
             let (d, g) =

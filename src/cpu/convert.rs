@@ -7,6 +7,7 @@
 
 use super::simd;
 use half::{bf16, f16};
+use std::ops::{Add, Mul, Sub};
 
 /// Conversions of whole chunks. Every chunk length gives the same results.
 pub trait Convert: Copy + Default {
@@ -21,6 +22,69 @@ pub trait Convert: Copy + Default {
     fn reduce(value: f64) -> Self::Wide;
     /// The second half: to nearest even.
     fn narrow<const N: usize>(values: &[Self::Wide; N]) -> [Self; N];
+
+    /// Whether f32 holds more digits than a result needs.
+    const SINGLE: bool;
+    /// Exact, where `SINGLE`.
+    fn to_single(value: Self::Wide) -> f32;
+    fn from_single(value: f32) -> Self::Wide;
+}
+
+/// What is computed in: f64, or f32 for elements of which it holds enough ([`Convert::SINGLE`]).
+pub trait Real:
+    Copy
+    + Default
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Send
+    + Sync
+    + 'static
+{
+    const SINGLE: bool;
+    fn load<E: Convert>(value: E::Wide) -> Self;
+    /// The first half of a rounding to E.
+    fn store<E: Convert>(self) -> E::Wide;
+    fn extend(self) -> f64;
+}
+
+impl Real for f64 {
+    const SINGLE: bool = false;
+
+    #[inline(always)]
+    fn load<E: Convert>(value: E::Wide) -> f64 {
+        E::extend(value)
+    }
+
+    #[inline(always)]
+    fn store<E: Convert>(self) -> E::Wide {
+        E::reduce(self)
+    }
+
+    #[inline(always)]
+    fn extend(self) -> f64 {
+        self
+    }
+}
+
+impl Real for f32 {
+    const SINGLE: bool = true;
+
+    #[inline(always)]
+    fn load<E: Convert>(value: E::Wide) -> f32 {
+        E::to_single(value)
+    }
+
+    #[inline(always)]
+    fn store<E: Convert>(self) -> E::Wide {
+        E::from_single(self)
+    }
+
+    #[inline(always)]
+    fn extend(self) -> f64 {
+        f64::from(self)
+    }
 }
 
 impl Convert for f64 {
@@ -44,6 +108,18 @@ impl Convert for f64 {
     #[inline(always)]
     fn narrow<const N: usize>(values: &[f64; N]) -> [f64; N] {
         *values
+    }
+
+    const SINGLE: bool = false;
+
+    #[inline(always)]
+    fn to_single(value: f64) -> f32 {
+        value as f32
+    }
+
+    #[inline(always)]
+    fn from_single(value: f32) -> f64 {
+        f64::from(value)
     }
 }
 
@@ -69,6 +145,18 @@ impl Convert for f32 {
     fn narrow<const N: usize>(values: &[f32; N]) -> [f32; N] {
         *values
     }
+
+    const SINGLE: bool = false;
+
+    #[inline(always)]
+    fn to_single(value: f32) -> f32 {
+        value
+    }
+
+    #[inline(always)]
+    fn from_single(value: f32) -> f32 {
+        value
+    }
 }
 
 impl Convert for f16 {
@@ -92,6 +180,18 @@ impl Convert for f16 {
     #[inline(always)]
     fn narrow<const N: usize>(values: &[f32; N]) -> [f16; N] {
         simd::f32_to_f16(values)
+    }
+
+    const SINGLE: bool = true;
+
+    #[inline(always)]
+    fn to_single(value: f32) -> f32 {
+        value
+    }
+
+    #[inline(always)]
+    fn from_single(value: f32) -> f32 {
+        value
     }
 }
 
@@ -128,6 +228,18 @@ impl Convert for bf16 {
             *narrow = bf16::from_bits(bits as u16);
         }
         narrow
+    }
+
+    const SINGLE: bool = true;
+
+    #[inline(always)]
+    fn to_single(value: f32) -> f32 {
+        value
+    }
+
+    #[inline(always)]
+    fn from_single(value: f32) -> f32 {
+        value
     }
 }
 

@@ -1,9 +1,12 @@
 //! Loops from tensor to tensor, without a block between: for identity and ReLU, which is what most
-//! layers are. Each body loads a chunk, computes it in f64, and stores or adds it.
+//! layers are. Each body loads a chunk, computes it in f64 or f32, and stores or adds it.
 
-use super::block::{deviation, gradient, normalize, total};
-use super::channel::{Coefficients, GradientCoefficients};
-use super::run::{Body, Output, PARTIAL, first_partial, read, read_bits, write_bits};
+use super::block::{deviation, gradient, normalize};
+use super::channel::{Coefficients, GradientCoefficients, unit};
+use super::convert::Real;
+use super::run::{
+    Body, Output, Partial, Sum, along_lines, first_partial, read, read_bits, write_bits,
+};
 use crate::config::{Activation, Epilogue};
 use crate::element::Element;
 
@@ -59,76 +62,180 @@ macro_rules! with_direct {
 }
 pub(super) use with_direct;
 
-/// Coefficients of one value.
+/// Coefficients in f64 and, where that is enough, in f32.
 #[derive(Debug, Clone, Copy)]
-pub struct ValueCoefficients {
-    pub mean_hi: f64,
-    pub mean_lo: f64,
-    pub scale: f64,
-    pub bias: f64,
-    pub mean_g: f64,
-    pub slope: f64,
+pub struct Precisions<D, S> {
+    pub double: D,
+    pub single: Option<S>,
 }
 
-impl ValueCoefficients {
-    pub const NONE: Self = ValueCoefficients {
-        mean_hi: 0.0,
-        mean_lo: 0.0,
-        scale: 0.0,
-        bias: 0.0,
-        mean_g: 0.0,
-        slope: 0.0,
+/// Evaluates an expression with coefficients of f32 if there are any, else with those of f64.
+macro_rules! with_precision {
+    ($element:ty, $both:expr, |$coefficients:ident| $body:expr) => {
+        match $both {
+            $crate::cpu::direct::Precisions { single: Some($coefficients), .. }
+                if <$element as $crate::cpu::convert::Convert>::SINGLE =>
+            {
+                $body
+            }
+            $crate::cpu::direct::Precisions { double: $coefficients, .. } => $body,
+        }
     };
+}
+pub(super) use with_precision;
 
-    /// Those that forward needs.
-    #[inline(always)]
-    pub fn forward(c: &Coefficients) -> Self {
-        Self::new(c, &GradientCoefficients::default())
-    }
+/// Coefficients of one value.
+#[derive(Debug, Clone, Copy)]
+pub struct ValueCoefficients<R> {
+    pub mean_hi: R,
+    pub mean_lo: R,
+    pub scale: R,
+    pub bias: R,
+    /// In f32 deviations are multiplied by this power of two: their products stay in range.
+    pub unit: R,
+    pub mean_g: R,
+    pub slope: R,
+}
 
+/// A channel's coefficients.
+pub type ChannelCoefficients = Precisions<ValueCoefficients<f64>, ValueCoefficients<f32>>;
+
+impl ChannelCoefficients {
+    pub const NONE: Self = Precisions { double: ValueCoefficients::NONE, single: None };
+
+    /// For [`E`](Element) and, if gradients are asked for, what makes them.
     #[inline(always)]
-    pub fn new(c: &Coefficients, by: &GradientCoefficients) -> Self {
-        ValueCoefficients {
+    pub fn new<E: Element>(c: &Coefficients, by: &GradientCoefficients) -> Self {
+        let double = ValueCoefficients {
             mean_hi: c.mean_hi,
             mean_lo: c.mean_lo,
             scale: c.scale,
             bias: c.bias,
+            unit: 1.0,
             mean_g: by.mean_g,
             slope: by.slope,
-        }
+        };
+        let single = if E::SINGLE { double.single(c.invstd) } else { None };
+        Precisions { double, single }
+    }
+
+    /// In f64 only.
+    pub fn without_single(self) -> Self {
+        Precisions { single: None, ..self }
+    }
+}
+
+impl ValueCoefficients<f64> {
+    const NONE: Self = ValueCoefficients {
+        mean_hi: 0.0,
+        mean_lo: 0.0,
+        scale: 0.0,
+        bias: 0.0,
+        unit: 1.0,
+        mean_g: 0.0,
+        slope: 0.0,
+    };
+
+    /// The same in f32, if whatever is computed with them stays in its range. The mean's low part
+    /// goes into the constants that follow it. Forward and backward choose alike: the gradient's
+    /// coefficients have no say.
+    #[inline(always)]
+    pub fn single(&self, invstd: f64) -> Option<ValueCoefficients<f32>> {
+        let (single, fits) = self.rounded(invstd);
+        fits.then_some(single)
+    }
+
+    /// [`single`](Self::single), without a branch.
+    #[inline(always)]
+    pub fn rounded(&self, invstd: f64) -> (ValueCoefficients<f32>, bool) {
+        const LARGE: f64 = f64::from_bits((1023 + 100) << 52);
+        const SMALL: f64 = f64::from_bits((1023 - 100) << 52);
+        // Times this, what f32 loses below its normal range is nothing to bf16.
+        const STEEP: f64 = (1 << 15) as f64;
+        let unit = unit(invstd);
+        let mean = self.mean_hi as f32;
+        let mean_lo = self.mean_hi - f64::from(mean);
+        let bias = self.bias - mean_lo * self.scale;
+        let inside = |it: f64, limit: f64| (it.abs() >= SMALL && it.abs() <= limit) | (it == 0.0);
+        let fits = (self.mean_hi.abs() <= LARGE)
+            & (bias.abs() <= LARGE)
+            & inside(self.scale, STEEP)
+            & inside(invstd, LARGE);
+        let single = ValueCoefficients {
+            mean_hi: mean,
+            mean_lo: 0.0,
+            scale: self.scale as f32,
+            bias: bias as f32,
+            unit: unit as f32,
+            mean_g: (self.mean_g - mean_lo * self.slope) as f32,
+            slope: (self.slope / unit) as f32,
+        };
+        // NaN is NaN in either type, and must not choose for its neighbours.
+        (single, fits | invstd.is_nan())
+    }
+}
+
+impl ValueCoefficients<f32> {
+    /// Sums of g and of g * d in units, around the mean's high part, as sums of g and of g * d;
+    /// `mean` is the whole of it.
+    #[inline(always)]
+    pub fn sums(&self, g: f64, gd: f64, mean: f64) -> [f64; 2] {
+        [g, gd / f64::from(self.unit) - (mean - f64::from(self.mean_hi)) * g]
+    }
+}
+
+impl<R: Real> ValueCoefficients<R> {
+    #[inline(always)]
+    fn deviation<E: Element>(&self, x: R) -> R {
+        deviation::<E, R>(x, self.mean_hi, self.mean_lo)
     }
 
     #[inline(always)]
-    fn deviation<E: Element>(&self, x: E::Wide) -> f64 {
-        deviation::<E>(E::extend(x), self.mean_hi, self.mean_lo)
-    }
-
-    #[inline(always)]
-    fn normalize(&self, d: f64) -> f64 {
+    fn normalize(&self, d: R) -> R {
         normalize(d, self.scale, self.bias)
     }
 
+    /// A deviation as sums and slope take it.
     #[inline(always)]
-    fn gradient(&self, g: f64, d: f64) -> f64 {
-        gradient(g, d, self.scale, self.mean_g, self.slope)
+    fn in_units(&self, d: R) -> R {
+        if R::SINGLE { d * self.unit } else { d }
+    }
+
+    #[inline(always)]
+    fn gradient(&self, g: R, d: R) -> R {
+        gradient(g, self.in_units(d), self.scale, self.mean_g, self.slope)
     }
 }
 
 /// The coefficients of a run's values, from its start on.
 pub trait RunCoefficients {
-    type Chunk<const N: usize>: ChunkCoefficients;
+    type Real: Real;
+    type Chunk<const N: usize>: ChunkCoefficients<Real = Self::Real>;
 
     /// Those of the next `N` values.
     fn next<const N: usize>(&mut self) -> Self::Chunk<N>;
 }
 
+impl<C: RunCoefficients> RunCoefficients for &mut C {
+    type Real = C::Real;
+    type Chunk<const N: usize> = C::Chunk<N>;
+
+    #[inline(always)]
+    fn next<const N: usize>(&mut self) -> C::Chunk<N> {
+        C::next(self)
+    }
+}
+
 /// The coefficients of a chunk's values.
 pub trait ChunkCoefficients: Copy {
-    fn of(self, index: usize) -> ValueCoefficients;
+    type Real: Real;
+
+    fn of(self, index: usize) -> ValueCoefficients<Self::Real>;
 }
 
 /// The same for every value: a channel's.
-impl RunCoefficients for ValueCoefficients {
+impl<R: Real> RunCoefficients for ValueCoefficients<R> {
+    type Real = R;
     type Chunk<const N: usize> = Self;
 
     #[inline(always)]
@@ -137,9 +244,11 @@ impl RunCoefficients for ValueCoefficients {
     }
 }
 
-impl ChunkCoefficients for ValueCoefficients {
+impl<R: Real> ChunkCoefficients for ValueCoefficients<R> {
+    type Real = R;
+
     #[inline(always)]
-    fn of(self, _index: usize) -> ValueCoefficients {
+    fn of(self, _index: usize) -> ValueCoefficients<R> {
         self
     }
 }
@@ -153,6 +262,40 @@ pub struct Forward<'a, E, C, const RELU: bool, const ADD: bool> {
     /// Empty where none is to be written.
     pub mask: &'a mut [u8],
     pub coefficients: C,
+}
+
+impl<E, C, const RELU: bool, const ADD: bool> Forward<'_, E, C, RELU, ADD>
+where
+    E: Element,
+    C: RunCoefficients,
+{
+    /// All of it.
+    #[inline(always)]
+    pub fn run(mut self) {
+        let (head, end) = (self.y.head(), self.x.len());
+        along_lines::<E>(&mut self, head, end);
+    }
+}
+
+/// [`Forward`] with x in y's place, by way of copies.
+#[inline(always)]
+pub fn forward_in_place<E, C, const RELU: bool, const ADD: bool>(
+    x: &mut [E],
+    residual: &[E],
+    mut coefficients: C,
+) where
+    E: Element,
+    C: RunCoefficients,
+{
+    const COPIED: usize = 512;
+    let mut copy = [E::default(); COPIED];
+    for (index, y) in x.chunks_mut(COPIED).enumerate() {
+        let x = &mut copy[..y.len()];
+        x.copy_from_slice(y);
+        let residual = if ADD { &residual[index * COPIED..][..x.len()] } else { &[] };
+        let (y, coefficients) = (Output::new(y, false), &mut coefficients);
+        Forward::<_, _, RELU, ADD> { x, residual, y, mask: &mut [], coefficients }.run();
+    }
 }
 
 impl<E, C, const RELU: bool, const ADD: bool> Body for Forward<'_, E, C, RELU, ADD>
@@ -169,14 +312,14 @@ where
         let mut positive = 0;
         for index in 0..N {
             let c = coefficients.of(index);
-            let mut z = c.normalize(c.deviation::<E>(x[index]));
+            let mut z = c.normalize(c.deviation::<E>(C::Real::load::<E>(x[index])));
             if ADD {
-                z += E::extend(residual[index]);
+                z = z + C::Real::load::<E>(residual[index]);
             }
             // NaN passes.
-            let cut = RELU && z <= 0.0;
+            let cut = RELU && z <= C::Real::default();
             positive |= u32::from(!cut) << index;
-            y[index] = E::reduce(if cut { 0.0 } else { z });
+            y[index] = if cut { C::Real::default() } else { z }.store::<E>();
         }
         if RELU && ADD && !self.mask.is_empty() {
             write_bits::<N>(self.mask, at, positive);
@@ -187,15 +330,27 @@ where
 
 /// g, the gradient of z, and d = x - mean of one value.
 #[inline(always)]
-pub fn backward<E: Element, const RELU: bool, const ADD: bool>(
+fn backward<E: Element, R: Real, const RELU: bool, const ADD: bool>(
     x: E::Wide,
     dy: E::Wide,
     positive: bool,
-    c: &ValueCoefficients,
-) -> (f64, f64) {
-    let d = c.deviation::<E>(x);
-    let cut = RELU && if ADD { !positive } else { c.normalize(d) <= 0.0 };
-    (if cut { 0.0 } else { E::extend(dy) }, d)
+    c: &ValueCoefficients<R>,
+) -> (R, R) {
+    let d = c.deviation::<E>(R::load::<E>(x));
+    let cut = RELU && if ADD { !positive } else { c.normalize(d) <= R::default() };
+    (if cut { R::default() } else { R::load::<E>(dy) }, d)
+}
+
+/// What sums add up of one value: g, and g times d in units.
+#[inline(always)]
+pub fn summands<E: Element, R: Real, const RELU: bool, const ADD: bool>(
+    x: E::Wide,
+    dy: E::Wide,
+    positive: bool,
+    c: &ValueCoefficients<R>,
+) -> (R, R) {
+    let (g, d) = backward::<E, R, RELU, ADD>(x, dy, positive, c);
+    (g, g * c.in_units(d))
 }
 
 /// A run of what backward reads.
@@ -207,8 +362,8 @@ pub struct BackwardRun<'a, E> {
     pub mask: &'a [u8],
 }
 
-/// dx, and with `ADD` dresidual.
-pub struct Gradient<'a, E, C, const RELU: bool, const ADD: bool> {
+/// dx, and with `ADD` dresidual; `FROZEN` where the statistics are constants.
+pub struct Gradient<'a, E, C, const RELU: bool, const ADD: bool, const FROZEN: bool> {
     pub inputs: BackwardRun<'a, E>,
     pub dx: Output<'a, E>,
     /// Empty where none is to be written.
@@ -216,7 +371,22 @@ pub struct Gradient<'a, E, C, const RELU: bool, const ADD: bool> {
     pub coefficients: C,
 }
 
-impl<E, C, const RELU: bool, const ADD: bool> Body for Gradient<'_, E, C, RELU, ADD>
+impl<E, C, const RELU: bool, const ADD: bool, const FROZEN: bool>
+    Gradient<'_, E, C, RELU, ADD, FROZEN>
+where
+    E: Element,
+    C: RunCoefficients,
+{
+    /// All of it.
+    #[inline(always)]
+    pub fn run(mut self) {
+        let (head, end) = (self.dx.head(), self.inputs.x.len());
+        along_lines::<E>(&mut self, head, end);
+    }
+}
+
+impl<E, C, const RELU: bool, const ADD: bool, const FROZEN: bool> Body
+    for Gradient<'_, E, C, RELU, ADD, FROZEN>
 where
     E: Element,
     C: RunCoefficients,
@@ -230,9 +400,9 @@ where
         for index in 0..N {
             let c = coefficients.of(index);
             let positive = positive >> index & 1 == 1;
-            let (g, d) = backward::<E, RELU, ADD>(x[index], dy[index], positive, &c);
-            dx[index] = E::reduce(c.gradient(g, d));
-            dresidual[index] = E::reduce(g);
+            let (g, d) = backward::<E, _, RELU, ADD>(x[index], dy[index], positive, &c);
+            dx[index] = if FROZEN { c.scale * g } else { c.gradient(g, d) }.store::<E>();
+            dresidual[index] = g.store::<E>();
         }
         self.dx.write(at, &dx);
         if ADD && !self.dresidual.is_empty() {
@@ -241,42 +411,43 @@ where
     }
 }
 
-/// Sums of g and of g * d along runs of a channel, in parts.
-pub struct GradientSums<'a, E, const RELU: bool, const ADD: bool> {
+/// Sums of g and of g * d (in units) along runs of a channel.
+pub struct GradientSums<'a, E, R, const RELU: bool, const ADD: bool> {
     pub inputs: BackwardRun<'a, E>,
-    pub coefficients: ValueCoefficients,
-    pub sums: PartialSums,
+    pub coefficients: ValueCoefficients<R>,
+    pub g: Partial<R>,
+    pub gd: Partial<R>,
 }
 
-#[derive(Clone, Copy)]
-pub struct PartialSums {
-    g: [f64; PARTIAL],
-    gd: [f64; PARTIAL],
-}
-
-impl PartialSums {
-    pub const ZERO: Self = PartialSums { g: [0.0; PARTIAL], gd: [0.0; PARTIAL] };
-
-    /// The two sums.
-    #[inline(always)]
-    pub fn totals(self) -> [f64; 2] {
-        [total(self.g), total(self.gd)]
-    }
-}
-
-impl<E: Element, const RELU: bool, const ADD: bool> Body for GradientSums<'_, E, RELU, ADD> {
+impl<E, R, const RELU: bool, const ADD: bool> Body for GradientSums<'_, E, R, RELU, ADD>
+where
+    E: Element,
+    R: Real,
+{
     #[inline(always)]
     fn chunk<const N: usize>(&mut self, at: usize) {
         let (x, dy) = (read::<E, N>(self.inputs.x, at), read::<E, N>(self.inputs.dy, at));
         let positive = if RELU && ADD { read_bits::<N>(self.inputs.mask, at) } else { 0 };
         let partial = first_partial::<N>(at);
         for index in 0..N {
-            let positive = positive >> index & 1 == 1;
-            let (g, d) =
-                backward::<E, RELU, ADD>(x[index], dy[index], positive, &self.coefficients);
-            self.sums.g[partial + index] += g;
-            self.sums.gd[partial + index] += g * d;
+            let (positive, c) = (positive >> index & 1 == 1, &self.coefficients);
+            let (g, gd) = summands::<E, R, RELU, ADD>(x[index], dy[index], positive, c);
+            self.g.add(partial, index, g);
+            self.gd.add(partial, index, gd);
         }
+    }
+}
+
+impl<E, R, const RELU: bool, const ADD: bool> Sum for GradientSums<'_, E, R, RELU, ADD>
+where
+    E: Element,
+    R: Real,
+{
+    type Real = R;
+
+    #[inline(always)]
+    fn partials(&mut self) -> [&mut Partial<R>; 2] {
+        [&mut self.g, &mut self.gd]
     }
 }
 
@@ -286,11 +457,12 @@ mod tests {
     use crate::cpu::run::{along, along_lines};
     use half::{bf16, f16};
 
-    const VALUE: ValueCoefficients = ValueCoefficients {
+    const VALUE: ValueCoefficients<f64> = ValueCoefficients {
         mean_hi: 0.125,
         mean_lo: 0.0,
         scale: 1.5,
         bias: -0.25,
+        unit: 1.0,
         mean_g: 0.0625,
         slope: 0.375,
     };
@@ -327,9 +499,9 @@ mod tests {
                     let head = forward.y.head();
                     along_lines::<E>(&mut forward, head, len);
                 }
-                false => along::<1>(&mut forward, len),
+                false => along::<1>(&mut forward, 0, len),
             }
-            let mut gradient = Gradient::<E, _, true, true> {
+            let mut gradient = Gradient::<E, _, true, true, false> {
                 inputs: BackwardRun { x: &x[offset..], dy: &dy[offset..], mask: &mask },
                 dx: Output::new(&mut dx[offset..], streaming),
                 dresidual: Output::new(&mut dresidual[offset..], streaming),
@@ -340,7 +512,7 @@ mod tests {
                     let head = gradient.dx.head();
                     along_lines::<E>(&mut gradient, head, len);
                 }
-                false => along::<1>(&mut gradient, len),
+                false => along::<1>(&mut gradient, 0, len),
             }
             Run { y, mask, dx, dresidual }
         }

@@ -2,36 +2,80 @@
 
 use super::block::{self, deviation, normalize};
 use super::channel::{Channels, GradientCoefficients, Sums};
-use super::direct::{BackwardRun, ChunkCoefficients, RunCoefficients, ValueCoefficients, backward};
-use super::rows::{PACK, Pack, Partition, ahead, block_rows, loose_lanes, packs};
+use super::convert::Real;
+use super::direct::{
+    BackwardRun, ChunkCoefficients, Precisions, RunCoefficients, ValueCoefficients, summands,
+};
+use super::rows::{
+    PACK, Pack, Partition, ahead, block_rows, collect, loose_lanes, packs, together,
+};
 use super::run::{MAX_CHUNK, read, read_bits};
-use super::simd::{Table, prefetch_line};
+use super::simd::{Table, prefetch_line, vectorized};
 use crate::element::Element;
 use std::ops::Range;
 
-/// Coefficients of every lane, a row each: mean hi, mean lo, scale, bias, mean g, slope. A row goes
-/// on with its own beginning, so that a chunk may reach into the next row of the tensor.
+/// Coefficients of every lane, a row each: mean hi, mean lo, scale, bias, unit (invstd in f64),
+/// mean g, slope. A row goes on with its own beginning, so that a chunk may reach into the next row
+/// of the tensor.
 #[derive(Debug, Clone, Copy)]
-pub struct LaneCoefficients<'a> {
+pub struct LaneCoefficients<'a, R = f64> {
     pub lanes: usize,
-    table: Table<'a, ROWS>,
+    table: Table<'a, R, ROWS>,
 }
 
-const ROWS: usize = 6;
+const ROWS: usize = 7;
 
-/// Values of f64 in a cache line: rows begin with one, so that few loads reach over two.
-const LINE: usize = 8;
+/// Coefficients of lanes, in one or both precisions.
+pub type LanePrecisions<'a> = Precisions<LaneCoefficients<'a>, LaneCoefficients<'a, f32>>;
 
-impl<'a> LaneCoefficients<'a> {
+impl LanePrecisions<'_> {
+    /// A channel's sums of g and of g * d, from what its lanes have added up.
+    pub fn sums(&self, channel: usize, [g, gd]: [f64; 2]) -> [f64; 2] {
+        match self.single {
+            Some(single) => {
+                let mean = self.double.table.chunk::<1>(channel)[0][0];
+                LaneChunk(single.table.chunk::<1>(channel)).of(0).sums(g, gd, mean)
+            }
+            None => [g, gd],
+        }
+    }
+
+    /// Those of the first `lanes` lanes.
+    pub fn first(self, lanes: usize) -> Self {
+        Precisions {
+            double: LaneCoefficients { lanes, ..self.double },
+            single: self.single.map(|single| LaneCoefficients { lanes, ..single }),
+        }
+    }
+}
+
+impl<'a, R: Real> LaneCoefficients<'a, R> {
+    /// Values of a cache line: rows begin with one, so that few loads reach over two.
+    const LINE: usize = 64 / size_of::<R>();
+
     /// Values that the coefficients of `lanes` lanes take.
     pub fn len(lanes: usize) -> usize {
-        LINE - 1 + ROWS * Self::stride(lanes)
+        Self::LINE - 1 + ROWS * Self::stride(lanes)
     }
 
     fn stride(lanes: usize) -> usize {
-        (lanes + MAX_CHUNK).next_multiple_of(LINE)
+        (lanes + MAX_CHUNK).next_multiple_of(Self::LINE)
     }
 
+    /// The table's rows in memory.
+    fn rows_in(values: &'a mut [R], lanes: usize) -> &'a mut [R] {
+        let start = values.as_ptr().align_offset(64).min(Self::LINE - 1);
+        &mut values[start..][..ROWS * Self::stride(lanes)]
+    }
+
+    /// The coefficients of row after row.
+    #[inline(always)]
+    pub fn along_rows(self) -> AlongRows<'a, R> {
+        AlongRows { coefficients: self, lane: 0 }
+    }
+}
+
+impl<'a> LaneCoefficients<'a> {
     /// Fills `rows` with the coefficients of every channel, repeated along a folded row; without
     /// sums those of dx are left as they are.
     pub fn fill<E: Element>(
@@ -41,23 +85,22 @@ impl<'a> LaneCoefficients<'a> {
         sums: Option<&[Sums]>,
     ) -> Self {
         let (lanes, count) = (partition.lanes(), partition.channels);
-        let start = rows.as_ptr().align_offset(LINE * size_of::<f64>()).min(LINE - 1);
-        let rows = &mut rows[start..][..ROWS * Self::stride(lanes)];
+        let rows = Self::rows_in(rows, lanes);
         let mut parts = rows.chunks_exact_mut(Self::stride(lanes));
         let mut next = || parts.next().expect("ROWS of them");
-        let [mean_hi, mean_lo, scale, bias, mean_g, slope] =
-            [next(), next(), next(), next(), next(), next()];
+        let [mean_hi, mean_lo, scale, bias, invstd, mean_g, slope] = [(); ROWS].map(|()| next());
         channels.fill::<E>(
             &mut mean_hi[..count],
             &mut mean_lo[..count],
             &mut scale[..count],
             &mut bias[..count],
+            &mut invstd[..count],
         );
         for (channel, &sums) in sums.unwrap_or_default().iter().enumerate() {
             let by = GradientCoefficients::new(&channels.coefficients::<E>(channel), sums);
             (mean_g[channel], slope[channel]) = (by.mean_g, by.slope);
         }
-        for row in [&mut *mean_hi, mean_lo, scale, bias, mean_g, slope] {
+        for row in [&mut *mean_hi, mean_lo, scale, bias, invstd, mean_g, slope] {
             let (first, mut copies) = row.split_at_mut(count);
             while !copies.is_empty() {
                 let (copy, rest) = copies.split_at_mut(count.min(copies.len()));
@@ -68,9 +111,21 @@ impl<'a> LaneCoefficients<'a> {
         LaneCoefficients { lanes, table: Table::new(rows) }
     }
 
-    /// Those of the first `lanes` lanes.
-    pub fn first(self, lanes: usize) -> Self {
-        LaneCoefficients { lanes, ..self }
+    /// Beside these, the same in f32, if that is enough for every lane.
+    pub fn with_single<E: Element>(self, singles: &'a mut [f32]) -> LanePrecisions<'a> {
+        let mut single = None;
+        if E::SINGLE {
+            let rows = LaneCoefficients::<f32>::rows_in(singles, self.lanes);
+            if round_rows::<E>(self, rows) {
+                single = Some(LaneCoefficients { lanes: self.lanes, table: Table::new(rows) });
+            }
+        }
+        Precisions { double: self, single }
+    }
+
+    /// In f64 only.
+    pub fn alone(self) -> LanePrecisions<'a> {
+        Precisions { double: self, single: None }
     }
 
     /// Those of some lanes.
@@ -79,16 +134,10 @@ impl<'a> LaneCoefficients<'a> {
         LaneCoefficients { lanes: range.len(), table: self.table.columns(range) }
     }
 
-    /// Six rows, cut to the lanes.
+    /// The rows, cut to the lanes.
     #[inline(always)]
     fn rows(&self) -> [&'a [f64]; ROWS] {
         self.table.rows(self.lanes)
-    }
-
-    /// The coefficients of row after row.
-    #[inline(always)]
-    pub fn along_rows(self) -> AlongRows<'a> {
-        AlongRows { coefficients: self, lane: 0 }
     }
 
     /// `d = x - mean`, row by row, in x's place.
@@ -98,7 +147,7 @@ impl<'a> LaneCoefficients<'a> {
         let [hi, lo, ..] = self.rows();
         for d in d.chunks_exact_mut(lanes) {
             for lane in 0..lanes {
-                d[lane] = deviation::<E>(d[lane], hi[lane], lo[lane]);
+                d[lane] = deviation::<E, _>(d[lane], hi[lane], lo[lane]);
             }
         }
     }
@@ -122,7 +171,7 @@ impl<'a> LaneCoefficients<'a> {
         let [hi, lo, scale, bias, ..] = self.rows();
         for z in z.chunks_exact_mut(lanes) {
             for lane in 0..lanes {
-                let d = deviation::<E>(z[lane], hi[lane], lo[lane]);
+                let d = deviation::<E, _>(z[lane], hi[lane], lo[lane]);
                 z[lane] = normalize(d, scale[lane], bias[lane]);
             }
         }
@@ -132,7 +181,7 @@ impl<'a> LaneCoefficients<'a> {
     #[inline(always)]
     pub fn input_gradient(&self, g: &mut [f64], d: &[f64]) {
         let lanes = self.lanes;
-        let [_, _, scale, _, mean_g, slope] = self.rows();
+        let [_, _, scale, _, _, mean_g, slope] = self.rows();
         for (g, d) in g.chunks_exact_mut(lanes).zip(d.chunks_exact(lanes)) {
             for lane in 0..lanes {
                 g[lane] = block::gradient(g[lane], d[lane], scale[lane], mean_g[lane], slope[lane]);
@@ -150,8 +199,46 @@ impl<'a> LaneCoefficients<'a> {
             }
         }
     }
+}
 
-    /// The sums of g and of g * d of each lane over rows, straight from x and dy.
+vectorized! {
+    /// Fills the rows of f32; returns whether that is enough for every lane.
+    fn round_rows<'a, 'b, E>(from: LaneCoefficients<'a>, rows: &'b mut [f32]) -> bool {
+        let stride = rows.len() / ROWS;
+        let [mean, mean_lo, scale, bias, invstd, mean_g, slope] =
+            from.table.rows(from.table.width());
+        let (to_mean, rows) = rows.split_at_mut(stride);
+        let (_, rows) = rows.split_at_mut(stride);
+        let (to_scale, rows) = rows.split_at_mut(stride);
+        let (to_bias, rows) = rows.split_at_mut(stride);
+        let (to_unit, rows) = rows.split_at_mut(stride);
+        let (to_mean_g, to_slope) = rows.split_at_mut(stride);
+        let mut fits = true;
+        for lane in 0..from.lanes + MAX_CHUNK {
+            let double = ValueCoefficients {
+                mean_hi: mean[lane],
+                mean_lo: mean_lo[lane],
+                scale: scale[lane],
+                bias: bias[lane],
+                unit: 1.0,
+                mean_g: mean_g[lane],
+                slope: slope[lane],
+            };
+            let (single, this) = double.rounded(invstd[lane]);
+            fits &= this;
+            to_mean[lane] = single.mean_hi;
+            to_scale[lane] = single.scale;
+            to_bias[lane] = single.bias;
+            to_unit[lane] = single.unit;
+            to_mean_g[lane] = single.mean_g;
+            to_slope[lane] = single.slope;
+        }
+        fits
+    }
+}
+
+impl<R: Real> LaneCoefficients<'_, R> {
+    /// The sums of g and of g * d (in units) of each lane over rows, straight from x and dy.
     #[inline(always)]
     pub fn add_sums<E: Element, const RELU: bool, const ADD: bool>(
         &self,
@@ -198,19 +285,24 @@ impl<'a> LaneCoefficients<'a> {
     ) {
         let coefficients = LaneChunk(self.table.chunk::<W>(start));
         let (mut g_sums, mut gd_sums) = ([0.0; W], [0.0; W]);
-        for (index, row) in rows.enumerate() {
-            prefetch_line(ahead[0], index * W);
-            prefetch_line(ahead[1], index * W);
-            let at = row * self.lanes + start;
-            let (x, dy) = (read::<E, W>(inputs.x, at), read::<E, W>(inputs.dy, at));
-            let positive = if RELU && ADD { read_bits::<W>(inputs.mask, at) } else { 0 };
-            for lane in 0..W {
-                let c = coefficients.of(lane);
-                let positive = positive >> lane & 1 == 1;
-                let (g, d) = backward::<E, RELU, ADD>(x[lane], dy[lane], positive, &c);
-                g_sums[lane] += g;
-                gd_sums[lane] += g * d;
+        let step = together::<R>(rows.len());
+        for first in rows.clone().step_by(step) {
+            let (mut some_g, mut some_gd) = ([R::default(); W], [R::default(); W]);
+            for row in first..rows.end.min(first + step) {
+                prefetch_line(ahead[0], (row - rows.start) * W);
+                prefetch_line(ahead[1], (row - rows.start) * W);
+                let at = row * self.lanes + start;
+                let (x, dy) = (read::<E, W>(inputs.x, at), read::<E, W>(inputs.dy, at));
+                let positive = if RELU && ADD { read_bits::<W>(inputs.mask, at) } else { 0 };
+                for lane in 0..W {
+                    let (positive, c) = (positive >> lane & 1 == 1, coefficients.of(lane));
+                    let (g, gd) = summands::<E, R, RELU, ADD>(x[lane], dy[lane], positive, &c);
+                    some_g[lane] = some_g[lane] + g;
+                    some_gd[lane] = some_gd[lane] + gd;
+                }
             }
+            collect(&mut g_sums, &some_g);
+            collect(&mut gd_sums, &some_gd);
         }
         for lane in skip..W {
             sum_g[start + lane] += g_sums[lane];
@@ -221,17 +313,20 @@ impl<'a> LaneCoefficients<'a> {
 
 /// Coefficients of a chunk's lanes.
 #[derive(Debug, Clone, Copy)]
-pub struct LaneChunk<'a, const N: usize>([&'a [f64; N]; ROWS]);
+pub struct LaneChunk<'a, R, const N: usize>([&'a [R; N]; ROWS]);
 
-impl<const N: usize> ChunkCoefficients for LaneChunk<'_, N> {
+impl<R: Real, const N: usize> ChunkCoefficients for LaneChunk<'_, R, N> {
+    type Real = R;
+
     #[inline(always)]
-    fn of(self, lane: usize) -> ValueCoefficients {
-        let [mean_hi, mean_lo, scale, bias, mean_g, slope] = self.0;
+    fn of(self, lane: usize) -> ValueCoefficients<R> {
+        let [mean_hi, mean_lo, scale, bias, unit, mean_g, slope] = self.0;
         ValueCoefficients {
             mean_hi: mean_hi[lane],
             mean_lo: mean_lo[lane],
             scale: scale[lane],
             bias: bias[lane],
+            unit: unit[lane],
             mean_g: mean_g[lane],
             slope: slope[lane],
         }
@@ -239,16 +334,17 @@ impl<const N: usize> ChunkCoefficients for LaneChunk<'_, N> {
 }
 
 /// Coefficients along dense rows.
-pub struct AlongRows<'a> {
-    coefficients: LaneCoefficients<'a>,
+pub struct AlongRows<'a, R> {
+    coefficients: LaneCoefficients<'a, R>,
     lane: usize,
 }
 
-impl<'a> RunCoefficients for AlongRows<'a> {
-    type Chunk<const N: usize> = LaneChunk<'a, N>;
+impl<'a, R: Real> RunCoefficients for AlongRows<'a, R> {
+    type Real = R;
+    type Chunk<const N: usize> = LaneChunk<'a, R, N>;
 
     #[inline(always)]
-    fn next<const N: usize>(&mut self) -> LaneChunk<'a, N> {
+    fn next<const N: usize>(&mut self) -> LaneChunk<'a, R, N> {
         let chunk = LaneChunk(self.coefficients.table.chunk(self.lane));
         self.lane += N;
         while self.lane >= self.coefficients.lanes {

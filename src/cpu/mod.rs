@@ -1,7 +1,8 @@
 //! The CPU backend: every call of [`Backend`] on host memory, vectorised and split over threads.
 //!
 //! A tensor is cut by its shape alone, never by the number of threads, so that results are the
-//! same bits on any number of them. Arithmetic is f64 throughout, rounded once on the way out.
+//! same bits on any number of them. Arithmetic is f64, rounded once on the way out; identity and
+//! ReLU of 16-bit tensors go in f32 where its range is enough.
 
 mod bind;
 mod block;
@@ -30,6 +31,7 @@ pub(crate) use channel::invstd;
 pub use tensor::{CpuSlice, CpuSliceMut};
 
 use crate::config::Layout;
+use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::problem::Problem;
 use channel::Sums;
@@ -115,7 +117,14 @@ pub struct CpuWorkspace {
     moments: Vec<Moments>,
     sums: Vec<Sums>,
     partials: Vec<f64>,
-    lanes: Vec<f64>,
+    lanes: LaneTables,
+}
+
+/// Where channels-last calls keep the coefficients of every lane.
+#[derive(Debug, Clone, Default)]
+struct LaneTables {
+    double: Vec<f64>,
+    single: Vec<f32>,
 }
 
 /// Lengths of a workspace's parts.
@@ -125,6 +134,7 @@ struct WorkspaceSize {
     sums: usize,
     partials: usize,
     lanes: usize,
+    single_lanes: usize,
 }
 
 impl WorkspaceSize {
@@ -135,7 +145,7 @@ impl WorkspaceSize {
             Layout::ChannelsFirst => {
                 let partition = planes::Partition::new(batch, channels, problem.spatial(), false);
                 let each = channels * partition.parts();
-                WorkspaceSize { moments: each, sums: channels + each, partials: 0, lanes: 0 }
+                WorkspaceSize { moments: each, sums: channels + each, ..WorkspaceSize::default() }
             }
             Layout::ChannelsLast => {
                 let rows = problem.values_per_channel();
@@ -144,11 +154,14 @@ impl WorkspaceSize {
                     .map(|(rows, dense)| rows::Partition::new(rows, channels, dense, false, false));
                 let most =
                     |f: fn(&rows::Partition) -> usize| partitions.iter().map(f).max().unwrap_or(0);
+                let sixteen_bits = matches!(problem.dtype(), DType::F16 | DType::Bf16);
+                let single_lanes = most(|p| lanes::LaneCoefficients::<f32>::len(p.lanes()));
                 WorkspaceSize {
                     moments: 0,
                     sums: channels,
                     partials: most(rows::Partition::partials_len),
-                    lanes: most(|p| lanes::LaneCoefficients::len(p.lanes())),
+                    lanes: most(|p| lanes::LaneCoefficients::<f64>::len(p.lanes())),
+                    single_lanes: if sixteen_bits { single_lanes } else { 0 },
                 }
             }
         }
@@ -161,7 +174,10 @@ impl CpuWorkspace {
             moments: vec![Moments::default(); size.moments],
             sums: vec![Sums::default(); size.sums],
             partials: vec![0.0; size.partials],
-            lanes: vec![0.0; size.lanes],
+            lanes: LaneTables {
+                double: vec![0.0; size.lanes],
+                single: vec![0.0; size.single_lanes],
+            },
         }
     }
 
@@ -171,12 +187,14 @@ impl CpuWorkspace {
             moments: self.moments.len(),
             sums: self.sums.len(),
             partials: self.partials.len(),
-            lanes: self.lanes.len(),
+            lanes: self.lanes.double.len(),
+            single_lanes: self.lanes.single.len(),
         };
         let fits = found.moments >= size.moments
             && found.sums >= size.sums
             && found.partials >= size.partials
-            && found.lanes >= size.lanes;
+            && found.lanes >= size.lanes
+            && found.single_lanes >= size.single_lanes;
         if fits {
             return Ok(());
         }

@@ -3,8 +3,10 @@
 //! memory.
 
 use super::channels_first::{BackwardTensors, ForwardTensors, GradientTensors};
-use super::direct::{BackwardRun, Direct, Forward, Gradient, ValueCoefficients, with_direct};
-use super::run::{Output, along_lines};
+use super::direct::{
+    BackwardRun, ChannelCoefficients, Direct, Forward, Gradient, with_direct, with_precision,
+};
+use super::run::Output;
 use super::simd::{prefetch, vectorized};
 use super::tile::{TILE, tile_rows};
 use crate::element::Element;
@@ -119,7 +121,7 @@ vectorized! {
     /// Writes y (and the mask) of neighbours.
     pub fn apply_group<'a, 'b, E>(
         group: ForwardGroup<'a, E>,
-        coefficients: &'b [ValueCoefficients],
+        coefficients: &'b [ChannelCoefficients],
         direct: Direct,
         streaming: bool,
     ) {
@@ -149,7 +151,7 @@ fn sample_mut<'a, T>(tensor: &'a mut ArrayViewMut3<'_, T>, index: usize) -> &'a 
 fn forward_sample<E: Element, const RELU: bool, const ADD: bool>(
     group: &mut ForwardGroup<'_, E>,
     index: usize,
-    coefficients: &[ValueCoefficients],
+    coefficients: &[ChannelCoefficients],
     streaming: bool,
 ) {
     let (len, mask_len) = (group.x.len_of(Axis(2)), group.x.len_of(Axis(2)).div_ceil(8));
@@ -160,16 +162,12 @@ fn forward_sample<E: Element, const RELU: bool, const ADD: bool>(
     for (channel, &coefficients) in coefficients.iter().enumerate() {
         let run = channel * len..(channel + 1) * len;
         let mask_run = mask.split_off_mut(..mask_len.min(mask.len())).unwrap_or_default();
-        let y = Output::new(&mut y[run.clone()], streaming);
-        let head = y.head();
-        let mut forward = Forward::<_, _, RELU, ADD> {
-            x: &x[run.clone()],
-            residual: if ADD { &residual[run] } else { &[] },
-            y,
-            mask: mask_run,
-            coefficients,
-        };
-        along_lines::<E>(&mut forward, head, len);
+        let (x, y) = (&x[run.clone()], Output::new(&mut y[run.clone()], streaming));
+        let residual = if ADD { &residual[run] } else { &[] };
+        let coefficients = if ADD { coefficients.without_single() } else { coefficients };
+        with_precision!(E, coefficients, |coefficients| {
+            Forward::<_, _, RELU, ADD> { x, residual, y, mask: mask_run, coefficients }.run();
+        });
     }
 }
 
@@ -209,8 +207,9 @@ vectorized! {
     /// Writes dx (and dresidual) of neighbours.
     pub fn write_group<'a, 'b, E>(
         group: GradientGroup<'a, E>,
-        coefficients: &'b [ValueCoefficients],
+        coefficients: &'b [ChannelCoefficients],
         direct: Direct,
+        frozen: bool,
         streaming: bool,
     ) {
         let mut group = group;
@@ -218,17 +217,21 @@ vectorized! {
             prefetch(sample(group.ahead[0], index));
             prefetch(sample(group.ahead[1], index));
             with_direct!(direct, |RELU, ADD| {
-                gradient_sample::<E, RELU, ADD>(&mut group, index, coefficients, streaming);
+                let (group, c) = (&mut group, coefficients);
+                match frozen {
+                    true => gradient_sample::<E, RELU, ADD, true>(group, index, c, streaming),
+                    false => gradient_sample::<E, RELU, ADD, false>(group, index, c, streaming),
+                }
             });
         }
     }
 }
 
 #[inline(always)]
-fn gradient_sample<E: Element, const RELU: bool, const ADD: bool>(
+fn gradient_sample<E: Element, const RELU: bool, const ADD: bool, const FROZEN: bool>(
     group: &mut GradientGroup<'_, E>,
     index: usize,
-    coefficients: &[ValueCoefficients],
+    coefficients: &[ChannelCoefficients],
     streaming: bool,
 ) {
     let (len, mask_len) = (group.x.len_of(Axis(2)), group.x.len_of(Axis(2)).div_ceil(8));
@@ -240,14 +243,11 @@ fn gradient_sample<E: Element, const RELU: bool, const ADD: bool>(
         let run = channel * len..(channel + 1) * len;
         let mask = if RELU && ADD { &mask[channel * mask_len..][..mask_len] } else { &[] };
         let dx = Output::new(&mut dx[run.clone()], streaming);
-        let head = dx.head();
         let dresidual = dresidual.get_mut(run.clone()).unwrap_or_default();
-        let mut gradient = Gradient::<_, _, RELU, ADD> {
-            inputs: BackwardRun { x: &x[run.clone()], dy: &dy[run], mask },
-            dx,
-            dresidual: Output::new(dresidual, streaming),
-            coefficients,
-        };
-        along_lines::<E>(&mut gradient, head, len);
+        let dresidual = Output::new(dresidual, streaming);
+        let inputs = BackwardRun { x: &x[run.clone()], dy: &dy[run], mask };
+        with_precision!(E, coefficients, |coefficients| {
+            Gradient::<_, _, RELU, ADD, FROZEN> { inputs, dx, dresidual, coefficients }.run();
+        });
     }
 }

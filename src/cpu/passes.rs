@@ -5,7 +5,7 @@ use super::channel::{Channels, Sums};
 use super::channels_first::{self, Gradient};
 use super::moments::Moments;
 use super::tile::Pass;
-use super::{CpuWorkspace, channels_last};
+use super::{CpuWorkspace, LaneTables, channels_last};
 use crate::config::Epilogue;
 use crate::element::Element;
 use ndarray::ArrayView3;
@@ -82,7 +82,7 @@ pub(super) fn gradients_to<E: Element>(
     outputs: channels_first::GradientTensors<'_, E>,
     sums: Option<&[Sums]>,
     channels: &Channels<'_, E::Param>,
-    lanes: &mut [f64],
+    lanes: &mut LaneTables,
     pass: Pass,
 ) {
     match partition {

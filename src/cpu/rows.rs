@@ -6,6 +6,7 @@
 //! enough. What is left over is one shorter row, the tail. Rows are cut into parts that follow
 //! from the shape alone.
 
+use super::convert::Real;
 use super::moments::Lanes;
 use super::parallel::{Along, Bundle, for_each};
 use super::tile::{Blocks, TILE, with_blocks};
@@ -168,6 +169,21 @@ impl Partition {
 
 /// Lanes whose sums are kept in registers while a block's rows go by.
 pub const PACK: usize = 16;
+
+/// How many rows' results are added up before they are added to sums in f64: all where they are
+/// f64, few where they are f32, whose digits are enough for so many.
+#[inline(always)]
+pub fn together<R: Real>(rows: usize) -> usize {
+    if R::SINGLE { 8 } else { rows.max(1) }
+}
+
+/// Adds the sums of some rows to those of all.
+#[inline(always)]
+pub fn collect<R: Real, const W: usize>(sums: &mut [f64; W], some: &[R; W]) {
+    for lane in 0..W {
+        sums[lane] += some[lane].extend();
+    }
+}
 
 /// Rows of a block: in the second-level cache for all packs once the first has read them, and
 /// enough to make up for what a pack costs beside its rows.

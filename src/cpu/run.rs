@@ -1,6 +1,6 @@
 //! Going along a run of neighbouring values in chunks.
 
-use super::convert::Convert;
+use super::convert::{Convert, Real};
 use super::simd;
 
 /// Values of a chunk where results are added up: partial sums that are kept apart, enough to hide
@@ -17,10 +17,9 @@ pub trait Body {
     fn chunk<const N: usize>(&mut self, at: usize);
 }
 
-/// Calls `body` for the values of `0..end` in order: `W` at a time, then 8, then one by one.
+/// Calls `body` for the values of `at..end` in order: `W` at a time, then 8, then one by one.
 #[inline(always)]
-pub fn along<const W: usize>(body: &mut impl Body, end: usize) {
-    let mut at = 0;
+pub fn along<const W: usize>(body: &mut impl Body, mut at: usize, end: usize) {
     while at + W <= end {
         body.chunk::<W>(at);
         simd::keep_chunk();
@@ -69,6 +68,80 @@ fn along_from_head<const W: usize>(body: &mut impl Body, head: usize, end: usize
         };
         simd::keep_chunk();
         at += len;
+    }
+}
+
+/// Sums of results along runs, in parts.
+#[derive(Clone, Copy)]
+pub struct Partial<R> {
+    parts: [R; PARTIAL],
+    /// Where f32 goes before it holds more than its digits are enough for.
+    collected: [f64; PARTIAL],
+}
+
+impl<R: Real> Partial<R> {
+    #[inline(always)]
+    pub fn new() -> Self {
+        Partial { parts: [R::default(); PARTIAL], collected: [0.0; PARTIAL] }
+    }
+
+    /// Adds the `index`-th result of a chunk whose [`first_partial`] is `first`.
+    #[inline(always)]
+    pub fn add(&mut self, first: usize, index: usize, value: R) {
+        self.parts[first + index] = self.parts[first + index] + value;
+    }
+
+    #[inline(always)]
+    fn collect(&mut self) {
+        for lane in 0..PARTIAL {
+            self.collected[lane] += self.parts[lane].extend();
+            self.parts[lane] = R::default();
+        }
+    }
+
+    #[inline(always)]
+    pub fn total(mut self) -> f64 {
+        self.collect();
+        total(self.collected)
+    }
+}
+
+/// Adds up in a fixed tree.
+#[inline(always)]
+pub fn total(mut partial: [f64; PARTIAL]) -> f64 {
+    let mut width = PARTIAL / 2;
+    while width > 0 {
+        for lane in 0..width {
+            partial[lane] += partial[lane + width];
+        }
+        width /= 2;
+    }
+    partial[0]
+}
+
+/// A body that adds up.
+pub trait Sum: Body {
+    type Real: Real;
+
+    fn partials(&mut self) -> [&mut Partial<Self::Real>; 2];
+}
+
+/// [`along`] for a body that adds up; `pending` bounds what a part holds since it was collected.
+#[inline(always)]
+pub fn along_sums<S: Sum>(body: &mut S, end: usize, pending: &mut usize) {
+    /// Results that a part holds at most: of so few, f32's digits are enough.
+    const TOGETHER: usize = 8;
+    let step = if S::Real::SINGLE { TOGETHER * PARTIAL } else { end.max(1) };
+    for start in (0..end).step_by(step) {
+        let stop = end.min(start + step);
+        // The rest of a run, by eight and one by one, may come to the same part twice.
+        let most = if stop - start == step { TOGETHER } else { (stop - start) / PARTIAL + 2 };
+        if S::Real::SINGLE && *pending + most > TOGETHER {
+            body.partials().into_iter().for_each(Partial::collect);
+            *pending = 0;
+        }
+        along::<PARTIAL>(body, start, stop);
+        *pending += most;
     }
 }
 

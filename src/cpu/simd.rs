@@ -125,25 +125,17 @@ pub fn keep_chunk() {
 #[inline(always)]
 pub fn f16_to_f32<const N: usize>(values: &[f16; N]) -> [f32; N] {
     let mut wide = [0.0; N];
-    #[cfg(target_arch = "x86_64")]
-    if Avx2::is_available() {
-        let (eights, rest) = values.as_chunks::<8>();
-        let (wide_eights, wide_rest) = wide.as_chunks_mut::<8>();
-        for (wide, eight) in wide_eights.iter_mut().zip(eights) {
-            // SAFETY: it is available.
-            *wide = unsafe { eight_to_f32(eight) };
-        }
-        if !rest.is_empty() {
-            let mut padded = [f16::ZERO; 8];
-            padded[..rest.len()].copy_from_slice(rest);
-            // SAFETY: it is available.
-            let padded = unsafe { eight_to_f32(&padded) };
-            wide_rest.copy_from_slice(&padded[..rest.len()]);
-        }
-        return wide;
+    let (eights, rest) = values.as_chunks::<8>();
+    let (wide_eights, wide_rest) = wide.as_chunks_mut::<8>();
+    let hardware = has_f16();
+    for (wide, eight) in wide_eights.iter_mut().zip(eights) {
+        *wide = eight_to_f32(eight, hardware);
     }
-    for (wide, value) in wide.iter_mut().zip(values) {
-        *wide = Element::to_f64(*value) as f32;
+    if !rest.is_empty() {
+        let mut padded = [f16::ZERO; 8];
+        padded[..rest.len()].copy_from_slice(rest);
+        let padded = eight_to_f32(&padded, hardware);
+        wide_rest.copy_from_slice(&padded[..rest.len()]);
     }
     wide
 }
@@ -152,60 +144,94 @@ pub fn f16_to_f32<const N: usize>(values: &[f16; N]) -> [f32; N] {
 #[inline(always)]
 pub fn f32_to_f16<const N: usize>(values: &[f32; N]) -> [f16; N] {
     let mut narrow = [f16::ZERO; N];
+    let (eights, rest) = values.as_chunks::<8>();
+    let (narrow_eights, narrow_rest) = narrow.as_chunks_mut::<8>();
+    let hardware = has_f16();
+    for (narrow, eight) in narrow_eights.iter_mut().zip(eights) {
+        *narrow = eight_to_f16(eight, hardware);
+    }
+    if !rest.is_empty() {
+        let mut padded = [0.0; 8];
+        padded[..rest.len()].copy_from_slice(rest);
+        let padded = eight_to_f16(&padded, hardware);
+        narrow_rest.copy_from_slice(&padded[..rest.len()]);
+    }
+    narrow
+}
+
+/// Whether the processor converts f16.
+#[inline(always)]
+fn has_f16() -> bool {
     #[cfg(target_arch = "x86_64")]
-    if Avx2::is_available() {
-        let (eights, rest) = values.as_chunks::<8>();
-        let (narrow_eights, narrow_rest) = narrow.as_chunks_mut::<8>();
-        for (narrow, eight) in narrow_eights.iter_mut().zip(eights) {
-            // SAFETY: it is available.
-            *narrow = unsafe { eight_to_f16(eight) };
-        }
-        if !rest.is_empty() {
-            let mut padded = [0.0; 8];
-            padded[..rest.len()].copy_from_slice(rest);
-            // SAFETY: it is available.
-            let padded = unsafe { eight_to_f16(&padded) };
-            narrow_rest.copy_from_slice(&padded[..rest.len()]);
-        }
-        return narrow;
-    }
-    for (narrow, &value) in narrow.iter_mut().zip(values) {
-        *narrow = Element::from_f64(value.into());
-    }
-    narrow
+    return Avx2::is_available();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
-/// # Safety
-/// [`Avx2`] is available. (In functions that were not compiled for it the instruction is a call.)
-#[cfg(target_arch = "x86_64")]
+/// By hand if not by `hardware` ([`has_f16`]). The two ways meet in one register: in an array the
+/// compiler would cut values to what fits both.
 #[inline(always)]
-unsafe fn eight_to_f32(values: &[f16; 8]) -> [f32; 8] {
-    use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
-    let mut wide = [0.0; 8];
-    // SAFETY: both hold eight values; the caller's promise.
-    unsafe {
-        let values = _mm_loadu_si128(values.as_ptr().cast());
-        _mm256_storeu_ps(wide.as_mut_ptr(), _mm256_cvtph_ps(values));
+fn eight_to_f32(values: &[f16; 8], hardware: bool) -> [f32; 8] {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{__m256, _mm_loadu_si128, _mm256_cvtph_ps};
+        // SAFETY: eight values; the instruction is there. (In functions that were not compiled for
+        // it, it is a call.)
+        let wide: __m256 = match hardware {
+            true => unsafe { _mm256_cvtph_ps(_mm_loadu_si128(values.as_ptr().cast())) },
+            false => eight_to_f32_by_hand(values),
+        };
+        // SAFETY: eight f32 either way.
+        unsafe { std::mem::transmute::<__m256, [f32; 8]>(wide) }
     }
-    wide
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = hardware;
+        values.map(|value| Element::to_f64(value) as f32)
+    }
 }
 
-/// # Safety
-/// As [`eight_to_f32`].
 #[cfg(target_arch = "x86_64")]
+#[cold]
+#[inline(never)]
+fn eight_to_f32_by_hand(values: &[f16; 8]) -> std::arch::x86_64::__m256 {
+    let wide = values.map(|value| Element::to_f64(value) as f32);
+    // SAFETY: eight f32 either way.
+    unsafe { std::mem::transmute::<[f32; 8], std::arch::x86_64::__m256>(wide) }
+}
+
+/// As [`eight_to_f32`], to nearest even.
 #[inline(always)]
-unsafe fn eight_to_f16(values: &[f32; 8]) -> [f16; 8] {
-    use std::arch::x86_64::{
-        _MM_FROUND_TO_NEAREST_INT, _mm_storeu_si128, _mm256_cvtps_ph, _mm256_loadu_ps,
-    };
-    let mut narrow = [f16::ZERO; 8];
-    // SAFETY: both hold eight values; the caller's promise.
-    unsafe {
-        let rounded =
-            _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(values.as_ptr()));
-        _mm_storeu_si128(narrow.as_mut_ptr().cast(), rounded);
+fn eight_to_f16(values: &[f32; 8], hardware: bool) -> [f16; 8] {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{
+            __m128i, _MM_FROUND_TO_NEAREST_INT, _mm256_cvtps_ph, _mm256_loadu_ps,
+        };
+        // SAFETY: as in `eight_to_f32`.
+        let narrow: __m128i = match hardware {
+            true => unsafe {
+                _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(values.as_ptr()))
+            },
+            false => eight_to_f16_by_hand(values),
+        };
+        // SAFETY: eight f16 either way, which any bits are.
+        unsafe { std::mem::transmute::<__m128i, [f16; 8]>(narrow) }
     }
-    narrow
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = hardware;
+        values.map(|value| Element::from_f64(value.into()))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[cold]
+#[inline(never)]
+fn eight_to_f16_by_hand(values: &[f32; 8]) -> std::arch::x86_64::__m128i {
+    let narrow = values.map(|value| <f16 as Element>::from_f64(value.into()));
+    // SAFETY: eight f16 either way.
+    unsafe { std::mem::transmute::<[f16; 8], std::arch::x86_64::__m128i>(narrow) }
 }
 
 /// Values before the first that lies at the head of a cache line.
@@ -234,20 +260,26 @@ pub fn store_past_cache<E: Convert, const N: usize>(values: &[E; N], to: &mut [E
 
 /// `R` rows of equal length, read a chunk of columns at a time with one check for all rows.
 #[derive(Debug, Clone, Copy)]
-pub struct Table<'a, const R: usize> {
+pub struct Table<'a, T, const R: usize> {
     /// At least `R * stride` of them.
-    values: &'a [f64],
+    values: &'a [T],
     stride: usize,
     /// `first + width <= stride`.
     first: usize,
     width: usize,
 }
 
-impl<'a, const R: usize> Table<'a, R> {
+impl<'a, T: Copy, const R: usize> Table<'a, T, R> {
     /// Cuts `values` into rows.
-    pub fn new(values: &'a [f64]) -> Self {
+    pub fn new(values: &'a [T]) -> Self {
         let stride = values.len() / R;
         Table { values, stride, first: 0, width: stride }
+    }
+
+    /// How many columns it has.
+    #[inline(always)]
+    pub fn width(&self) -> usize {
+        self.width
     }
 
     /// Some of its columns.
@@ -259,7 +291,7 @@ impl<'a, const R: usize> Table<'a, R> {
 
     /// The first `len` columns of every row.
     #[inline(always)]
-    pub fn rows(self, len: usize) -> [&'a [f64]; R] {
+    pub fn rows(self, len: usize) -> [&'a [T]; R] {
         let mut rows = [&[][..]; R];
         for (index, row) in rows.iter_mut().enumerate() {
             *row = &self.values[index * self.stride + self.first..][..len.min(self.width)];
@@ -269,16 +301,13 @@ impl<'a, const R: usize> Table<'a, R> {
 
     /// The columns `at..at + N` of every row.
     #[inline(always)]
-    pub fn chunk<const N: usize>(self, at: usize) -> [&'a [f64; N]; R] {
+    pub fn chunk<const N: usize>(self, at: usize) -> [&'a [T; N]; R] {
         assert!(at <= self.width && N <= self.width - at, "columns of the table");
-        let mut chunk = [&[0.0; N]; R];
-        for (index, chunk) in chunk.iter_mut().enumerate() {
-            // SAFETY: the last column is before `first + width`, so inside row `index`; all rows
-            // are inside `values`.
-            *chunk =
-                unsafe { &*self.values.as_ptr().add(index * self.stride + self.first + at).cast() };
-        }
-        chunk
+        std::array::from_fn(|row| {
+            // SAFETY: the last column is before `first + width`, so inside the row; all rows are
+            // inside `values`.
+            unsafe { &*self.values.as_ptr().add(row * self.stride + self.first + at).cast() }
+        })
     }
 }
 

@@ -2,10 +2,11 @@
 
 use super::block::{self, Deviations};
 use super::channel::Coefficients;
-use super::direct::{BackwardRun, GradientSums, PartialSums, ValueCoefficients};
+use super::convert::Real;
+use super::direct::{BackwardRun, ChannelCoefficients, GradientSums, ValueCoefficients};
 use super::epilogue;
 use super::moments::{Moments, is_far};
-use super::run::{PARTIAL, along};
+use super::run::{PARTIAL, Partial, along, along_sums};
 use crate::config::Epilogue;
 use crate::element::Element;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
@@ -170,7 +171,7 @@ impl Tile {
         let mut sums = Deviations::new(pivot);
         for row in self.rows.clone() {
             sums.values = self.run(tensor, row);
-            along::<PARTIAL>(&mut sums, self.columns.len());
+            along::<PARTIAL>(&mut sums, 0, self.columns.len());
         }
         sums.totals()
     }
@@ -249,17 +250,29 @@ impl<'a, E: Element> BackwardInputs<'a, E> {
     pub fn sums_direct<const RELU: bool, const ADD: bool>(
         &self,
         tile: &Tile,
-        c: &Coefficients,
+        coefficients: &ChannelCoefficients,
     ) -> [f64; 2] {
-        let coefficients = ValueCoefficients::forward(c);
-        let mut sums = PartialSums::ZERO;
+        if let Some(single) = coefficients.single.filter(|_| E::SINGLE) {
+            let [g, gd] = self.sums_in::<f32, RELU, ADD>(tile, single);
+            return single.sums(g, gd, coefficients.double.mean_hi);
+        }
+        self.sums_in::<f64, RELU, ADD>(tile, coefficients.double)
+    }
+
+    #[inline(always)]
+    fn sums_in<R: Real, const RELU: bool, const ADD: bool>(
+        &self,
+        tile: &Tile,
+        coefficients: ValueCoefficients<R>,
+    ) -> [f64; 2] {
+        let (mut g, mut gd, mut pending) = (Partial::new(), Partial::new(), 0);
         for row in tile.rows.clone() {
             let inputs = self.run(tile, row);
-            let mut add = GradientSums::<_, RELU, ADD> { inputs, coefficients, sums };
-            along::<PARTIAL>(&mut add, tile.columns.len());
-            sums = add.sums;
+            let mut sums = GradientSums::<_, R, RELU, ADD> { inputs, coefficients, g, gd };
+            along_sums(&mut sums, tile.columns.len(), &mut pending);
+            (g, gd) = (sums.g, sums.gd);
         }
-        sums.totals()
+        [g.total(), gd.total()]
     }
 }
 

@@ -308,6 +308,48 @@ fn gradients_of_1e30_are_not_lost() {
     }
 }
 
+/// 16-bit tensors are computed in f32 only where its range is enough.
+#[test]
+fn bf16_keeps_its_range() {
+    for layout in LAYOUTS {
+        for dim in SHAPES {
+            for (mean, std) in
+                [(0.0, 1e30 / 8.0), (1e29, 1e29), (0.0, 1e-30), (3e-30, 1e-30), (0.0, 1e-15)]
+            {
+                for activation in [Activation::Identity, RELU] {
+                    let epilogue = Epilogue::activation(activation);
+                    let case = Case { mean, std, eps: 0.0, ..Case::new(dim, layout, epilogue) };
+                    check_mode::<bf16>(case, Embedding::Dense, Mode::Train);
+                    let mut data = Data::<bf16>::new(case);
+                    data.dy.mapv_inplace(|dy| {
+                        bf16::from_f64(dy.to_f64() * if std < 1.0 { 1e-3 } else { 1e29 })
+                    });
+                    check_data(
+                        &data.without_gradients_at_kinks(Mode::Train),
+                        Embedding::Dense,
+                        Mode::Train,
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// weight / std is below f32's range here, y and dx are not.
+#[test]
+fn a_scale_below_the_range_of_f32_keeps_its_digits() {
+    for layout in LAYOUTS {
+        for dim in SHAPES {
+            let case = Case { mean: 0.0, std: 1e30 / 8.0, eps: 0.0, ..plain(dim, layout) };
+            let mut data = Data::<bf16>::new(case);
+            data.weight.fill(f64::from(1e-14f32));
+            data.bias.fill(0.0);
+            data.dy.mapv_inplace(|dy| bf16::from_f64(dy.to_f64() * 1e29));
+            check_data(&data, Embedding::Dense, Mode::Train);
+        }
+    }
+}
+
 /// One outlier of 1e30 among ordinary values: everything stays finite and right.
 #[test]
 fn one_huge_value_among_ordinary_ones() {
@@ -338,6 +380,55 @@ fn sixteen_bit_outputs_round_to_infinity_as_ieee_does() {
             } else if wide.abs() < 65_519.0 {
                 assert!(y.is_finite());
             }
+        }
+    }
+}
+
+/// Many pre-activations are 0 but for rounding: backward lets a gradient through exactly where
+/// forward let a value through. `steep` puts a channel among them that f32 cannot hold.
+fn check_gates(dim: Dim, layout: Layout, steep: bool) {
+    let unit = |c: usize| if steep && c == 1 { 1e-20 } else { 1.0 };
+    let x = array::<bf16>(dim, layout, |n, c, s| {
+        ((n * 31 + c * 7 + s * 17) % 5) as f64 / 4.0 * unit(c)
+    });
+    let dy = array::<bf16>(dim, layout, |_, _, _| 1.0);
+    let config = BatchNormConfig::new(dim.1).eps(1e-12).momentum(Some(1.0)).activation(RELU);
+    let mut layer: BatchNorm<Cpu> = config.build(Cpu::new()).unwrap();
+    (0..dim.1).for_each(|c| layer.weight_mut().unwrap()[c] = 1.0 + 0.37 * c as f32);
+    let (_, saved) = layer.forward_train(&x).unwrap();
+    let to_zero = |c: usize, mean: f64, invstd: f64| {
+        (-(0.5 * unit(c) - mean) * invstd * f64::from(1.0 + 0.37 * c as f32)) as f32
+    };
+
+    for c in 0..dim.1 {
+        let mean = f64::from(saved.mean_hi()[c]) + f64::from(saved.mean_lo()[c]);
+        layer.bias_mut().unwrap()[c] = to_zero(c, mean, saved.invstd()[c].into());
+    }
+    let (y, saved) = layer.forward_train(&x).unwrap();
+    let gradients = layer.backward(&x, &dy, &saved).unwrap();
+    for (c, y) in y.axis_iter(Axis(1)).enumerate() {
+        let open = y.iter().filter(|y| y.to_f64() > 0.0).count();
+        assert_eq!(gradients.dbias.as_ref().unwrap()[c], open as f32, "{dim:?} {layout} {c}");
+    }
+
+    for c in 0..dim.1 {
+        let var = f64::from(layer.running_var().unwrap()[c]);
+        let mean = f64::from(layer.running_mean().unwrap()[c]);
+        layer.bias_mut().unwrap()[c] = to_zero(c, mean, 1.0 / (var + 1e-12).sqrt());
+    }
+    let y = layer.forward_eval(&x).unwrap();
+    let dx = layer.backward_eval(&x, &dy).unwrap().dx;
+    for (index, dx) in dx.indexed_iter() {
+        assert_eq!(dx.to_f64() > 0.0, y[index].to_f64() > 0.0, "{dim:?} {layout} {index:?}");
+    }
+}
+
+#[test]
+fn backward_opens_the_gates_that_forward_opened() {
+    for layout in LAYOUTS {
+        for dim in [(9, 40, 49), (64, 33, 1), (3, 40, 300), (2, 5, 5000)] {
+            check_gates(dim, layout, false);
+            check_gates(dim, layout, true);
         }
     }
 }
