@@ -159,7 +159,7 @@ fn compile_one<'a>(
     Ok(Image {
         unit: unit.name.trim_end_matches(".cu"),
         target,
-        compressed: miniz_oxide::deflate::compress_to_vec_zlib(&compiled.image, 6),
+        compressed: miniz_oxide::deflate::compress_to_vec_zlib(&compiled.image, 9),
         bytes: compiled.image.len(),
         log: compiled.log,
         time: start.elapsed(),

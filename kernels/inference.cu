@@ -4,7 +4,6 @@
 
 #define FROZEN(walk, Walk, type, T, V)                                                             \
     ENTRY(frozen_##walk##_##type##x##V##_identity, frozen<OPEN, T, V, PACKS<V>, Walk>) \
-    ENTRY(frozen_##walk##_##type##x##V##_relu, frozen<RELU_FROM_X, T, V, PACKS<V>, Walk>) \
     ENTRY(frozen_##walk##_##type##x##V##_any, frozen<ANY_FROM_X, T, V, PACKS_ANY, Walk>)   \
     ENTRY(frozen_##walk##_##type##x1_any, frozen<ANY_FROM_X, T, 1, PACKS_ANY, Walk>)
 

@@ -414,14 +414,13 @@ fn kernel_name(pass: Pass, walk: Walk, dtype: DType, pack: u32, problem: &Proble
 /// Which of a pass's entry points serves the epilogue.
 fn kind(pass: Pass, pack: u32, problem: &Problem) -> Option<&'static str> {
     let epilogue = problem.epilogue();
-    let is_backward = matches!(pass, Pass::Reduce | Pass::Gradient | Pass::Frozen);
     match (pass, epilogue.activation) {
         (Pass::Statistics, _) => None,
         _ if pack == 1 => Some("any"),
         (_, Activation::Identity) => Some("identity"),
         _ if epilogue.has_mask() && matches!(pass, Pass::Reduce | Pass::Gradient) => Some("mask"),
-        // Inference keeps no mask: the residual is read again.
-        (_, Activation::Relu) if !(is_backward && epilogue.residual) => Some("relu"),
+        (Pass::Frozen, _) => Some("any"),
+        (_, Activation::Relu) => Some("relu"),
         _ => Some("any"),
     }
 }

@@ -12,17 +12,15 @@ pub enum Target {
     Ptx(u32),
 }
 
-/// What is compiled unless asked otherwise. Kernels leave out what an architecture does not have,
-/// so PTX of 75 serves any device, and PTX of 90 keeps clusters on those newer than this list.
-pub const DEFAULT: [Target; 9] = [
+/// What is compiled unless asked otherwise: 89 runs the machine code of 86, and what is newer than
+/// this list is served by PTX.
+pub const DEFAULT: [Target; 7] = [
     Target::Sm(75),
     Target::Sm(80),
     Target::Sm(86),
-    Target::Sm(89),
     Target::Sm(90),
     Target::Sm(100),
     Target::Sm(120),
-    Target::Ptx(75),
     Target::Ptx(90),
 ];
 
@@ -115,8 +113,7 @@ mod tests {
     #[test]
     fn by_default_what_the_compiler_supports() {
         let targets = requested(None, &[75, 80, 90]).unwrap();
-        let expected =
-            [Target::Sm(75), Target::Sm(80), Target::Sm(90), Target::Ptx(75), Target::Ptx(90)];
+        let expected = [Target::Sm(75), Target::Sm(80), Target::Sm(90), Target::Ptx(90)];
         assert_eq!(targets, expected);
     }
 
