@@ -175,9 +175,9 @@ fn eight_to_f32(values: &[f16; 8], hardware: bool) -> [f32; 8] {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{__m256, _mm_loadu_si128, _mm256_cvtph_ps};
-        // SAFETY: eight values; the instruction is there. (In functions that were not compiled for
-        // it, it is a call.)
         let wide: __m256 = match hardware {
+            // SAFETY: eight values; the instruction is there. (In functions that were not compiled
+            // for it, it is a call.)
             true => unsafe { _mm256_cvtph_ps(_mm_loadu_si128(values.as_ptr().cast())) },
             false => eight_to_f32_by_hand(values),
         };
@@ -208,8 +208,8 @@ fn eight_to_f16(values: &[f32; 8], hardware: bool) -> [f16; 8] {
         use std::arch::x86_64::{
             __m128i, _MM_FROUND_TO_NEAREST_INT, _mm256_cvtps_ph, _mm256_loadu_ps,
         };
-        // SAFETY: as in `eight_to_f32`.
         let narrow: __m128i = match hardware {
+            // SAFETY: as in `eight_to_f32`.
             true => unsafe {
                 _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(values.as_ptr()))
             },
