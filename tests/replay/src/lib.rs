@@ -16,6 +16,7 @@ pub mod buffers;
 pub mod case;
 #[cfg(emulated)]
 mod emulated;
+pub mod gpu;
 pub mod magnitude;
 pub mod meta;
 pub mod npy;

@@ -1,9 +1,11 @@
 //! One case in, one line out.
 
 use crate::arrays::Arrays;
+use crate::buffers::Buffers;
 use crate::case::{Case, Malformed};
 #[cfg(emulated)]
 use crate::emulated;
+use crate::gpu;
 use crate::meta::Kind;
 use crate::refusal;
 use crate::rule::{expected_outputs, rule};
@@ -25,6 +27,8 @@ pub enum Device {
     /// of bounds. Slow.
     #[cfg(emulated)]
     Emulator,
+    /// The first NVIDIA GPU.
+    Cuda,
 }
 
 impl Device {
@@ -34,6 +38,7 @@ impl Device {
             Device::Cpu => &[DType::F32, DType::F64, DType::F16, DType::Bf16],
             #[cfg(emulated)]
             Device::Emulator => &[DType::F32, DType::F16, DType::Bf16],
+            Device::Cuda => &[DType::F32, DType::F16, DType::Bf16],
         }
     }
 }
@@ -118,6 +123,10 @@ fn judge(folder: &Path, options: Options) -> Result<(Verdict, String), Malformed
         Device::Cpu => judge_on(&case, &Arrays::new(options.layout)),
         #[cfg(emulated)]
         Device::Emulator => judge_on(&case, &emulated::subject(options.layout)),
+        Device::Cuda => match gpu::first() {
+            Ok(gpu) => judge_on(&case, &Buffers::new(gpu, options.layout)),
+            Err(error) => Ok((Verdict::Fail, format!("no GPU: {error}"))),
+        },
     }
 }
 

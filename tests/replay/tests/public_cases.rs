@@ -1,5 +1,5 @@
-//! Every public case, in both layouts, with the CPU backend and with the emulated kernels, as a
-//! test of its own.
+//! Every public case, in both layouts, with the CPU backend, with the emulated kernels and with a GPU,
+//! as a test of its own. Where there is no GPU its tests are listed as ignored.
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use replay::{Device, Options, Verdict, find_cases, replay};
@@ -11,6 +11,7 @@ const DEVICES: &[Device] = &[
     Device::Cpu,
     #[cfg(emulated)]
     Device::Emulator,
+    Device::Cuda,
 ];
 
 fn main() -> ExitCode {
@@ -30,11 +31,13 @@ fn trial(case: &Path, options: Options) -> Trial {
     let case: PathBuf = case.to_owned();
     let name = case.file_name().unwrap_or_default().to_string_lossy();
     let Options { device, layout } = options;
-    Trial::test(format!("{device:?}::{layout}::{name}").to_lowercase(), move || {
+    let has_device = device != Device::Cuda || replay::gpu::first().is_ok();
+    let trial = Trial::test(format!("{device:?}::{layout}::{name}").to_lowercase(), move || {
         let report = replay(&case, options);
         match report.verdict {
             Verdict::Pass => Ok(()),
             Verdict::Fail | Verdict::Skip => Err(Failed::from(report.to_string())),
         }
-    })
+    });
+    trial.with_ignored_flag(!has_device).with_kind(if has_device { "" } else { "no GPU" })
 }

@@ -1,0 +1,188 @@
+//! What there is to run CUDA kernels with, and how a call would be laid over a GPU:
+//! `cargo run --release --example info -- --shape 32x64x56x56`.
+
+use clap::{Parser, ValueEnum};
+use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use warpnorm::cuda::{Alignment, CudaLauncher, DeviceFacts, Launcher, Pass, Plan, devices, images};
+use warpnorm::{Activation, DType, Epilogue, Layout, Problem, Result};
+
+/// Prints the driver, the devices, the embedded kernels, and the plan of a call.
+#[derive(Parser)]
+#[command(name = "info")]
+struct Args {
+    /// Extents [N, C, spatial...].
+    #[arg(long, value_parser = shape, default_value = "32x64x56x56")]
+    shape: Shape,
+    #[arg(long, value_enum, default_value_t = LayoutName::ChannelsFirst)]
+    layout: LayoutName,
+    /// Element type.
+    #[arg(long, value_enum, default_value_t = TypeName::F16)]
+    dtype: TypeName,
+    /// ReLU in the same pass.
+    #[arg(long)]
+    relu: bool,
+    /// A residual in the same pass.
+    #[arg(long)]
+    residual: bool,
+    /// The GPU to plan for [default: the first one here, or else an H100].
+    #[arg(long, value_enum)]
+    gpu: Option<Profile>,
+}
+
+type Shape = Vec<usize>;
+
+fn shape(text: &str) -> std::result::Result<Shape, String> {
+    let extents = text.split('x').map(|extent| extent.parse::<usize>());
+    extents.collect::<std::result::Result<_, _>>().map_err(|error| format!("{error}: {text}"))
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LayoutName {
+    ChannelsFirst,
+    ChannelsLast,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum TypeName {
+    F32,
+    F16,
+    Bf16,
+}
+
+/// GPUs that need not be here.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Profile {
+    T4,
+    A100,
+    Rtx4090,
+    H100,
+    B200,
+}
+
+impl Profile {
+    /// From NVIDIA's data sheets and programming guide.
+    fn facts(self) -> DeviceFacts {
+        let (compute_capability, multiprocessors, threads, shared_kib, l2_mib) = match self {
+            Profile::T4 => ((7, 5), 40, 1024, 64, 4),
+            Profile::A100 => ((8, 0), 108, 2048, 163, 40),
+            Profile::Rtx4090 => ((8, 9), 128, 1536, 99, 72),
+            Profile::H100 => ((9, 0), 132, 2048, 227, 50),
+            Profile::B200 => ((10, 0), 148, 2048, 227, 126),
+        };
+        DeviceFacts {
+            compute_capability,
+            multiprocessors,
+            threads_per_multiprocessor: threads,
+            shared_bytes_per_block: shared_kib << 10,
+            l2_bytes: l2_mib << 20,
+        }
+    }
+}
+
+fn print_devices() {
+    match devices() {
+        Err(error) => println!("devices: {error}"),
+        Ok(devices) if devices.is_empty() => println!("devices: a CUDA driver, but no GPU"),
+        Ok(devices) => {
+            for it in devices {
+                let ((major, minor), (cuda, update)) = (it.compute_capability, it.driver_version);
+                let gigabytes = it.memory_bytes as f64 / 1e9;
+                println!(
+                    "device {}: {}, compute capability {major}.{minor}, {gigabytes:.1} GB, \
+                     driver for CUDA {cuda}.{update}",
+                    it.ordinal, it.name
+                );
+            }
+        }
+    }
+}
+
+fn print_images() {
+    let (major, minor) = match images::compiler() {
+        Ok(version) => version,
+        Err(error) => return println!("kernels: {error}"),
+    };
+    let mut bytes = BTreeMap::<_, usize>::new();
+    for image in images::images() {
+        *bytes.entry(image.target).or_default() += image.compressed_bytes();
+    }
+    let targets: Vec<String> =
+        bytes.iter().map(|(target, bytes)| format!("{target} ({} KB)", bytes / 1000)).collect();
+    println!("kernels: compiled by NVRTC {major}.{minor} for {}", targets.join(", "));
+}
+
+/// The device to plan for, and what to call it.
+fn facts(args: &Args) -> (DeviceFacts, String) {
+    match (args.gpu, CudaLauncher::open(0)) {
+        (Some(profile), _) => (profile.facts(), format!("{profile:?}, from a table")),
+        (None, Ok(gpu)) => (gpu.facts(), "device 0".to_owned()),
+        (None, Err(_)) => (Profile::H100.facts(), "H100, from a table".to_owned()),
+    }
+}
+
+fn print_plans(args: &Args) -> Result<()> {
+    let layout = match args.layout {
+        LayoutName::ChannelsFirst => Layout::ChannelsFirst,
+        LayoutName::ChannelsLast => Layout::ChannelsLast,
+    };
+    let dtype = match args.dtype {
+        TypeName::F32 => DType::F32,
+        TypeName::F16 => DType::F16,
+        TypeName::Bf16 => DType::Bf16,
+    };
+    let activation = if args.relu { Activation::Relu } else { Activation::Identity };
+    let epilogue = Epilogue { activation, residual: args.residual };
+    let problem = Problem::new(&args.shape, layout, dtype, epilogue)?;
+    let (facts, name) = facts(args);
+    println!("\n{problem} on {name}, tensors aligned to 16 bytes\n");
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    table.set_header(["call", "kernel", "blocks", "per channel", "asks for", "floor of the call"]);
+    for (call, passes, floor) in [
+        ("forward_train", [Pass::Statistics, Pass::Apply], problem.forward_floor_bytes()),
+        ("backward_train", [Pass::Reduce, Pass::Gradient], problem.backward_floor_bytes()),
+    ] {
+        let plan = |pass| Plan::new(pass, &problem, &facts, Alignment::ALIGNED);
+        let plans = [plan(passes[0])?, plan(passes[1])?];
+        let asked: u64 = plans.iter().map(|plan| plan.requested_bytes(&problem).total()).sum();
+        for plan in plans {
+            let bytes = plan.requested_bytes(&problem).total();
+            table.add_row([
+                call.to_owned(),
+                plan.kernel.clone(),
+                plan.grid.to_string(),
+                plan.parts.to_string(),
+                megabytes(bytes),
+                format!(
+                    "{} ({:.2} asked for)",
+                    megabytes(floor as u64),
+                    asked as f64 / floor as f64
+                ),
+            ]);
+        }
+    }
+    for column in 2..5 {
+        table.column_mut(column).expect("a header").set_cell_alignment(CellAlignment::Right);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    print_devices();
+    print_images();
+    match print_plans(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
