@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use suite::flat::Buffers;
 use suite::on_backend::on_backend;
 use suite::{Bars, Case, Data, LAYOUTS, Mode, epilogues};
-use warpnorm::cuda::{Alignment, Device, Launcher, Pass, Plan};
+use warpnorm::cuda::{Alignment, Device, Pass, Plan};
 use warpnorm::*;
 
 type Gpu = Device<Emulator>;
@@ -279,5 +279,4 @@ fn the_cumulative_average() {
     let mean = state.running_mean.unwrap();
     assert!((mean[0] - (1.0 + 6.0 + 1.0) / 3.0).abs() < 1e-6, "{mean:?}");
     assert!((mean[1] - (12.0 + 2.0 + 1.0) / 3.0).abs() < 1e-6, "{mean:?}");
-    assert!(gpu.launcher().facts().multiprocessors > 0);
 }
