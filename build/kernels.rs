@@ -8,6 +8,7 @@
 //! | `WARPNORM_REQUIRE_CUDA` | `1`: no NVRTC is an error, not a warning |
 //! | `WARPNORM_BUILD_REPORT` | `1`: show times and sizes |
 
+use super::compression::{self, compress};
 use super::nvrtc::{Nvrtc, Source};
 use super::search::{REMEDY, VARIABLES};
 use super::target::{Target, requested};
@@ -52,7 +53,7 @@ struct Image<'a> {
 
 impl Image<'_> {
     fn file_name(&self) -> String {
-        format!("{}.{}.z", self.unit, self.target)
+        format!("{}.{}.lz", self.unit, self.target)
     }
 }
 
@@ -82,9 +83,9 @@ pub fn embed() -> Result<(), String> {
 }
 
 fn declare_inputs() {
-    for path in
-        ["build", "kernels", "src/cuda/nvrtc.rs", "src/cuda/search.rs", "src/cuda/target.rs"]
-    {
+    let shared = ["compression", "nvrtc", "search", "target"];
+    let shared = shared.map(|name| format!("src/cuda/{name}.rs"));
+    for path in ["build", "kernels"].into_iter().chain(shared.iter().map(String::as_str)) {
         println!("cargo::rerun-if-changed={path}");
     }
     for variable in [ARCHITECTURES, REQUIRE, REPORT, DOCS_RS].iter().chain(&VARIABLES) {
@@ -156,10 +157,12 @@ fn compile_one<'a>(
     let compiled = nvrtc
         .compile(unit.source(), headers, target)
         .map_err(|error| format!("kernels/{} for {target}: {error}", unit.name))?;
+    let compressed = compress(&compiled.image, compression::BEST)
+        .map_err(|error| format!("compressing {}: {error}", unit.name))?;
     Ok(Image {
         unit: unit.name.trim_end_matches(".cu"),
         target,
-        compressed: miniz_oxide::deflate::compress_to_vec_zlib(&compiled.image, 9),
+        compressed,
         bytes: compiled.image.len(),
         log: compiled.log,
         time: start.elapsed(),
@@ -249,7 +252,7 @@ fn write_table(
         let (unit, target, file) = (image.unit, image.target, image.file_name());
         let _ = writeln!(
             table,
-            "Image {{ unit: {unit:?}, target: Target::{target:?}, zlib: include_bytes!({file:?}) }},"
+            "Image {{ unit: {unit:?}, target: Target::{target:?}, compressed: include_bytes!({file:?}) }},"
         );
     }
     table += "],\n};\n";

@@ -1,6 +1,7 @@
 //! The kernels as a device takes them: embedded by the build script, or compiled at run time from
 //! the sources it embedded, where no image fits and NVRTC is to be found.
 
+use super::compression::{self, compress, decompress};
 use super::nvrtc::{self, Nvrtc, Source};
 use super::search::REMEDY;
 use super::target::Target;
@@ -28,7 +29,7 @@ pub struct Image {
     pub unit: &'static str,
     /// What it runs on.
     pub target: Target,
-    zlib: &'static [u8],
+    compressed: &'static [u8],
 }
 
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
@@ -48,7 +49,7 @@ pub struct Modules {
 impl Image {
     /// What it adds to the executable.
     pub fn compressed_bytes(&self) -> usize {
-        self.zlib.len()
+        self.compressed.len()
     }
 
     /// The cubin, or PTX text without a final NUL.
@@ -57,7 +58,7 @@ impl Image {
     /// The executable is damaged.
     pub fn decompress(&self) -> Result<Vec<u8>> {
         let what = || format!("the kernels of {} for {}", self.unit, self.target);
-        inflate(self.zlib).map_err(|reason| Error::system(what(), reason))
+        decompress(self.compressed).map_err(|reason| Error::system(what(), reason))
     }
 }
 
@@ -177,12 +178,12 @@ fn cache_name(
         (source.name, source.text).hash(&mut hasher);
     }
     (unit.name, nvrtc::options(target), version).hash(&mut hasher);
-    format!("{}.{target}.{:016x}.z", unit.name.trim_end_matches(".cu"), hasher.finish())
+    format!("{}.{target}.{:016x}.lz", unit.name.trim_end_matches(".cu"), hasher.finish())
 }
 
-/// A whole image, or nothing: zlib's checksum tells.
+/// A whole image, or nothing.
 fn read_cache(file: &Path) -> Option<Vec<u8>> {
-    inflate(&fs::read(file).ok()?).ok()
+    decompress(&fs::read(file).ok()?).ok()
 }
 
 /// Written beside its place and moved there, so that another process sees all of it or nothing.
@@ -191,12 +192,8 @@ fn write_cache(file: &Path, image: &[u8]) -> std::io::Result<()> {
         fs::create_dir_all(directory)?;
     }
     let unfinished = file.with_extension(format!("{}.tmp", process::id()));
-    fs::write(&unfinished, miniz_oxide::deflate::compress_to_vec_zlib(image, 6))?;
+    fs::write(&unfinished, compress(image, compression::FAST)?)?;
     fs::rename(&unfinished, file).inspect_err(|_| drop(fs::remove_file(&unfinished)))
-}
-
-fn inflate(zlib: &[u8]) -> std::result::Result<Vec<u8>, String> {
-    miniz_oxide::inflate::decompress_to_vec_zlib(zlib).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -256,7 +253,7 @@ mod tests {
     #[test]
     fn the_cache_gives_back_what_was_put_in() {
         let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("below/image.z");
+        let file = directory.path().join("below/image.lz");
         assert_eq!(read_cache(&file), None);
         write_cache(&file, b"an image").unwrap();
         assert_eq!(read_cache(&file).unwrap(), b"an image");
@@ -267,7 +264,7 @@ mod tests {
     #[test]
     fn a_damaged_cache_is_no_cache() {
         let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("image.z");
+        let file = directory.path().join("image.lz");
         write_cache(&file, &[7; 1000]).unwrap();
         let whole = fs::read(&file).unwrap();
         fs::write(&file, &whole[..whole.len() - 1]).unwrap();
@@ -283,7 +280,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let occupied = directory.path().join("occupied");
         fs::write(&occupied, "a file").unwrap();
-        assert!(write_cache(&occupied.join("image.z"), b"an image").is_err());
+        assert!(write_cache(&occupied.join("image.lz"), b"an image").is_err());
     }
 
     const SOURCES: [Source<'static>; 2] = [

@@ -1,6 +1,8 @@
 //! The CUDA side: plans, launches, and the backend over them.
 
 mod bind;
+#[cfg(feature = "cuda")]
+mod compression;
 mod device;
 #[cfg(feature = "cuda")]
 pub mod images;
