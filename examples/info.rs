@@ -5,7 +5,9 @@ use clap::{Parser, ValueEnum};
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use warpnorm::cuda::{Alignment, CudaLauncher, DeviceFacts, Launcher, Pass, Plan, devices, images};
+use warpnorm::cuda::{
+    Alignment, CudaLauncher, DeviceFacts, Launcher, Pass, Plan, devices, images, profiles,
+};
 use warpnorm::{Activation, DType, Epilogue, Layout, Problem, Result};
 
 /// Prints the driver, the devices, the embedded kernels, and the plan of a call.
@@ -58,25 +60,19 @@ enum Profile {
     A100,
     Rtx4090,
     H100,
+    H200,
     B200,
 }
 
 impl Profile {
-    /// From NVIDIA's data sheets and programming guide.
     fn facts(self) -> DeviceFacts {
-        let (compute_capability, multiprocessors, threads, shared_kib, l2_mib) = match self {
-            Profile::T4 => ((7, 5), 40, 1024, 64, 4),
-            Profile::A100 => ((8, 0), 108, 2048, 163, 40),
-            Profile::Rtx4090 => ((8, 9), 128, 1536, 99, 72),
-            Profile::H100 => ((9, 0), 132, 2048, 227, 50),
-            Profile::B200 => ((10, 0), 148, 2048, 227, 126),
-        };
-        DeviceFacts {
-            compute_capability,
-            multiprocessors,
-            threads_per_multiprocessor: threads,
-            shared_bytes_per_block: shared_kib << 10,
-            l2_bytes: l2_mib << 20,
+        match self {
+            Profile::T4 => profiles::T4,
+            Profile::A100 => profiles::A100,
+            Profile::Rtx4090 => profiles::RTX_4090,
+            Profile::H100 => profiles::H100,
+            Profile::H200 => profiles::H200,
+            Profile::B200 => profiles::B200,
         }
     }
 }

@@ -82,20 +82,24 @@ __device__ inline void set_scale(const Params &params, Extent channel, double in
     result.scale_lo = (float)(rest - result.scale_hi);
 }
 
-// From the sums merged over all ranks.
-__device__ inline Gradient channel_gradient(const Params &params, Extent channel) {
+// From the means of g and of g * deviation over the channel.
+__device__ inline Gradient channel_gradient(const Params &params, Extent channel, double mean_g,
+                                            double mean_gd) {
     Gradient result;
     result.centre = channel_centre(params, channel);
     const double invstd = channel_value(params.invstd, channel, 0.0f);
-    const double count = rank_row(params, params.sums, 0, channel);
-    const double share = 1.0 / count;
-    const double mean_g = rank_row(params, params.sums, 1, channel) * share;
-    const double mean_gd = rank_row(params, params.sums, 2, channel) * share;
     result.mean_g_hi = (float)mean_g;
     result.mean_g_lo = (float)(mean_g - result.mean_g_hi);
     result.slope = (float)(invstd * mean_gd * invstd * inverse_power(result.centre.forward.power));
     set_scale(params, channel, invstd, result);
     return result;
+}
+
+// From the sums merged over all ranks.
+__device__ inline Gradient channel_gradient(const Params &params, Extent channel) {
+    const double share = 1.0 / rank_row(params, params.sums, 0, channel);
+    return channel_gradient(params, channel, rank_row(params, params.sums, 1, channel) * share,
+                            rank_row(params, params.sums, 2, channel) * share);
 }
 
 // With fixed statistics: dx = g * scale.
@@ -123,6 +127,15 @@ struct Inputs {
     unsigned bits;
 };
 
+// The mask's bits of a pack, from the lowest on.
+template <class Walk>
+__device__ inline unsigned load_bits(const Params &params, const Walk &walk, const Window &window) {
+    if (window.is_empty()) return 0;
+    const uint8_t *mask = reinterpret_cast<const uint8_t *>(params.mask);
+    const uint8_t *row = mask + window.mask_row * walk.mask_row_bytes();
+    return row[window.mask_bit / 8] >> window.mask_bit % 8;
+}
+
 template <Gate GATE, class T, int V, class Walk>
 __device__ inline Inputs<T, V> load_inputs(const Params &params, const Walk &walk,
                                            const Window &window) {
@@ -132,10 +145,8 @@ __device__ inline Inputs<T, V> load_inputs(const Params &params, const Walk &wal
     if (GATE == ANY_FROM_X && params.residual) {
         inputs.residual = load<T, V>(walk, params.residual, params.residual_stride, window);
     }
-    if ((GATE == FROM_MASK || GATE == ANY_FROM_X) && params.mask && !window.is_empty()) {
-        const uint8_t *mask = reinterpret_cast<const uint8_t *>(params.mask);
-        const uint8_t *row = mask + window.mask_row * walk.mask_row_bytes();
-        inputs.bits = row[window.mask_bit / 8] >> window.mask_bit % 8;
+    if ((GATE == FROM_MASK || GATE == ANY_FROM_X) && params.mask) {
+        inputs.bits = load_bits(params, walk, window);
     }
     return inputs;
 }
@@ -173,15 +184,25 @@ __device__ inline void add_batch(const float (&g)[N], const float (&gd)[N], Comp
     sum_gd.add(sum_of<N>(gd));
 }
 
-// Writes dweight and dbias of this rank, and the sums that its dx, or all ranks, need.
-__device__ inline void finish_sums(const Params &params, Extent channel, const WideSums &total) {
-    const Coefficients of = channel_coefficients(params, channel);
-    const double gd = total.gd * inverse_power(of.power);
+// The sum of g * deviation, which was taken in units of 1 / power.
+__device__ inline double sum_gd(const Params &params, Extent channel, const WideSums &total) {
+    return total.gd * inverse_power(channel_coefficients(params, channel).power);
+}
+
+// Writes dweight and dbias of this rank.
+__device__ inline void write_parameter_gradients(const Params &params, Extent channel,
+                                                 double sum_g, double sum_gd) {
     const double invstd = params.invstd
                               ? channel_value(params.invstd, channel, 0.0f)
                               : invstd_of(channel_value(params.running_var, channel, 0.0f), params.eps);
-    set_channel_value(params.dweight, channel, gd * invstd);
-    set_channel_value(params.dbias, channel, total.g);
+    set_channel_value(params.dweight, channel, sum_gd * invstd);
+    set_channel_value(params.dbias, channel, sum_g);
+}
+
+// Writes dweight and dbias of this rank, and the sums that its dx, or all ranks, need.
+__device__ inline void finish_sums(const Params &params, Extent channel, const WideSums &total) {
+    const double gd = sum_gd(params, channel, total);
+    write_parameter_gradients(params, channel, total.g, gd);
     if (!params.sums) return;
     rank_row(params, params.sums, 0, channel) = (double)(params.samples * params.spatial);
     rank_row(params, params.sums, 1, channel) = total.g;
@@ -197,7 +218,7 @@ __device__ inline void sum_batch(const Params &params, const Walk &walk, const f
     float g[CHANNELS][VALUES], gd[CHANNELS][VALUES];
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-        const Known known = take_from_shelf<Known>(shelf, walk.slots(), walk.slot(v));
+        const Known known = take_own<Known>(shelf, walk, v);
         const Centre &centre = centre_of(known);
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {
@@ -222,7 +243,7 @@ __device__ inline void store_gradients(const Params &params, const Walk &walk, c
     Pack<T, V> dx, dresidual;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-        const Gradient of = take_from_shelf<Gradient>(shelf, walk.slots(), walk.slot(v));
+        const Gradient of = take_own<Gradient>(shelf, walk, v);
         const float g = gradient_of_z<GATE>(params, of.centre.forward, inputs, v);
         dx.values[v] = from_float<T>(of.dx(g, to_float(inputs.x.values[v])));
         dresidual.values[v] = from_float<T>(g);
@@ -254,8 +275,8 @@ __device__ inline void widen_all(const ThreadSums<CHANNELS> &sums, Item (&wide)[
 
 template <Gate GATE, class T, int V, int BATCH, template <int, int> class Walk>
 __device__ void reduce(const Params &params) {
-    SHARED_ARRAY(float, shelf, Centre::WORDS *MAX_SLOTS);
-    Walk<V, BATCH> walk(params);
+    SHARED_ARRAY(float, shelf, Centre::WORDS *MAX_COLUMNS);
+    Walk<V, BATCH> walk(params, place_of_block(params));
     fill_shelf<Centre>(shelf, walk, [&](Extent channel) { return channel_centre(params, channel); });
     constexpr int CHANNELS = Walk<V, BATCH>::CHANNELS;
     ThreadSums<CHANNELS> sums = {};
@@ -271,8 +292,8 @@ __device__ void reduce(const Params &params) {
 
 template <Gate GATE, class T, int V, int BATCH, template <int, int> class Walk>
 __device__ void gradient(const Params &params) {
-    SHARED_ARRAY(float, shelf, Gradient::WORDS *MAX_SLOTS);
-    Walk<V, BATCH> walk(params);
+    SHARED_ARRAY(float, shelf, Gradient::WORDS *MAX_COLUMNS);
+    Walk<V, BATCH> walk(params, place_of_block(params));
     fill_shelf<Gradient>(shelf, walk, [&](Extent channel) { return channel_gradient(params, channel); });
     walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, const auto &inputs) {
 #pragma unroll
@@ -284,8 +305,8 @@ __device__ void gradient(const Params &params) {
 
 template <Gate GATE, class T, int V, int BATCH, template <int, int> class Walk>
 __device__ void frozen(const Params &params) {
-    SHARED_ARRAY(float, shelf, Gradient::WORDS *MAX_SLOTS);
-    Walk<V, BATCH> walk(params);
+    SHARED_ARRAY(float, shelf, Gradient::WORDS *MAX_COLUMNS);
+    Walk<V, BATCH> walk(params, place_of_block(params));
     fill_shelf<Gradient>(shelf, walk, [&](Extent channel) { return frozen_gradient(params, channel); });
     constexpr int CHANNELS = Walk<V, BATCH>::CHANNELS;
     ThreadSums<CHANNELS> sums = {};

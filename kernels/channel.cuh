@@ -38,14 +38,26 @@ __device__ inline void count_batch(const Params &params) {
     if (params.num_batches_tracked) ++*reinterpret_cast<int64_t *>(params.num_batches_tracked);
 }
 
+// What backward needs of a channel's statistics.
+struct SavedStatistics {
+    float mean_hi, mean_lo, invstd;
+};
+
+__device__ inline SavedStatistics saved_statistics(const Params &params,
+                                                   const WideMoments &moments) {
+    const float mean_hi = (float)moments.mean;
+    return {mean_hi, (float)(moments.mean - mean_hi),
+            (float)invstd_of(moments.m2 / moments.count, params.eps)};
+}
+
 // Saves what backward needs and advances the running statistics. Batches are counted apart, when
 // every channel has read their number.
 __device__ inline void finish_statistics(const Params &params, Extent channel,
                                          const WideMoments &moments) {
-    const float mean_hi = (float)moments.mean;
-    set_channel_value(params.mean_hi, channel, mean_hi);
-    set_channel_value(params.mean_lo, channel, moments.mean - mean_hi);
-    set_channel_value(params.invstd, channel, invstd_of(moments.m2 / moments.count, params.eps));
+    const SavedStatistics saved = saved_statistics(params, moments);
+    set_channel_value(params.mean_hi, channel, saved.mean_hi);
+    set_channel_value(params.mean_lo, channel, saved.mean_lo);
+    set_channel_value(params.invstd, channel, saved.invstd);
     if (!params.running_mean) return;
     const double factor = running_factor(params);
     advance(params.running_mean, channel, factor, moments.mean);
@@ -67,46 +79,55 @@ __device__ inline void write_moments(const Params &params, Extent channel,
     rank_row(params, params.moments, 3, channel) = moments.m2;
 }
 
+__device__ inline Coefficients channel_coefficients(const Params &params, Extent channel,
+                                                    float mean_hi, float mean_lo, double invstd) {
+    return coefficients(mean_hi, mean_lo, invstd, channel_value(params.weight, channel, 1.0f),
+                        channel_value(params.bias, channel, 0.0f));
+}
+
 // From a training forward's saved statistics, or from running ones.
 __device__ inline Coefficients channel_coefficients(const Params &params, Extent channel) {
-    const float weight = channel_value(params.weight, channel, 1.0f);
-    const float bias = channel_value(params.bias, channel, 0.0f);
     if (params.invstd) {
-        return coefficients(channel_value(params.mean_hi, channel, 0.0f),
-                            channel_value(params.mean_lo, channel, 0.0f),
-                            channel_value(params.invstd, channel, 0.0f), weight, bias);
+        return channel_coefficients(params, channel, channel_value(params.mean_hi, channel, 0.0f),
+                                    channel_value(params.mean_lo, channel, 0.0f),
+                                    channel_value(params.invstd, channel, 0.0f));
     }
     const double var = channel_value(params.running_var, channel, 0.0f);
-    return coefficients(channel_value(params.running_mean, channel, 0.0f), 0.0f,
-                        invstd_of(var, params.eps), weight, bias);
+    return channel_coefficients(params, channel, channel_value(params.running_mean, channel, 0.0f),
+                                0.0f, invstd_of(var, params.eps));
 }
 
-// A block's shelf for what it knows of its channels: a struct of words per slot, word by word, so
-// that neighbouring threads read neighbouring banks.
+// A block's shelf for what it knows of its channels: a struct of words at each place, word by word,
+// so that neighbouring threads read neighbouring banks.
 template <class Item>
-__device__ inline void put_on_shelf(float *shelf, unsigned slots, unsigned slot, const Item &item) {
+__device__ inline void put_on_shelf(float *shelf, unsigned places, unsigned place, const Item &item) {
     const float *words = reinterpret_cast<const float *>(&item);
 #pragma unroll
-    for (int w = 0; w < Item::WORDS; ++w) shelf[w * slots + slot] = words[w];
+    for (int w = 0; w < Item::WORDS; ++w) shelf[w * places + place] = words[w];
 }
 
 template <class Item>
-__device__ inline Item take_from_shelf(const float *shelf, unsigned slots, unsigned slot) {
+__device__ inline Item take_from_shelf(const float *shelf, unsigned places, unsigned place) {
     Item item;
     float *words = reinterpret_cast<float *>(&item);
 #pragma unroll
-    for (int w = 0; w < Item::WORDS; ++w) words[w] = shelf[w * slots + slot];
+    for (int w = 0; w < Item::WORDS; ++w) words[w] = shelf[w * places + place];
     return item;
 }
 
-// Fills the shelf of a block from `of_channel(channel)`; what is beyond the tensor gets zeros. The
-// walk may read it at once.
+// What the shelf holds for the thread's element `v`; beyond the tensor there is nothing.
+template <class Item, class Walk>
+__device__ inline Item take_own(const float *shelf, const Walk &walk, int v) {
+    const unsigned place = walk.place(v);
+    return take_from_shelf<Item>(shelf, walk.places(), walk.has_columns() ? place : 0);
+}
+
+// Fills the shelf of a block from `of_channel(channel)`. The walk may read it at once.
 template <class Item, class Walk, class OfChannel>
 __device__ inline void fill_shelf(float *shelf, const Walk &walk, const OfChannel &of_channel) {
-    for (unsigned slot = threadIdx.x; slot < walk.slots(); slot += THREADS) {
-        Extent channel;
-        const Item item = walk.slot_channel(slot, channel) ? of_channel(channel) : Item{};
-        put_on_shelf(shelf, walk.slots(), slot, item);
+    for (unsigned channel = threadIdx.x; channel < walk.channels(); channel += THREADS) {
+        put_on_shelf(shelf, walk.places(), walk.place_of(channel),
+                     of_channel(walk.first_channel() + channel));
     }
     __syncthreads();
 }

@@ -20,19 +20,20 @@ typedef unsigned long size_t;
 
 // KERNEL(name, threads, ParamsType, function): the entry point `name`, launched with one struct by
 // value and at most `threads` threads a block. The function comes last so that it may be a template
-// instance with commas in it.
+// instance with commas in it. KERNEL_BLOCKS: the same, with registers for at least `blocks` blocks
+// on a multiprocessor; one is enough elsewhere, since asked for more, ptxas spills.
+#define KERNEL(name, threads, ParamsType, ...) KERNEL_BLOCKS(name, threads, 1, ParamsType, __VA_ARGS__)
 #ifdef WARPNORM_EMULATOR
-#define KERNEL(name, threads, ParamsType, ...)                                                     \
+#define KERNEL_BLOCKS(name, threads, blocks, ParamsType, ...)                                      \
     static void name(const void *params) {                                                         \
         __VA_ARGS__(*static_cast<const ParamsType *>(params));                                     \
     }                                                                                              \
     static const emulator::Registration name##_registration(#name, name, sizeof(ParamsType),       \
                                                             threads);
 #else
-// __grid_constant__: read from the constant bank, never copied to local memory. One block a
-// multiprocessor is enough: asked for more, ptxas spills registers for the sake of occupancy.
-#define KERNEL(name, threads, ParamsType, ...)                                                     \
-    extern "C" __global__ __launch_bounds__(threads, 1) void name(                                    \
+// __grid_constant__: read from the constant bank, never copied to local memory.
+#define KERNEL_BLOCKS(name, threads, blocks, ParamsType, ...)                                      \
+    extern "C" __global__ __launch_bounds__(threads, blocks) void name(                            \
         const __grid_constant__ ParamsType params) {                                               \
         __VA_ARGS__(params);                                                                       \
     }
@@ -252,3 +253,57 @@ __device__ __forceinline__ void store_pack_streaming(T *address, const Pack<T, N
 }
 
 #endif
+
+// ---- copies from global to shared memory that the thread does not wait for --------------------
+
+// Starts copying a pack of 16 bytes. Its place in shared memory must not be touched before
+// async_copy_wait(), after which this thread may read it; others after a barrier more.
+#ifdef WARPNORM_EMULATOR
+template <int N, class T>
+EMULATOR_ONE_ACCESS void async_copy_pack(Pack<T, N> *to, const T *from) {
+    static_assert(sizeof(*to) == 16, "a pack is 16 bytes");
+    emulator::async_copy(to, from, sizeof(*to), EMULATOR_CALLER);
+}
+
+__device__ inline void async_copy_wait() { emulator::async_copy_wait(); }
+#elif __CUDA_ARCH__ >= 800
+template <int N, class T>
+__device__ __forceinline__ void async_copy_pack(Pack<T, N> *to, const T *from) {
+    static_assert(sizeof(*to) == 16, "a pack is 16 bytes");
+    const uint32_t shared = (uint32_t)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
+}
+
+__device__ __forceinline__ void async_copy_wait() {
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
+#else
+template <int N, class T>
+__device__ __forceinline__ void async_copy_pack(Pack<T, N> *to, const T *from) {
+    store_pack<N>(to->values, load_pack<N>(from));
+}
+
+__device__ __forceinline__ void async_copy_wait() {}
+#endif
+
+// ---- waiting for other blocks -----------------------------------------------------------------
+
+// A load that sees what another block has stored there, in time.
+__device__ inline unsigned load_flag(const unsigned *address) {
+#ifdef WARPNORM_EMULATOR
+    return emulator::atomic_load(address);
+#else
+    unsigned value;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+    return value;
+#endif
+}
+
+// In every loop that waits for another block.
+__device__ inline void spin_pause() {
+#ifdef WARPNORM_EMULATOR
+    emulator::spin_pause();
+#else
+    __nanosleep(20);
+#endif
+}

@@ -108,7 +108,7 @@ __device__ inline void take_moments(const Params &params, Walk &walk,
 
 template <class T, int V, int BATCH, template <int, int> class Walk>
 __device__ void statistics(const Params &params) {
-    Walk<V, BATCH> walk(params);
+    Walk<V, BATCH> walk(params, place_of_block(params));
     CountedMoments moments[Walk<V, BATCH>::CHANNELS];
     for (CountedMoments &of : moments) of = CountedMoments::empty();
     take_moments<T, V, BATCH>(params, walk, moments);
@@ -143,14 +143,14 @@ __device__ inline void store_mask(const Params &params, Extent row_bytes, const 
     }
 }
 
-// y of one pack, in place of x; returns the mask's bits.
-template <Kind KIND, class T, int V, class Walk>
-__device__ inline unsigned apply_pack(const Params &params, const Walk &walk, const float *shelf,
+// y of one pack, in place of x; returns the mask's bits. `coefficients_of(v)` is for element v.
+template <Kind KIND, class T, int V, class CoefficientsOf>
+__device__ inline unsigned apply_pack(const Params &params, const CoefficientsOf &coefficients_of,
                                       Pack<T, V> &pack, const Pack<T, V> &residual) {
     unsigned bits = 0;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-        const Coefficients of = take_from_shelf<Coefficients>(shelf, walk.slots(), walk.slot(v));
+        const Coefficients of = coefficients_of(v);
         const float z = preactivation<T>(of, to_float(pack.values[v]), params.residual != 0,
                                          to_float(residual.values[v]));
         if (KIND != IDENTITY && passes(params, z)) bits |= 1u << v;
@@ -161,9 +161,10 @@ __device__ inline unsigned apply_pack(const Params &params, const Walk &walk, co
 
 template <Kind KIND, class T, int V, int BATCH, template <int, int> class Walk>
 __device__ void apply(const Params &params) {
-    SHARED_ARRAY(float, shelf, Coefficients::WORDS *MAX_SLOTS);
-    Walk<V, BATCH> walk(params);
+    SHARED_ARRAY(float, shelf, Coefficients::WORDS *MAX_COLUMNS);
+    Walk<V, BATCH> walk(params, place_of_block(params));
     fill_shelf<Coefficients>(shelf, walk, [&](Extent channel) { return channel_coefficients(params, channel); });
+    const auto coefficients_of = [&](int v) { return take_own<Coefficients>(shelf, walk, v); };
     if (blockIdx.x == 0 && threadIdx.x == 0) count_batch(params);
     for (; walk.has_batch(); walk.end_batch()) {
         Window windows[BATCH];
@@ -178,7 +179,7 @@ __device__ void apply(const Params &params) {
         }
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {
-            unsigned bits = apply_pack<KIND>(params, walk, shelf, packs[u], residuals[u]);
+            unsigned bits = apply_pack<KIND>(params, coefficients_of, packs[u], residuals[u]);
             if (windows[u].is_empty()) bits = 0;
             store<T, V>(walk, params.y, params.y_stride, windows[u], packs[u]);
             if (KIND != IDENTITY && params.mask) {

@@ -13,32 +13,31 @@ __device__ inline Wide *partials(const Params &params, Extent first_channel) {
 
 template <class Wide, class Item, int V, int BATCH>
 __device__ inline void leave(const Params &params, const Planes<V, BATCH> &walk,
-                             Item (&items)[1]) {
+                             Item (&items)[1], Words<Item> *) {
     block_reduce<THREADS>(items[0]);
     if (threadIdx.x != 0) return;
-    partials<Wide>(params, walk.channel)[walk.part()] = Wide::from(items[0]);
+    partials<Wide>(params, walk.channel)[walk.part] = Wide::from(items[0]);
 }
 
+// `columns` is shared memory for MAX_COLUMNS.
 template <class Wide, class Item, int V, int BATCH>
 __device__ inline void leave(const Params &params, const Columns<V, BATCH> &walk,
-                             Item (&items)[V]) {
-    SHARED_ARRAY(Words<Item>, columns, MAX_SLOTS);
+                             Item (&items)[V], Words<Item> *columns) {
     rows_reduce<THREADS>(items, walk.width);
+    Wide *channels = partials<Wide>(params, walk.first_channel()) + walk.part;
     const bool is_first_row = walk.y == 0 && walk.column < params.columns;
+    const unsigned fold = params.columns_per_channel;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-        if (is_first_row) columns[walk.x * V + v].item = items[v];
+        if (!is_first_row) continue;
+        if (fold == 1) {
+            channels[(walk.x * V + v) * params.parts] = Wide::from(items[v]);
+        } else {
+            columns[walk.x * V + v].item = items[v];
+        }
     }
     __syncthreads();
-    Wide *channels = partials<Wide>(params, walk.first_channel()) + walk.part();
-    const unsigned fold = params.columns_per_channel;
-    if (fold == 1) {
-#pragma unroll 1
-        for (unsigned channel = threadIdx.x; channel < walk.channels(); channel += THREADS) {
-            channels[channel * params.parts] = Wide::from(columns[channel].item);
-        }
-        return;
-    }
+    if (fold == 1) return;
 #pragma unroll 1
     for (unsigned channel = threadIdx.x / 32; channel < walk.channels(); channel += THREADS / 32) {
         Item item = Item::empty();
@@ -56,9 +55,26 @@ __device__ inline void leave(const Params &params, const Columns<V, BATCH> &walk
 template <class Wide, class Walk, class Item, int COUNT, class Finish>
 __device__ inline void finish_group(const Params &params, const Walk &walk, Item (&items)[COUNT],
                                     const Finish &finish) {
-    leave<Wide>(params, walk, items);
+    SHARED_ARRAY(Words<Item>, columns, Walk::CHANNELS == 1 ? 1 : MAX_COLUMNS);
+    leave<Wide>(params, walk, items, columns);
     if (!arrives_last(params.counters, walk.group(), params.parts)) return;
     const Extent first = walk.first_channel();
     merge_parts<THREADS>(partials<Wide>(params, first), walk.channels(), params.parts,
                          [&](unsigned channel, const Wide &total) { finish(first + channel, total); });
+}
+
+// The same in every block of the group, whose blocks are resident together: `use(channel, result)`
+// gets the channel's number within the group, and whatever it writes may be read at once.
+template <class Wide, class Walk, class Item, int COUNT, class Use>
+__device__ inline void share_group(const Params &params, const Walk &walk, Item (&items)[COUNT],
+                                   Words<Item> *columns, const Use &use) {
+    leave<Wide>(params, walk, items, columns);
+    if (params.parts > 1) {
+        team_barrier(params.counters, walk.group(), params.parts);
+    } else {
+        __syncthreads();
+    }
+    merge_parts<THREADS>(partials<Wide>(params, walk.first_channel()), walk.channels(),
+                         params.parts, use);
+    __syncthreads();
 }

@@ -45,11 +45,20 @@ __device__ inline int gear_of(float magnitude) {
     return magnitude < 0x1p-40f ? GEAR_LOW : GEAR_MIDDLE;
 }
 
-// Brings a deviation into the gear's unit.
-__device__ inline float in_gear(float deviation, int gear) {
-    const float unit = gear == GEAR_HIGH ? 0x1p-60f : 0x1p60f;
-    return deviation * (gear == GEAR_MIDDLE ? 1.0f : unit);
+// The gear for deviations of values of this magnitude: they may be smaller by fp32's precision.
+__device__ inline int gear_of_values(float magnitude) {
+    if (magnitude > 0x1p40f) return GEAR_HIGH;
+    return magnitude < 0x1p-20f ? GEAR_LOW : GEAR_MIDDLE;
 }
+
+// What a deviation is multiplied by.
+__device__ inline float unit_of(int gear) {
+    const float unit = gear == GEAR_HIGH ? 0x1p-60f : 0x1p60f;
+    return gear == GEAR_MIDDLE ? 1.0f : unit;
+}
+
+// Brings a deviation into the gear's unit.
+__device__ inline float in_gear(float deviation, int gear) { return deviation * unit_of(gear); }
 
 // Brings an M2 from a gear into one that is not lower.
 __device__ inline float shift_gear(float m2, int from, int to) {
@@ -66,8 +75,17 @@ struct Moments {
 
 __device__ inline Moments no_moments() { return {0.0f, 0.0f, 0.0f, GEAR_LOW}; }
 
-// Moments of those of N values in registers whose bit is set. `pivot` is the rounded mean, and
-// `sum` that of the deviations from it.
+// From M2 about `pivot`, the rounded mean, and the sum of the deviations from it, which is what the
+// pivot's rounding has left.
+__device__ inline Moments moments_about(float pivot, float m2, int gear, float sum, float count) {
+    const float correction = sum / count;
+    m2 -= in_gear(sum, gear) * in_gear(correction, gear);
+    Moments result = {0.0f, 0.0f, m2 < 0.0f ? 0.0f : m2, gear};
+    result.mean_hi = two_sum(pivot, correction, result.mean_lo);
+    return result;
+}
+
+// The same of those of N values in registers whose bit is set in `valid`.
 template <int N>
 __device__ inline Moments moments_around(const float (&values)[N], unsigned valid, float count,
                                          float pivot, float sum) {
@@ -84,13 +102,7 @@ __device__ inline Moments moments_around(const float (&values)[N], unsigned vali
         const float deviation = in_gear(deviations[i], gear);
         squares[i] = deviation * deviation;
     }
-    float m2 = sum_of<N>(squares);
-    // The pivot is off the mean by its rounding.
-    const float correction = sum / count;
-    m2 -= in_gear(sum, gear) * in_gear(correction, gear);
-    Moments result = {0.0f, 0.0f, m2 < 0.0f ? 0.0f : m2, gear};
-    result.mean_hi = two_sum(pivot, correction, result.mean_lo);
-    return result;
+    return moments_about(pivot, sum_of<N>(squares), gear, sum, count);
 }
 
 // Moments of those of N values in registers whose bit is set in `valid`, `count` of them, at

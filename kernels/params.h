@@ -51,9 +51,11 @@ struct Params {
     float negative_slope;
     unsigned activation;  // ActivationKind
 
-    // How the tensor is walked: see planes.cuh and columns.cuh.
+    // How the tensor is walked: see walk.cuh.
     unsigned parts;          // blocks that share a channel
-    unsigned misalignment;   // planes: elements from the last pack boundary to the first element
+    unsigned slots;          // packs of each tensor that a thread keeps on chip
+    Extent groups;           // of channels that are finished together
+    Extent misalignment;     // planes: elements from the last pack boundary to the first element
     Extent windows;          // planes: windows of one plane
     Extent windows_per_part; // planes: a multiple of 32
     Extent rows, columns;    // columns: extents of the matrix

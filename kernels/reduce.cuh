@@ -55,32 +55,37 @@ __device__ inline void block_reduce(Item &item) {
 // threads, into the threads of the first row. Threads beyond the last whole row hold empty items.
 template <int THREADS, int COUNT, class Item>
 __device__ inline void rows_reduce(Item (&items)[COUNT], unsigned width) {
+    // So many at a time: shared memory is scarce.
+    constexpr int CHUNK = COUNT < 2 ? COUNT : 2;
     constexpr int WORDS = Words<Item>::COUNT, HALF = THREADS / 2;
     // Word by word, so that neighbouring threads use neighbouring banks.
-    SHARED_ARRAY(unsigned, shelf, COUNT *WORDS *HALF);
+    SHARED_ARRAY(unsigned, shelf, CHUNK *WORDS *HALF);
     const unsigned thread = threadIdx.x, row = thread / width;
+#pragma unroll
+    for (int first = 0; first < COUNT; first += CHUNK) {
 #pragma unroll 1
-    for (unsigned rows = (THREADS + width - 1) / width; rows > 1; rows = (rows + 1) / 2) {
-        const unsigned kept = (rows + 1) / 2, moved = kept * width;
-        if (row >= kept && row < rows) {
+        for (unsigned rows = (THREADS + width - 1) / width; rows > 1; rows = (rows + 1) / 2) {
+            const unsigned kept = (rows + 1) / 2, moved = kept * width;
+            if (row >= kept && row < rows) {
 #pragma unroll
-            for (int i = 0; i < COUNT * WORDS; ++i) {
-                Words<Item> mine;
-                mine.item = items[i / WORDS];
-                shelf[i * HALF + thread - moved] = mine.words[i % WORDS];
+                for (int i = 0; i < CHUNK * WORDS; ++i) {
+                    Words<Item> mine;
+                    mine.item = items[first + i / WORDS];
+                    shelf[i * HALF + thread - moved] = mine.words[i % WORDS];
+                }
             }
-        }
-        __syncthreads();
-        if (row < rows - kept && thread + moved < THREADS) {
+            __syncthreads();
+            if (row < rows - kept && thread + moved < THREADS) {
 #pragma unroll
-            for (int i = 0; i < COUNT; ++i) {
-                Words<Item> theirs;
+                for (int i = 0; i < CHUNK; ++i) {
+                    Words<Item> theirs;
 #pragma unroll
-                for (int w = 0; w < WORDS; ++w) theirs.words[w] = shelf[(i * WORDS + w) * HALF + thread];
-                items[i].merge(theirs.item);
+                    for (int w = 0; w < WORDS; ++w) theirs.words[w] = shelf[(i * WORDS + w) * HALF + thread];
+                    items[first + i].merge(theirs.item);
+                }
             }
+            __syncthreads();
         }
-        __syncthreads();
     }
 }
 
@@ -97,6 +102,22 @@ __device__ inline bool arrives_last(Address counters, Extent group, unsigned blo
     __syncthreads();
     if (is_last[0]) __threadfence();
     return is_last[0];
+}
+
+// All of a team's `blocks` come here before any of them goes on; what they have written can then be
+// read. They must be resident together. Leaves the counter at zero.
+__device__ inline void team_barrier(Address counters, Extent team, unsigned blocks) {
+    unsigned *counter = reinterpret_cast<unsigned *>(counters) + team;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        // Everyone counts twice, coming and going, and the last to go wraps round.
+        atomicInc(counter, 2 * blocks - 1);
+        while (load_flag(counter) < blocks) spin_pause();
+        atomicInc(counter, 2 * blocks - 1);
+    }
+    __syncthreads();
+    __threadfence();
 }
 
 // How many lanes share the merging of `parts` partial results: a power of two.

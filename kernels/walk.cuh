@@ -7,7 +7,7 @@
 //   ([N * spatial, C]), and channels-first with small planes ([N, C * spatial]), whose neighbouring
 //   columns fold into channels.
 //
-//     Walk<V, BATCH> walk(params);
+//     Walk<V, BATCH> walk(params, place_of_block(params));
 //     for (; walk.has_batch(); walk.end_batch())
 //         for (int u = 0; u < BATCH; ++u) { Window window = walk.next(u); ... }
 //
@@ -19,7 +19,18 @@
 
 constexpr int THREADS = 256;
 // Columns that a block covers at most.
-constexpr int MAX_SLOTS = 416;
+constexpr int MAX_COLUMNS = 416;
+
+// What a block has to do: a part of a group of channels, from one of its windows on.
+struct Place {
+    Extent group;
+    unsigned part;
+    unsigned from;  // windows of each thread that are left out
+};
+
+__device__ inline Place place_of_block(const Params &params) {
+    return {blockIdx.x / params.parts, blockIdx.x % params.parts, 0};
+}
 
 struct Window {
     Extent sample, inner;  // an element's offset is sample * stride + inner
@@ -83,14 +94,16 @@ struct Planes {
 
     const Params &params;
     Extent channel;
+    unsigned part;
     Extent base, end;         // windows of this block, counted over all planes of the channel
     Extent sample, window;   // the next of this thread
     Extent step_samples, step_windows;
 
-    __device__ explicit Planes(const Params &params) : params(params) {
-        channel = blockIdx.x / params.parts;
-        base = blockIdx.x % params.parts * params.windows_per_part;
+    __device__ Planes(const Params &params, const Place &place)
+        : params(params), channel(place.group), part(place.part) {
+        base = part * params.windows_per_part;
         end = min(base + params.windows_per_part, params.samples * params.windows);
+        base += (Extent)place.from * THREADS;
         sample = (base + threadIdx.x) / params.windows;
         window = (base + threadIdx.x) % params.windows;
         step_samples = THREADS / params.windows;
@@ -99,6 +112,10 @@ struct Planes {
 
     __device__ bool has_batch() const { return base < end; }
     __device__ void end_batch() { base += BATCH * THREADS; }
+    // Windows of each thread.
+    __device__ unsigned steps() const {
+        return base < end ? (unsigned)((end - base + THREADS - 1) / THREADS) : 0;
+    }
     // Whether all windows of this thread's batch are full.
     __device__ bool is_whole_batch() const {
         return base + BATCH * THREADS <= end && params.windows * V == params.spatial;
@@ -135,17 +152,15 @@ struct Planes {
 
     __device__ Extent mask_row_bytes() const { return (params.spatial + 7) / 8; }
 
-    // Slots hold what a block knows of its channels.
-    __device__ unsigned slots() const { return 1; }
-    __device__ unsigned slot(int) const { return 0; }
-    __device__ bool slot_channel(unsigned, Extent &of) const {
-        of = channel;
-        return true;
-    }
+    // On a block's shelf for what it knows of its channels.
+    __device__ unsigned places() const { return 1; }
+    __device__ unsigned place(int) const { return 0; }
+    __device__ unsigned place_of(unsigned) const { return 0; }
+    // Whether the thread has any part of the tensor.
+    __device__ bool has_columns() const { return true; }
 
     // Blocks of one group finish its channels together.
     __device__ Extent group() const { return channel; }
-    __device__ unsigned part() const { return blockIdx.x % params.parts; }
     __device__ Extent first_channel() const { return channel; }
     __device__ unsigned channels() const { return 1; }
 };
@@ -156,20 +171,24 @@ struct Columns {
     static constexpr bool HAS_ENDS = false;
 
     const Params &params;
+    Extent tile;
+    unsigned part;
     unsigned width, x, y, height;  // the block as rows of threads, and this thread's place
     Extent column;                 // its first
     Extent base, end;              // rows of this block
     Extent sample, row;            // the next of this thread, counted within the sample
     Extent step_samples, step_rows;
 
-    __device__ explicit Columns(const Params &params) : params(params) {
+    __device__ Columns(const Params &params, const Place &place)
+        : params(params), tile(place.group), part(place.part) {
         width = params.packs_per_tile;
         height = THREADS / width;
         x = threadIdx.x % width;
         y = threadIdx.x / width;
-        column = (group() * width + x) * V;
-        base = part() * params.rows_per_part;
+        column = (tile * width + x) * V;
+        base = part * params.rows_per_part;
         end = min(base + params.rows_per_part, params.rows);
+        base += (Extent)place.from * height;
         const Extent per_sample = max(params.rows_per_sample, (Extent)1);
         sample = (base + y) / per_sample;
         row = (base + y) % per_sample;
@@ -179,16 +198,20 @@ struct Columns {
 
     __device__ bool has_batch() const { return base < end; }
     __device__ void end_batch() { base += BATCH * height; }
+    // Windows of each thread.
+    __device__ unsigned steps() const {
+        return base < end ? (unsigned)((end - base + height - 1) / height) : 0;
+    }
     // Whether all windows of this thread's batch are full.
     __device__ bool is_whole_batch() const {
-        return base + BATCH * height <= end && y < height && column < params.columns;
+        return base + BATCH * height <= end && has_columns();
     }
 
     // The next window of this thread; `u` counts them within the batch.
     __device__ Window next(int u) {
         Window result = {};
         const Extent of_all = base + u * height + y;
-        if (y < height && column < params.columns && of_all < end) {
+        if (has_columns() && of_all < end) {
             result.sample = sample;
             result.inner = row * params.columns + column;
             result.last = V;
@@ -206,19 +229,21 @@ struct Columns {
 
     __device__ Extent mask_row_bytes() const { return (params.columns + 7) / 8; }
 
-    // Columns, turned so that neighbouring threads find their own in neighbouring banks.
-    __device__ unsigned slots() const { return width * V; }
-    __device__ unsigned slot(int v) const { return v * width + x; }
-    __device__ bool slot_channel(unsigned slot, Extent &of) const {
-        const Extent column = group() * width * V + slot % width * V + slot / width;
-        of = column / params.columns_per_channel;
-        return column < params.columns;
+    // Where columns are channels, they are turned, so that neighbouring threads find their own in
+    // neighbouring banks.
+    __device__ unsigned places() const { return width * V; }
+    __device__ unsigned place(int v) const {
+        if (params.columns_per_channel == 1) return v * width + x;
+        return (x * V + v) / params.columns_per_channel;
     }
+    __device__ unsigned place_of(unsigned channel) const {
+        return params.columns_per_channel == 1 ? channel % V * width + channel / V : channel;
+    }
+    __device__ bool has_columns() const { return y < height && column < params.columns; }
 
-    __device__ Extent group() const { return blockIdx.x / params.parts; }
-    __device__ unsigned part() const { return blockIdx.x % params.parts; }
+    __device__ Extent group() const { return tile; }
     __device__ Extent first_channel() const {
-        return group() * (width * V / params.columns_per_channel);
+        return tile * (width * V / params.columns_per_channel);
     }
     __device__ unsigned channels() const {
         const Extent rest = params.channels - first_channel();

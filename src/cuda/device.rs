@@ -3,7 +3,7 @@
 use super::bind::{Bound, check_element, check_residual, norm_values};
 use super::launcher::{Launch, Launcher};
 use super::params::Params;
-use super::plan::{Alignment, BLOCK, Geometry, Pass, Plan};
+use super::plan::{Alignment, BLOCK, Geometry, Pass, Plan, Tier, training_plans};
 use super::workspace::Workspace;
 use crate::backend::*;
 use crate::config::Activation;
@@ -15,12 +15,19 @@ use crate::problem::{Operand, Problem};
 #[derive(Debug, Clone)]
 pub struct Device<L: Launcher> {
     launcher: L,
+    tier: Option<Tier>,
 }
 
 impl<L: Launcher> Device<L> {
     /// A backend over `launcher`.
     pub fn new(launcher: L) -> Self {
-        Device { launcher }
+        Device { launcher, tier: None }
+    }
+
+    /// Forces where training passes keep their tensors between sweeps, for tests and measurements.
+    /// A call that has no such plan is refused. `None`, the default: what should be fastest.
+    pub fn with_tier(self, tier: Option<Tier>) -> Self {
+        Device { tier, ..self }
     }
 
     /// What runs the kernels.
@@ -32,10 +39,27 @@ impl<L: Launcher> Device<L> {
         Plan::new(pass, problem, &self.launcher.facts(), alignment)
     }
 
+    fn training_plans(
+        &self,
+        pass: Pass,
+        problem: &Problem,
+        inputs: Alignment,
+        all: Alignment,
+    ) -> Result<Vec<Plan>> {
+        training_plans(pass, problem, &self.launcher.facts(), inputs, all, self.tier)
+    }
+
     /// Launches one pass.
     fn launch(&self, plan: &Plan, params: &Params) -> Result<()> {
         let params = with_geometry(*params, plan);
-        self.launch_kernel(&plan.kernel, plan.grid, &params)
+        self.launcher.launch(&Launch {
+            kernel: &plan.kernel,
+            grid: plan.grid,
+            block: BLOCK,
+            shared_bytes: plan.shared_bytes,
+            is_cooperative: plan.tier == Tier::Grid,
+            params: bytemuck::bytes_of(&params),
+        })
     }
 
     fn launch_kernel(&self, kernel: &str, grid: u32, params: &Params) -> Result<()> {
@@ -44,6 +68,7 @@ impl<L: Launcher> Device<L> {
             grid,
             block: BLOCK,
             shared_bytes: 0,
+            is_cooperative: false,
             params: bytemuck::bytes_of(params),
         })
     }
@@ -88,10 +113,11 @@ fn activation_kind(activation: Activation) -> u32 {
 }
 
 fn with_geometry(params: Params, plan: &Plan) -> Params {
-    let parts = plan.parts;
+    let (parts, slots, groups) = (plan.parts, plan.slots, plan.groups);
+    let params = Params { parts, slots, groups, ..params };
     match plan.geometry {
         Geometry::Planes { misalignment, windows, windows_per_part } => {
-            Params { parts, misalignment, windows, windows_per_part, ..params }
+            Params { misalignment: misalignment.into(), windows, windows_per_part, ..params }
         }
         Geometry::Columns {
             rows,
@@ -101,7 +127,6 @@ fn with_geometry(params: Params, plan: &Plan) -> Params {
             columns_per_channel,
             packs_per_tile,
         } => Params {
-            parts,
             rows,
             columns,
             rows_per_sample,
@@ -192,11 +217,10 @@ impl<L: Launcher> Backend for Device<L> {
         bound.scratch(size, &mut buffer, &mut params)?;
 
         let alone = alignment_of(problem, &[(params.x, Operand::X)]);
-        let statistics = self.plan(Pass::Statistics, problem, alone)?;
-        let apply = self.plan(Pass::Apply, problem, forward_alignment(problem, &params))?;
-        size.check(problem, &[&statistics])?;
-        self.launch(&statistics, &params)?;
-        self.launch(&apply, &params)
+        let all = forward_alignment(problem, &params);
+        let plans = self.training_plans(Pass::Forward, problem, alone, all)?;
+        size.check(problem, &plans)?;
+        plans.iter().try_for_each(|plan| self.launch(plan, &params))
     }
 
     fn backward_train<E: Element>(
@@ -225,11 +249,11 @@ impl<L: Launcher> Backend for Device<L> {
         params.dbias = bound.write_optional("dbias", channels, &mut dbias)?;
         params.sums = bound.scratch(size, &mut buffer, &mut params)?;
 
-        let reduce = self.plan(Pass::Reduce, problem, inputs_alignment(problem, &params))?;
-        let gradient = self.plan(Pass::Gradient, problem, backward_alignment(problem, &params))?;
-        size.check(problem, &[&reduce])?;
-        self.launch(&reduce, &params)?;
-        self.launch(&gradient, &params)
+        let inputs = inputs_alignment(problem, &params);
+        let all = backward_alignment(problem, &params);
+        let plans = self.training_plans(Pass::Backward, problem, inputs, all)?;
+        size.check(problem, &plans)?;
+        plans.iter().try_for_each(|plan| self.launch(plan, &params))
     }
 
     fn inference<E: Element>(
@@ -306,7 +330,7 @@ impl<L: Launcher> Backend for Device<L> {
         bound.scratch(size, &mut buffer, &mut params)?;
 
         let frozen = self.plan(Pass::Frozen, problem, backward_alignment(problem, &params))?;
-        size.check(problem, &[&frozen])?;
+        size.check(problem, std::slice::from_ref(&frozen))?;
         self.launch(&frozen, &params)
     }
 
@@ -329,7 +353,7 @@ impl<L: Launcher> Backend for Device<L> {
 
         let alone = alignment_of(problem, &[(params.x, Operand::X)]);
         let plan = self.plan(Pass::Statistics, problem, alone)?;
-        size.check(problem, &[&plan])?;
+        size.check(problem, std::slice::from_ref(&plan))?;
         self.launch(&plan, &params)
     }
 
@@ -404,7 +428,7 @@ impl<L: Launcher> Backend for Device<L> {
         bound.scratch(size, &mut buffer, &mut params)?;
 
         let reduce = self.plan(Pass::Reduce, problem, inputs_alignment(problem, &params))?;
-        size.check(problem, &[&reduce])?;
+        size.check(problem, std::slice::from_ref(&reduce))?;
         self.launch(&reduce, &params)
     }
 

@@ -130,7 +130,7 @@ const DRIVER_FUNCTIONS: [&str; 36] = [
     "cuGetErrorName",
     "cuGetErrorString",
     "cuInit",
-    "cuLaunchKernel",
+    "cuLaunchKernelEx",
     "cuMemAllocAsync",
     "cuMemAlloc_v2",
     "cuMemFreeAsync",
@@ -361,8 +361,24 @@ fn facts(context: &CudaContext) -> Result<DeviceFacts> {
         shared_bytes_per_block: attribute(
             Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
         )?,
+        shared_bytes_per_multiprocessor: attribute(
+            Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
+        )?,
+        shared_bytes_reserved: attribute(
+            Attribute::CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK,
+        )?,
         l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.into(),
+        memory_bandwidth: bandwidth(
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?,
+        ),
     })
+}
+
+/// Of memory that moves two bits a clock on each line.
+fn bandwidth(clock_khz: u32, bus_bits: u32) -> u64 {
+    let bytes_per_clock = u64::from(bus_bits) / 8 * 2;
+    u64::from(clock_khz) * 1000 * bytes_per_clock
 }
 
 /// Device memory that is freed, in its stream's order, when it is dropped.
@@ -516,7 +532,9 @@ pub struct GpuHold<'a> {
     _record: Option<SyncOnDrop<'a>>,
 }
 
-impl Launcher for CudaLauncher {
+// SAFETY: addresses are those of cudarc's memory of this context, whose guards are the holds, or
+// those whose owner has promised as much (`from_raw`).
+unsafe impl Launcher for CudaLauncher {
     type Buffer<T: Scalar> = GpuBuffer<T>;
     type Slice<'a, T: Scalar> = GpuSlice<'a, T>;
     type SliceMut<'a, T: Scalar> = GpuSliceMut<'a, T>;
@@ -624,25 +642,40 @@ impl Launcher for CudaLauncher {
         self.context().bind_to_thread().or_fail(&what())?;
         let function = self.kernels.function(launch.kernel)?;
         let mut params = Params::new(launch.params);
-        // SAFETY: function and stream are of the context that is current; `params` outlives the
-        // call, which copies it. What the kernel does with the addresses in it is for the caller
-        // to answer, who holds them (`Launcher::launch`).
+        let mut cooperative = cooperative();
+        let config = sys::CUlaunchConfig {
+            gridDimX: launch.grid,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: launch.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: self.stream.cu_stream(),
+            attrs: &raw mut cooperative,
+            numAttrs: launch.is_cooperative.into(),
+        };
+        // SAFETY: function and stream are of the context that is current; config and `params`
+        // outlive the call, which copies them. The addresses in it are those of memory that the
+        // caller holds: only `Device` makes a launch, of what `memory` gave it.
         let outcome = unsafe {
-            sys::cuLaunchKernel(
+            sys::cuLaunchKernelEx(
+                &config,
                 function,
-                launch.grid,
-                1,
-                1,
-                launch.block,
-                1,
-                1,
-                launch.shared_bytes,
-                self.stream.cu_stream(),
                 ptr::null_mut(),
                 params.extra().as_mut_ptr(),
             )
         };
         outcome.result().or_fail(&what())
+    }
+}
+
+/// Asks for all blocks of a launch to be resident together, or for an error.
+fn cooperative() -> sys::CUlaunchAttribute {
+    sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { cooperative: 1 },
     }
 }
 
@@ -658,7 +691,7 @@ impl<'a> Params<'a> {
         Self { bytes, size: bytes.len() }
     }
 
-    /// The list that `cuLaunchKernel` takes as `extra`; the numbers are cuda.h's
+    /// The list that `cuLaunchKernelEx` takes as `extra`; the numbers are cuda.h's
     /// `CU_LAUNCH_PARAM_BUFFER_POINTER`, `_BUFFER_SIZE` and `_END`.
     fn extra(&mut self) -> [*mut c_void; 5] {
         [
@@ -732,7 +765,14 @@ mod tests {
     fn an_unknown_kernel_is_an_error_that_names_it() {
         let Some(gpu) = gpu() else { return };
         for kernel in ["no_such_kernel", "nul\0"] {
-            let launch = Launch { kernel, grid: 1, block: 32, shared_bytes: 0, params: &[] };
+            let launch = Launch {
+                kernel,
+                grid: 1,
+                block: 32,
+                shared_bytes: 0,
+                is_cooperative: false,
+                params: &[],
+            };
             let error = gpu.launch(&launch).unwrap_err().to_string();
             assert!(error.contains("looking up the kernel"), "{error}");
         }

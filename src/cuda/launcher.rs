@@ -14,23 +14,57 @@ pub struct DeviceFacts {
     pub threads_per_multiprocessor: u32,
     /// Bytes of shared memory that one block may have, static and dynamic together.
     pub shared_bytes_per_block: u32,
+    /// Bytes of shared memory of one multiprocessor.
+    pub shared_bytes_per_multiprocessor: u32,
+    /// Bytes of it that each block takes beyond what it asks for.
+    pub shared_bytes_reserved: u32,
     /// Bytes of the second-level cache.
     pub l2_bytes: u64,
+    /// Bytes a second that memory moves at best.
+    pub memory_bandwidth: u64,
 }
 
-/// One kernel launch.
-#[derive(Debug, Clone, PartialEq)]
+/// One kernel launch. Only a [`Device`](super::Device) makes one, of addresses that it holds.
+#[derive(Debug, PartialEq)]
 pub struct Launch<'a> {
+    pub(super) kernel: &'a str,
+    pub(super) grid: u32,
+    pub(super) block: u32,
+    pub(super) shared_bytes: u32,
+    pub(super) is_cooperative: bool,
+    pub(super) params: &'a [u8],
+}
+
+impl Launch<'_> {
     /// The entry point's name: a C identifier.
-    pub kernel: &'a str,
+    pub fn kernel(&self) -> &str {
+        self.kernel
+    }
+
     /// Blocks; grids are one-dimensional.
-    pub grid: u32,
+    pub fn grid(&self) -> u32 {
+        self.grid
+    }
+
     /// Threads per block, one-dimensional, a multiple of 32.
-    pub block: u32,
+    pub fn block(&self) -> u32 {
+        self.block
+    }
+
     /// Bytes of dynamic shared memory.
-    pub shared_bytes: u32,
+    pub fn shared_bytes(&self) -> u32 {
+        self.shared_bytes
+    }
+
+    /// Whether blocks wait for each other, so that all must be resident together.
+    pub fn is_cooperative(&self) -> bool {
+        self.is_cooperative
+    }
+
     /// The bytes of the one struct that the kernel takes by value.
-    pub params: &'a [u8],
+    pub fn params(&self) -> &[u8] {
+        self.params
+    }
 }
 
 /// An address that a launch may use for as long as this value lives.
@@ -53,7 +87,13 @@ impl<H> MemoryRef<H> {
 }
 
 /// A device that has memory and runs kernels in the order they are launched.
-pub trait Launcher: Clone + Send + Sync + Sized + 'static {
+///
+/// # Safety
+/// [`memory`](Self::memory) and [`memory_mut`](Self::memory_mut) give addresses at which a launch
+/// on this device may read, or read and write, so many bytes for as long as `hold` lives.
+// A promise, not an operation: what is unsafe about launches stays in the implementations.
+#[allow(unsafe_code)]
+pub unsafe trait Launcher: Clone + Send + Sync + Sized + 'static {
     /// Memory that the device owns.
     type Buffer<T: Scalar>: Send + Sync;
     /// Borrowed memory, to read.
@@ -89,7 +129,7 @@ pub trait Launcher: Clone + Send + Sync + Sized + 'static {
         &'s self,
         slice: &'s mut Self::SliceMut<'_, T>,
     ) -> Result<MemoryRef<Self::Hold<'s>>>;
-    /// Enqueues one kernel. Every address in its params must be held by the caller.
+    /// Enqueues one kernel.
     ///
     /// # Errors
     /// No such kernel, a launch that the device refuses.

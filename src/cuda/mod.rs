@@ -14,17 +14,22 @@ pub mod nvrtc;
 #[allow(missing_docs, non_upper_case_globals, dead_code, reason = "made by bindgen")]
 mod params;
 mod plan;
+pub mod profiles;
+mod resident;
 #[cfg(feature = "cuda")]
 pub mod search;
 #[cfg(feature = "cuda")]
 pub mod target;
+mod traffic;
 mod workspace;
 
 pub use device::Device;
 #[cfg(feature = "cuda")]
 pub use launch::{CudaLauncher, DeviceInfo, GpuBuffer, GpuHold, GpuSlice, GpuSliceMut, devices};
 pub use launcher::{DeviceFacts, Launch, Launcher, MemoryRef};
-pub use plan::{Alignment, Geometry, Pass, Plan, RequestedBytes, Walk};
+pub use plan::{Alignment, Geometry, Pass, Plan, Tier, Walk, training_plans};
+pub use resident::static_shared_bytes;
+pub use traffic::RequestedBytes;
 pub use workspace::Workspace;
 
 /// The kernels on an NVIDIA GPU.

@@ -5,6 +5,7 @@
 //! `kernels/walk.cuh`.
 
 use super::launcher::DeviceFacts;
+use super::resident::{resident, streaming_seconds};
 use crate::config::{Activation, Layout};
 use crate::element::DType;
 use crate::error::{Error, Result};
@@ -13,14 +14,14 @@ use std::fmt;
 
 /// Threads of every block: `THREADS` in `kernels/walk.cuh`.
 pub const BLOCK: u32 = 256;
-/// Columns that a block covers at most: `MAX_SLOTS` in `kernels/walk.cuh`.
-const MAX_SLOTS: u64 = 416;
+/// Columns that a block covers at most: `MAX_COLUMNS` in `kernels/walk.cuh`.
+const MAX_COLUMNS: u64 = 416;
 /// Bytes of a pack.
-const PACK_BYTES: u64 = 16;
+pub(super) const PACK_BYTES: u64 = 16;
 /// f64 words that a block leaves per channel, at most: count, mean, M2.
 pub(super) const PARTIAL_WORDS: u64 = 3;
 
-/// One sweep over the tensors.
+/// One launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Pass {
     /// Mean and variance of each channel.
@@ -33,6 +34,33 @@ pub enum Pass {
     Gradient,
     /// Backward with fixed statistics: sums and dx in one sweep.
     Frozen,
+    /// A training forward as a whole: statistics, then y from what stayed on chip.
+    Forward,
+    /// A training backward as a whole.
+    Backward,
+}
+
+/// Where the tensors are between the two sweeps of a training pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Tier {
+    /// In memory: two launches.
+    Streaming,
+    /// On chip, a group of channels in each block.
+    Block,
+    /// On chip, a group of channels spread over blocks that wait for each other.
+    Grid,
+}
+
+impl Pass {
+    /// Whether it reads the mask of a problem that has one.
+    pub(super) fn reads_mask(self) -> bool {
+        matches!(self, Pass::Reduce | Pass::Gradient | Pass::Backward)
+    }
+
+    /// Whether it writes the mask of a problem that has one.
+    pub(super) fn writes_mask(self) -> bool {
+        matches!(self, Pass::Apply | Pass::Forward)
+    }
 }
 
 /// In which pattern a pass goes through memory.
@@ -61,7 +89,7 @@ impl Walk {
 /// if a block can cover them.
 fn channels_per_tile(spatial: u64) -> Option<u64> {
     let channels = 8 >> spatial.trailing_zeros().min(3);
-    (1..=MAX_SLOTS).contains(&(channels * spatial)).then_some(channels)
+    (1..=MAX_COLUMNS).contains(&(channels * spatial)).then_some(channels)
 }
 
 /// Where tensors lie relative to the boundaries of packs.
@@ -114,6 +142,12 @@ pub struct Plan {
     pub grid: u32,
     /// Where packs and parts begin.
     pub geometry: Geometry,
+    /// Where the tensors are between the sweeps.
+    pub tier: Tier,
+    /// Packs of each tensor that a thread keeps on chip.
+    pub slots: u32,
+    /// Bytes of dynamic shared memory of a block.
+    pub shared_bytes: u32,
 }
 
 /// The fields of `Params` that say how a tensor is walked.
@@ -175,8 +209,50 @@ impl Plan {
             .ok_or_else(|| Error::argument("x", "channels that fit one grid", problem))?
             as u32;
         let kernel = kernel_name(pass, walk, dtype, pack, problem);
-        Ok(Plan { pass, kernel, walk, pack, groups, parts: parts as u32, grid, geometry })
+        let parts = parts as u32;
+        let (tier, slots, shared_bytes) = (Tier::Streaming, 0, 0);
+        Ok(Plan { pass, kernel, walk, pack, groups, parts, grid, geometry, tier, slots, shared_bytes })
     }
+}
+
+/// The launches of a training pass, `Pass::Forward` or `Pass::Backward`: one that keeps tensors on
+/// chip, or two that stream. `tier` forces the choice, where that is possible: else it is what
+/// should take the least time. `inputs` is how the tensors of the first sweep lie.
+///
+/// # Errors
+/// As for [`Plan::new`]; nothing of a forced tier fits.
+pub fn training_plans(
+    pass: Pass,
+    problem: &Problem,
+    facts: &DeviceFacts,
+    inputs: Alignment,
+    all: Alignment,
+    tier: Option<Tier>,
+) -> Result<Vec<Plan>> {
+    let sweeps = match pass {
+        Pass::Backward => [Pass::Reduce, Pass::Gradient],
+        _ => [Pass::Statistics, Pass::Apply],
+    };
+    let [first, second] = sweeps;
+    let streaming = vec![
+        Plan::new(first, problem, facts, inputs)?,
+        Plan::new(second, problem, facts, all)?,
+    ];
+    if tier == Some(Tier::Streaming) {
+        return Ok(streaming);
+    }
+    match resident(pass, problem, facts, all, tier) {
+        Some((plan, _)) if tier.is_some() => Ok(vec![plan]),
+        Some((plan, time)) if time < streaming_seconds(pass, problem, facts) => Ok(vec![plan]),
+        None if tier.is_some() => {
+            Err(Error::argument("tier", format_args!("one that can hold {problem}"), tier_name(tier)))
+        }
+        _ => Ok(streaming),
+    }
+}
+
+fn tier_name(tier: Option<Tier>) -> String {
+    tier.map_or_else(|| "none".to_owned(), |tier| format!("{tier:?}"))
 }
 
 impl Geometry {
@@ -192,19 +268,19 @@ impl Geometry {
 }
 
 /// Whole packs wherever tensors and mask allow, else single elements.
-fn pack_of(walk: Walk, pass: Pass, problem: &Problem, alignment: Alignment) -> u32 {
+pub(super) fn pack_of(walk: Walk, pass: Pass, problem: &Problem, alignment: Alignment) -> u32 {
     let pack = PACK_BYTES / problem.dtype().size() as u64;
     let row = match walk {
         Walk::Planes => problem.spatial() as u64,
         Walk::Columns => columns_of(problem),
     };
-    let writes_mask = pass == Pass::Apply && problem.epilogue().has_mask();
-    let reads_mask = matches!(pass, Pass::Reduce | Pass::Gradient) && problem.epilogue().has_mask();
+    let touches_mask =
+        problem.epilogue().has_mask() && (pass.reads_mask() || pass.writes_mask());
     let fits = match (walk, alignment.offset) {
         (_, None) => false,
         // Planes may begin anywhere, but a mask's bytes begin with them.
         (Walk::Planes, Some(offset)) => {
-            !(writes_mask || reads_mask) || (offset == 0 && row.is_multiple_of(8))
+            !touches_mask || (offset == 0 && row.is_multiple_of(8))
         }
         (Walk::Columns, Some(offset)) => {
             offset == 0 && row.is_multiple_of(pack) && samples_are_aligned(problem, pack)
@@ -221,7 +297,7 @@ fn samples_are_aligned(problem: &Problem, pack: u64) -> bool {
             .all(|&operand| (problem.batch_stride(operand) as u64).is_multiple_of(pack))
 }
 
-fn columns_of(problem: &Problem) -> u64 {
+pub(super) fn columns_of(problem: &Problem) -> u64 {
     match problem.layout() {
         Layout::ChannelsFirst => (problem.channels() * problem.spatial()) as u64,
         Layout::ChannelsLast => problem.channels() as u64,
@@ -232,18 +308,18 @@ fn columns_of(problem: &Problem) -> u64 {
 fn wanted_blocks(pass: Pass, facts: &DeviceFacts) -> u64 {
     let waves = match pass {
         Pass::Statistics | Pass::Reduce | Pass::Frozen => 2,
-        Pass::Apply | Pass::Gradient => 4,
+        Pass::Apply | Pass::Gradient | Pass::Forward | Pass::Backward => 4,
     };
     let per_multiprocessor = facts.threads_per_multiprocessor / BLOCK;
     waves * u64::from(facts.multiprocessors * per_multiprocessor)
 }
 
 /// The share of one of `parts` among `whole`, in whole `granules`.
-fn share(whole: u64, parts: u64, granule: u64) -> u64 {
+pub(super) fn share(whole: u64, parts: u64, granule: u64) -> u64 {
     whole.div_ceil(parts.max(1)).next_multiple_of(granule).max(granule)
 }
 
-fn planes(
+pub(super) fn planes(
     pass: Pass,
     problem: &Problem,
     facts: &DeviceFacts,
@@ -270,7 +346,7 @@ fn planes(
     (channels, Geometry::Planes { misalignment, windows, windows_per_part })
 }
 
-fn columns(pass: Pass, problem: &Problem, facts: &DeviceFacts, pack: u32) -> (u64, Geometry) {
+pub(super) fn columns(pass: Pass, problem: &Problem, facts: &DeviceFacts, pack: u32) -> (u64, Geometry) {
     let columns = columns_of(problem);
     let (rows, rows_per_sample, columns_per_channel) = match problem.layout() {
         Layout::ChannelsFirst => (problem.batch() as u64, 1, problem.spatial() as u64),
@@ -281,7 +357,7 @@ fn columns(pass: Pass, problem: &Problem, facts: &DeviceFacts, pack: u32) -> (u6
             (rows, rows_per_sample, 1)
         }
     };
-    let writes_mask = pass == Pass::Apply && problem.epilogue().has_mask();
+    let writes_mask = pass.writes_mask() && problem.epilogue().has_mask();
     let tile = match (writes_mask, pack) {
         // Lanes are bits: a warp sees 32 columns of one row.
         (true, 1) => 32,
@@ -303,7 +379,7 @@ fn columns(pass: Pass, problem: &Problem, facts: &DeviceFacts, pack: u32) -> (u6
 
 /// Packs of a row for one block: enough for whole lines of memory, whole channels, and pairs (two
 /// packs of f32 share a byte of mask).
-fn packs_per_tile(columns: u64, pack: u64, columns_per_channel: u64) -> u64 {
+pub(super) fn packs_per_tile(columns: u64, pack: u64, columns_per_channel: u64) -> u64 {
     /// A warp's worth: 512 bytes of a row.
     const WIDE: u64 = 32;
     if columns_per_channel == 1 {
@@ -316,90 +392,32 @@ fn packs_per_tile(columns: u64, pack: u64, columns_per_channel: u64) -> u64 {
         1 => columns_per_channel,
         _ => channels_per_tile(columns_per_channel).unwrap_or(8) * columns_per_channel,
     };
-    let limit = MAX_SLOTS.min(u64::from(BLOCK) * pack);
+    let limit = MAX_COLUMNS.min(u64::from(BLOCK) * pack);
     let times = (WIDE * pack / least).clamp(1, (limit / least).max(1));
     least * times / pack
 }
 
-/// Bytes that a pass asks memory for, exactly, by tensor. What L2 serves of them is not taken off.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct RequestedBytes {
-    /// Loads of x.
-    pub x: u64,
-    /// Loads of the residual.
-    pub residual: u64,
-    /// Loads of dy.
-    pub dy: u64,
-    /// Stores of y.
-    pub y: u64,
-    /// Stores of dx.
-    pub dx: u64,
-    /// Stores of dresidual, if it is wanted.
-    pub dresidual: u64,
-    /// Loads of the mask: a byte for every pack, whatever number of its bits the pack needs.
-    pub mask_read: u64,
-    /// Stores of the mask.
-    pub mask_written: u64,
-}
-
-impl RequestedBytes {
-    /// All of them.
-    pub fn total(&self) -> u64 {
-        let tensors = self.x + self.residual + self.dy + self.y + self.dx + self.dresidual;
-        tensors + self.mask_read + self.mask_written
-    }
-}
-
 impl Plan {
-    /// What the plan's launch asks memory for, but for what it keeps per channel.
-    pub fn requested_bytes(&self, problem: &Problem) -> RequestedBytes {
-        let epilogue = problem.epilogue();
-        let tensor = (problem.elements() * problem.dtype().size()) as u64;
-        let when = |condition: bool| if condition { tensor } else { 0 };
-        let is_training_backward = matches!(self.pass, Pass::Reduce | Pass::Gradient);
-        let is_backward = is_training_backward || self.pass == Pass::Frozen;
-        let writes_dx = matches!(self.pass, Pass::Gradient | Pass::Frozen);
-        let reads_residual = match self.pass {
-            Pass::Statistics => false,
-            Pass::Apply => epilogue.residual,
-            Pass::Reduce | Pass::Gradient => epilogue.backward_reads_residual(),
-            Pass::Frozen => epilogue.residual && epilogue.activation != Activation::Identity,
-        };
-        RequestedBytes {
-            x: tensor,
-            residual: when(reads_residual),
-            dy: when(is_backward),
-            y: when(self.pass == Pass::Apply),
-            dx: when(writes_dx),
-            dresidual: when(writes_dx && epilogue.residual),
-            mask_read: match is_training_backward && epilogue.has_mask() {
-                true => (problem.elements() / self.pack as usize) as u64,
-                false => 0,
-            },
-            mask_written: match (self.pass, self.geometry) {
-                (Pass::Apply, _) if !epilogue.has_mask() => 0,
-                (Pass::Apply, Geometry::Columns { rows, columns, .. }) => {
-                    rows * columns.div_ceil(8)
-                }
-                (Pass::Apply, Geometry::Planes { .. }) => problem.mask_len() as u64,
-                _ => 0,
-            },
-        }
-    }
-
     /// f64 words of scratch that this plan's blocks leave results in.
     pub(super) fn partial_words(&self, problem: &Problem) -> u64 {
         problem.channels() as u64 * u64::from(self.parts) * PARTIAL_WORDS
     }
+
+    /// Counters of the blocks that finish together, and one of all blocks.
+    pub(super) fn counters(&self) -> u64 {
+        self.groups + 1
+    }
 }
 
-fn kernel_name(pass: Pass, walk: Walk, dtype: DType, pack: u32, problem: &Problem) -> String {
+pub(super) fn kernel_name(pass: Pass, walk: Walk, dtype: DType, pack: u32, problem: &Problem) -> String {
     let pass_name = match pass {
         Pass::Statistics => "statistics",
         Pass::Apply => "apply",
         Pass::Reduce => "reduce",
         Pass::Gradient => "gradient",
         Pass::Frozen => "frozen",
+        Pass::Forward => "forward",
+        Pass::Backward => "backward",
     };
     let walk = match walk {
         Walk::Planes => "planes",
@@ -418,7 +436,7 @@ fn kind(pass: Pass, pack: u32, problem: &Problem) -> Option<&'static str> {
         (Pass::Statistics, _) => None,
         _ if pack == 1 => Some("any"),
         (_, Activation::Identity) => Some("identity"),
-        _ if epilogue.has_mask() && matches!(pass, Pass::Reduce | Pass::Gradient) => Some("mask"),
+        _ if epilogue.has_mask() && pass.reads_mask() => Some("mask"),
         (Pass::Frozen, _) => Some("any"),
         (_, Activation::Relu) => Some("relu"),
         _ => Some("any"),
@@ -427,10 +445,11 @@ fn kind(pass: Pass, pack: u32, problem: &Problem) -> Option<&'static str> {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}: {} blocks of {BLOCK} threads, {} per channel",
-            self.kernel, self.grid, self.parts
-        )
+        let Plan { kernel, grid, parts, .. } = self;
+        write!(f, "{kernel}: {grid} blocks of {BLOCK} threads, {parts} per channel")?;
+        match self.tier {
+            Tier::Streaming => Ok(()),
+            Tier::Block | Tier::Grid => write!(f, ", {} B of each on chip", self.shared_bytes),
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! [`Workspace`]: scratch of a GPU call.
 
 use super::launcher::{DeviceFacts, Launcher};
-use super::plan::{Alignment, Pass, Plan};
+use super::plan::{Alignment, Pass, Plan, Tier};
+use super::resident::resident;
 use crate::backend::SUM_ROWS;
 use crate::error::{Error, Result};
 use crate::problem::Problem;
@@ -27,13 +28,24 @@ impl Size {
     fn of(problem: &Problem, facts: &DeviceFacts) -> Result<Size> {
         let sums = (SUM_ROWS * problem.channels()) as u64;
         let mut size = Size { counters: 0, partials: 0, sums };
+        let mut hold = |plan: &Plan| {
+            // Two counters a word.
+            size.counters = size.counters.max(plan.counters().div_ceil(2));
+            size.partials = size.partials.max(plan.partial_words(problem));
+        };
         let offsets = [Alignment::ALIGNED, Alignment { offset: Some(1) }, Alignment::MIXED];
         for pass in [Pass::Statistics, Pass::Reduce, Pass::Frozen] {
             for alignment in offsets {
-                let plan = Plan::new(pass, problem, facts, alignment)?;
-                // Two counters a word.
-                size.counters = size.counters.max(plan.groups.div_ceil(2));
-                size.partials = size.partials.max(plan.partial_words(problem));
+                hold(&Plan::new(pass, problem, facts, alignment)?);
+            }
+        }
+        for pass in [Pass::Forward, Pass::Backward] {
+            for alignment in offsets {
+                for tier in [None, Some(Tier::Block), Some(Tier::Grid)] {
+                    if let Some((plan, _)) = resident(pass, problem, facts, alignment, tier) {
+                        hold(&plan);
+                    }
+                }
             }
         }
         Ok(size)
@@ -44,9 +56,9 @@ impl Size {
     }
 
     /// Refuses a workspace that was made for a smaller problem.
-    pub(super) fn check(&self, problem: &Problem, plans: &[&Plan]) -> Result<()> {
+    pub(super) fn check(&self, problem: &Problem, plans: &[Plan]) -> Result<()> {
         let fits = plans.iter().all(|plan| {
-            plan.groups.div_ceil(2) <= self.counters && plan.partial_words(problem) <= self.partials
+            plan.counters().div_ceil(2) <= self.counters && plan.partial_words(problem) <= self.partials
         });
         if fits && (SUM_ROWS * problem.channels()) as u64 <= self.sums {
             return Ok(());

@@ -2,39 +2,12 @@
 
 use crate::common::{LAYOUTS, epilogues};
 use proptest::prelude::*;
-use warpnorm::cuda::{Alignment, DeviceFacts, Geometry, Pass, Plan, Walk};
+use warpnorm::cuda::{Alignment, Geometry, Pass, Plan, Walk, profiles};
 use warpnorm::{DType, Epilogue, Layout, Operand, Problem};
 
 pub const PASSES: [Pass; 5] =
     [Pass::Statistics, Pass::Apply, Pass::Reduce, Pass::Gradient, Pass::Frozen];
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
-
-const fn profile(
-    compute_capability: (u32, u32),
-    multiprocessors: u32,
-    threads_per_multiprocessor: u32,
-    shared_kib: u32,
-    l2_mib: u64,
-) -> DeviceFacts {
-    DeviceFacts {
-        compute_capability,
-        multiprocessors,
-        threads_per_multiprocessor,
-        shared_bytes_per_block: shared_kib << 10,
-        l2_bytes: l2_mib << 20,
-    }
-}
-
-/// T4, A100, RTX 4090, H100 SXM, H200, B200, as NVIDIA's data sheets and programming guide have
-/// them.
-const PROFILES: [DeviceFacts; 6] = [
-    profile((7, 5), 40, 1024, 64, 4),
-    profile((8, 0), 108, 2048, 163, 40),
-    profile((8, 9), 128, 1536, 99, 72),
-    profile((9, 0), 132, 2048, 227, 50),
-    profile((9, 0), 132, 2048, 227, 50),
-    profile((10, 0), 148, 2048, 227, 126),
-];
 
 const THREADS: u64 = 256;
 const MAX_SLOTS: u64 = 416;
@@ -111,7 +84,7 @@ proptest! {
     /// cover everything once, whole channels where they are reduced.
     #[test]
     fn plans_cover_every_shape((problem, alignment) in problem_strategy()) {
-        for facts in PROFILES {
+        for (_, facts) in profiles::ALL {
             for pass in PASSES {
                 let plan = Plan::new(pass, &problem, &facts, alignment).unwrap();
                 check_plan(&plan, &problem, alignment);
@@ -133,7 +106,7 @@ fn benchmark_shapes_use_the_device() {
         for layout in LAYOUTS {
             for dtype in DTYPES {
                 let problem = Problem::new(&extents, layout, dtype, Epilogue::NONE).unwrap();
-                for facts in PROFILES {
+                for (_, facts) in profiles::ALL {
                     for pass in PASSES {
                         let plan = Plan::new(pass, &problem, &facts, Alignment::ALIGNED).unwrap();
                         assert_eq!(plan.pack as usize, 16 / dtype.size(), "{plan} {problem}");
@@ -155,7 +128,7 @@ fn residual_stages_keep_whole_packs() {
             let problem =
                 Problem::new(&[32, 64, spatial], Layout::ChannelsFirst, dtype, epilogue).unwrap();
             for pass in PASSES {
-                let plan = Plan::new(pass, &problem, &PROFILES[4], Alignment::ALIGNED).unwrap();
+                let plan = Plan::new(pass, &problem, &profiles::H200, Alignment::ALIGNED).unwrap();
                 assert!(plan.pack > 1, "{plan} {problem}");
             }
         }
@@ -166,9 +139,9 @@ fn residual_stages_keep_whole_packs() {
 #[test]
 fn what_no_launch_can_do_is_refused() {
     let f64_problem = Problem::new(&[2, 3], Layout::ChannelsLast, DType::F64, Epilogue::NONE);
-    let plan = Plan::new(Pass::Apply, &f64_problem.unwrap(), &PROFILES[0], Alignment::ALIGNED);
+    let plan = Plan::new(Pass::Apply, &f64_problem.unwrap(), &profiles::T4, Alignment::ALIGNED);
     assert!(plan.unwrap_err().to_string().contains("f32, f16 or bf16"));
     let wide = Problem::new(&[1, 1 << 31, 1000], Layout::ChannelsFirst, DType::F16, Epilogue::NONE);
-    let plan = Plan::new(Pass::Apply, &wide.unwrap(), &PROFILES[0], Alignment::ALIGNED);
+    let plan = Plan::new(Pass::Apply, &wide.unwrap(), &profiles::T4, Alignment::ALIGNED);
     assert!(plan.unwrap_err().to_string().contains("one grid"));
 }

@@ -1,4 +1,4 @@
-// Atomics and __threadfence.
+// Atomics, __threadfence, and loops that wait for another thread's atomic.
 
 #include <algorithm>
 
@@ -30,7 +30,18 @@ unsigned atomic(Atomic operation, unsigned *address, unsigned operand, unsigned 
     const unsigned old = *address;
     *address = result(operation, old, operand, compared);
     active->ordering.did_atomic(*current, reinterpret_cast<uintptr_t>(address));
+    if (*address != old) active->scheduler.wake_spinning();
     return old;
 }
+
+unsigned atomic_load(const unsigned *address) {
+    const void *site = __builtin_return_address(0);
+    observe_aligned(address, sizeof *address, Access::atomic, site);
+    active->ordering.did_atomic(*current, reinterpret_cast<uintptr_t>(address));
+    return *address;
+}
+
+// Nothing that the thread waits for changes until an atomic changes something.
+void spin_pause() { active->scheduler.spin(*current); }
 
 }  // namespace emulator

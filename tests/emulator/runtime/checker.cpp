@@ -1,5 +1,7 @@
 #include "checker.h"
 
+#include <string.h>
+
 #include <algorithm>
 
 #include "interface.h"
@@ -79,6 +81,20 @@ static void observe_shared(const char *address, size_t bytes, Access access, con
                                     access == Access::write, offset,
                                     static_cast<unsigned>(bytes));
     }
+}
+
+void forget_shared(void *pointer, size_t bytes) {
+    char *address = static_cast<char *>(pointer);
+    Block &block = *current->block;
+    if (!block.shared.holds(address)) fail("an asynchronous copy to what is not shared memory");
+    const SharedLayout::Array *array = active->layout.owner(address - block.shared.base());
+    if (!array || address + bytes > block.shared.base() + array->offset + array->bytes)
+        fail("an asynchronous copy of %zu bytes outside every shared array", bytes);
+    memset(address, 0xff, bytes);
+    if (!active->device.options.checks) return;
+    const Region region = block.shared.region(*array, block.times.start - 1);
+    const Cell *last = region.cell(address + bytes - 1);
+    for (Cell *cell = region.cell(address); cell <= last; ++cell) cell->writer.time = 0;
 }
 
 // ---- global memory ----------------------------------------------------------------------------

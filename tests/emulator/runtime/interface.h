@@ -33,6 +33,16 @@ unsigned atomic(Atomic operation, unsigned *address, unsigned operand, unsigned 
 
 void pack_read(const void *address, size_t bytes, const void *site);
 void pack_write(void *address, size_t bytes, const void *site);
+
+// Starts a copy to shared memory; waits for all that this thread has started.
+void async_copy(void *to, const void *from, size_t bytes, const void *site);
+void async_copy_wait();
+
+// Reads what others change by atomics.
+unsigned atomic_load(const unsigned *address);
+// In a loop that waits for another thread: lets the others run.
+void spin_pause();
+
 // Fails for shared memory: the instruction that this stands for has no access to it.
 void require_global(const void *address);
 

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <algorithm>
+
 namespace emulator {
 
 thread_local Launch *active;
@@ -65,6 +67,14 @@ __attribute__((format(printf, 1, 2))) static std::string text(const char *format
     return buffer;
 }
 
+// Blocks that are resident together.
+static uint64_t capacity(const Options &options, const LaunchSpec &spec) {
+    const uint32_t shared = std::max(spec.shared_bytes + options.shared_bytes_reserved, 1u);
+    return uint64_t{options.multiprocessors} *
+           std::min(options.threads_per_multiprocessor / spec.block,
+                    options.shared_bytes_per_multiprocessor / shared);
+}
+
 // What a GPU would refuse, and what the emulator has no room for. Empty: nothing.
 static std::string refusal(const Device &device, const Kernel *kernel, const LaunchSpec &spec) {
     if (!kernel) return "there is no such kernel";
@@ -82,6 +92,9 @@ static std::string refusal(const Device &device, const Kernel *kernel, const Lau
     if (spec.shared_bytes > device.options.shared_bytes_per_block)
         return text("%u bytes of shared memory: the device has %u a block", spec.shared_bytes,
                     device.options.shared_bytes_per_block);
+    if (spec.cooperative && spec.grid > capacity(device.options, spec))
+        return text("a cooperative grid of %u blocks: the device holds %llu", spec.grid,
+                    static_cast<unsigned long long>(capacity(device.options, spec)));
     // The clock may tick as often as the budget allows, at most.
     if (device.clock > last_time / 2)
         return "the emulator's clock is about to run out: make a new emulator";

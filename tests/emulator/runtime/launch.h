@@ -19,7 +19,10 @@ struct Options {
     uint64_t seed;
     uint64_t budget;  // memory accesses, basic blocks and switches, until a launch counts as hung
     uint32_t shared_bytes_per_block;
-    uint32_t resident_blocks;
+    uint32_t resident_blocks;  // of a launch whose blocks need not be
+    // What limits a launch whose blocks must all be resident.
+    uint32_t multiprocessors, threads_per_multiprocessor, shared_bytes_per_multiprocessor;
+    uint32_t shared_bytes_reserved;  // by each block
     uint8_t checks, counters;
 };
 
@@ -35,6 +38,7 @@ struct LaunchSpec {
     const void *params;
     size_t params_bytes;
     uint32_t grid, block, shared_bytes;
+    uint32_t cooperative;  // 1: all blocks are resident together
 };
 
 struct Launch {

@@ -98,6 +98,7 @@ bool Scheduler::run_all() {
     // Several blocks at a time, so that they meet each other in all stages; alone, too.
     unsigned resident = policy_ == Policy::forwards ? 1 : launch_.device.options.resident_blocks;
     if (random) resident = 1 + random_.below(resident);
+    if (launch_.spec.cooperative) resident = grid;
     places_ = std::vector<Block>(std::min(resident, grid));
 
     order_.resize(grid);
@@ -161,6 +162,7 @@ static void count_block(LaunchCounters &counters, Block &block) {
 // A thread has returned from the kernel: whoever waits need no longer wait for it.
 void Scheduler::finish(Thread &thread) {
     Block &block = *thread.block;
+    if (!thread.copies.empty()) fail("it returns with %zu copies under way", thread.copies.size());
     wait(thread, Waiting::finished);
     thread.warp->exited |= 1u << thread.lane;
     --block.live;
@@ -187,6 +189,17 @@ void Scheduler::wake(Warp &warp, unsigned lanes) {
         warp.lanes[__builtin_ctz(left)]->waiting = Waiting::nothing;
     warp.ready |= lanes;
     ready_.insert(warp.slot);
+}
+
+void Scheduler::spin(Thread &thread) {
+    wait(thread, Waiting::atomic);
+    spinning_.push_back(&thread);
+    run_next();
+}
+
+void Scheduler::wake_spinning() {
+    for (Thread *thread : spinning_) wake(*thread->warp, 1u << thread->lane);
+    spinning_.clear();
 }
 
 unsigned Scheduler::pick_lane(const Warp &warp) {
@@ -270,6 +283,7 @@ const char *waiting_for(Waiting waiting) {
     case Waiting::nothing: return "nothing";
     case Waiting::collective: return "a warp collective";
     case Waiting::block_barrier: return "__syncthreads";
+    case Waiting::atomic: return "an atomic of another thread";
     case Waiting::finished: return "the end of the launch";
     }
     return "?";
@@ -279,7 +293,7 @@ const char *waiting_for(Waiting waiting) {
 void Scheduler::report_deadlock() {
     char text[800];
     int length = 0;
-    for (const Waiting reason : {Waiting::collective, Waiting::block_barrier}) {
+    for (const Waiting reason : {Waiting::collective, Waiting::block_barrier, Waiting::atomic}) {
         int named = 0;
         for (const Block &block : places_)
             for (const Thread &thread : block.threads) {

@@ -55,6 +55,9 @@ class Scheduler {
     // what it waits for has just come about, and then to call `run_next`.
     void wait(Thread &thread, Waiting reason);
     void wake(Warp &warp, unsigned lanes);
+    // The same for what some atomic will change: everyone who waits so looks again.
+    void spin(Thread &thread);
+    void wake_spinning();
     void run_next();
     // Lets others run first, now and then.
     void maybe_yield();
@@ -86,6 +89,7 @@ class Scheduler {
     std::vector<Warp *> warps_;        // by slot
     std::vector<unsigned> order_;      // in which blocks begin
     size_t next_block_ = 0;
+    std::vector<Thread *> spinning_;
     unsigned live_ = 0;  // threads of resident blocks that have not returned
     uint64_t switches_ = 0;
     Fiber host_;

@@ -17,7 +17,7 @@ struct Warp;
 struct Block;
 
 // Where a thread waits. A new kind of barrier adds a word here and one in `waiting_for`.
-enum class Waiting : uint8_t { nothing, collective, block_barrier, finished };
+enum class Waiting : uint8_t { nothing, collective, block_barrier, atomic, finished };
 const char *waiting_for(Waiting waiting);
 
 // What a lane brings to a warp collective, and takes from it.
@@ -30,6 +30,14 @@ struct LaneCall {
     uint8_t width;
 };
 
+// A copy to shared memory that has been started.
+struct PendingCopy {
+    void *to;
+    const void *from;
+    size_t bytes;
+    const void *site;
+};
+
 struct Thread {
     Fiber fiber;
     Block *block;
@@ -39,6 +47,7 @@ struct Thread {
     Waiting waiting;
     LaneCall call;
     FenceTimes fences;
+    std::vector<PendingCopy> copies;
 };
 
 struct Warp {

@@ -3,7 +3,7 @@
 use crate::buffer::{Buffer, Slice, SliceMut};
 use crate::counters::Counters;
 use crate::options::Options;
-use crate::runtime::Device;
+use crate::runtime::{AnyLaunch, Device};
 use std::sync::{Arc, Mutex, PoisonError};
 use warpnorm::cuda::{DeviceFacts, Launch, Launcher, MemoryRef};
 use warpnorm::{Error, Result, Scalar};
@@ -61,12 +61,51 @@ impl Emulator {
         std::mem::take(&mut *self.counted())
     }
 
+    /// Launches any kernel with any parameters. Unless checks are off, a launch that goes wrong is
+    /// an error.
+    ///
+    /// # Errors
+    /// What a GPU would refuse, and what the checker finds.
+    pub fn run(
+        &self,
+        kernel: &str,
+        [grid, block, shared_bytes]: [u32; 3],
+        params: &[u8],
+    ) -> Result<()> {
+        let is_cooperative = false;
+        self.enqueue(AnyLaunch { kernel, grid, block, shared_bytes, is_cooperative, params })
+    }
+
+    /// The same, all blocks resident together.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run); more blocks than the device holds.
+    pub fn run_cooperative(
+        &self,
+        kernel: &str,
+        [grid, block, shared_bytes]: [u32; 3],
+        params: &[u8],
+    ) -> Result<()> {
+        let is_cooperative = true;
+        self.enqueue(AnyLaunch { kernel, grid, block, shared_bytes, is_cooperative, params })
+    }
+
+    fn enqueue(&self, launch: AnyLaunch<'_>) -> Result<()> {
+        let (totals, allocations) = self
+            .device
+            .launch(launch)
+            .map_err(|reason| Error::system(format!("emulating {}", launch.kernel), reason))?;
+        self.counted().push(Counters::new(launch.kernel, &totals, &allocations));
+        Ok(())
+    }
+
     fn counted(&self) -> std::sync::MutexGuard<'_, Vec<Counters>> {
         self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Launcher for Emulator {
+// SAFETY: a buffer's memory stays where it is, and slices borrow it.
+unsafe impl Launcher for Emulator {
     type Buffer<T: Scalar> = Buffer<T>;
     type Slice<'a, T: Scalar> = Slice<'a, T>;
     type SliceMut<'a, T: Scalar> = SliceMut<'a, T>;
@@ -119,11 +158,13 @@ impl Launcher for Emulator {
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
-        let (totals, allocations) = self
-            .device
-            .launch(launch)
-            .map_err(|reason| Error::system(format!("emulating {}", launch.kernel), reason))?;
-        self.counted().push(Counters::new(launch.kernel, &totals, &allocations));
-        Ok(())
+        self.enqueue(AnyLaunch {
+            kernel: launch.kernel(),
+            grid: launch.grid(),
+            block: launch.block(),
+            shared_bytes: launch.shared_bytes(),
+            is_cooperative: launch.is_cooperative(),
+            params: launch.params(),
+        })
     }
 }

@@ -41,6 +41,9 @@ pub fn default_facts() -> DeviceFacts {
         multiprocessors: 4,
         threads_per_multiprocessor: 2048,
         shared_bytes_per_block: 227 << 10,
+        shared_bytes_per_multiprocessor: 228 << 10,
+        shared_bytes_reserved: 1 << 10,
         l2_bytes: 4 << 20,
+        memory_bandwidth: 100_000_000_000,
     }
 }

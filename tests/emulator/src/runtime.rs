@@ -11,6 +11,10 @@ struct RawOptions {
     budget: u64,
     shared_bytes_per_block: u32,
     resident_blocks: u32,
+    multiprocessors: u32,
+    threads_per_multiprocessor: u32,
+    shared_bytes_per_multiprocessor: u32,
+    shared_bytes_reserved: u32,
     checks: u8,
     counters: u8,
 }
@@ -23,6 +27,18 @@ struct RawLaunch {
     grid: u32,
     block: u32,
     shared_bytes: u32,
+    cooperative: u32,
+}
+
+/// One launch, of any addresses: the checker finds those that are wrong.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AnyLaunch<'a> {
+    pub kernel: &'a str,
+    pub grid: u32,
+    pub block: u32,
+    pub shared_bytes: u32,
+    pub is_cooperative: bool,
+    pub params: &'a [u8],
 }
 
 #[repr(C)]
@@ -148,6 +164,10 @@ impl Device {
             budget: options.budget.min(i64::MAX as u64),
             shared_bytes_per_block: options.facts.shared_bytes_per_block,
             resident_blocks: (2 * options.facts.multiprocessors).clamp(1, 16),
+            multiprocessors: options.facts.multiprocessors,
+            threads_per_multiprocessor: options.facts.threads_per_multiprocessor,
+            shared_bytes_per_multiprocessor: options.facts.shared_bytes_per_multiprocessor,
+            shared_bytes_reserved: options.facts.shared_bytes_reserved,
             checks: options.checks.into(),
             counters: options.counters.into(),
         };
@@ -190,7 +210,7 @@ impl Device {
     /// Runs one launch and returns what it counted, or why it failed.
     pub fn launch(
         &self,
-        launch: &warpnorm::cuda::Launch<'_>,
+        launch: AnyLaunch<'_>,
     ) -> Result<(RawTotals, Vec<RawAllocationCounters>), String> {
         let name = CString::new(launch.kernel).map_err(|error| error.to_string())?;
         let raw = RawLaunch {
@@ -200,6 +220,7 @@ impl Device {
             grid: launch.grid,
             block: launch.block,
             shared_bytes: launch.shared_bytes,
+            cooperative: launch.is_cooperative.into(),
         };
         let device = self.lock();
         let mut site = 0;

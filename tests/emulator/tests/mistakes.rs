@@ -5,8 +5,8 @@ mod common;
 
 use common::{SEEDS, TestParams, address, assert_fails, impatient, launch, launch_shared, ramp};
 use emulator::{Buffer, Emulator, Options};
-use warpnorm::Scalar;
-use warpnorm::cuda::{DeviceFacts, Launch, Launcher};
+use warpnorm::{Result, Scalar};
+use warpnorm::cuda::{DeviceFacts, Launcher};
 
 /// Buffers that suit every test kernel.
 struct Memory {
@@ -334,22 +334,36 @@ fn endless_loops() {
     }
 }
 
+struct AnyLaunch<'a> {
+    kernel: &'a str,
+    grid: u32,
+    block: u32,
+    shared_bytes: u32,
+    params: &'a [u8],
+}
+
+impl AnyLaunch<'_> {
+    fn run(&self, device: &Emulator) -> Result<()> {
+        device.run(self.kernel, [self.grid, self.block, self.shared_bytes], self.params)
+    }
+}
+
 fn refused<T: Scalar>(
     device: &Emulator,
     buffer: &Buffer<T>,
-    edit: impl Fn(&mut Launch<'_>),
+    edit: impl Fn(&mut AnyLaunch<'_>),
 ) -> String {
     let params = TestParams { output: address(device, buffer, 0), ..TestParams::default() }.bytes();
-    let mut launch = Launch {
+    let mut launch = AnyLaunch {
         kernel: "test_neighbouring_bytes",
         grid: 1,
         block: 64,
         shared_bytes: 0,
         params: &params,
     };
-    device.launch(&launch).unwrap();
+    launch.run(device).unwrap();
     edit(&mut launch);
-    device.launch(&launch).unwrap_err().to_string()
+    launch.run(device).unwrap_err().to_string()
 }
 
 /// Breaks if a launch that a GPU refuses goes through.
@@ -358,7 +372,7 @@ fn launches_that_a_device_refuses() {
     let facts = DeviceFacts { shared_bytes_per_block: 1000, ..emulator::default_facts() };
     let device = Emulator::new(Options { facts, ..Options::default() });
     let buffer = device.uninitialised::<u8>(64).unwrap();
-    let refused = |edit: &dyn Fn(&mut Launch<'_>)| refused(&device, &buffer, edit);
+    let refused = |edit: &dyn Fn(&mut AnyLaunch<'_>)| refused(&device, &buffer, edit);
     assert!(refused(&|launch| launch.kernel = "test_none").contains("no such kernel"));
     assert!(refused(&|launch| launch.kernel = "test\0").contains("nul byte"));
     assert!(refused(&|launch| launch.params = &[0; 47]).contains("48 bytes, not 47"));

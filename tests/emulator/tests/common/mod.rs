@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "no test file uses all of it")]
 
 use emulator::{Buffer, Emulator, Options};
-use warpnorm::cuda::{Launch, Launcher};
+use warpnorm::cuda::Launcher;
 use warpnorm::{Result, Scalar};
 
 /// The seeds that a test runs with: both plain orders, and both kinds of random ones.
@@ -53,7 +53,7 @@ pub fn launch_shared(
     shared_bytes: u32,
     params: TestParams,
 ) -> Result<()> {
-    emulator.launch(&Launch { kernel, grid, block, shared_bytes, params: &params.bytes() })
+    emulator.run(kernel, [grid, block, shared_bytes], &params.bytes())
 }
 
 /// The text of an error that names the kernel, and holds `part`.

@@ -1,0 +1,140 @@
+// A training backward that reads x and dy once: they stay on chip from their sums to dx.
+#pragma once
+#include "backward.cuh"
+#include "channel.cuh"
+#include "device.cuh"
+#include "epilogue.cuh"
+#include "leave.cuh"
+#include "params.h"
+#include "reduce.cuh"
+#include "tile.cuh"
+#include "walk.cuh"
+
+// The tiles of a backward's inputs. Where a pack is not whole, what is not there holds zeros, which
+// add nothing to any sum.
+template <Gate GATE, class T, int V>
+struct InputTiles {
+    Tile<T, V> x, dy, residual;
+    uint16_t *bits;
+    bool has_residual, has_mask;
+
+    __device__ explicit InputTiles(const Params &params)
+        : x(params, 0), dy(params, 1), residual(params, 2) {
+        has_mask = (GATE == FROM_MASK || GATE == ANY_FROM_X) && params.mask;
+        has_residual = GATE == ANY_FROM_X && params.residual && !has_mask;
+        bits = mask_tile(params, has_residual ? 3 : 2);
+    }
+
+    __device__ Inputs<T, V> get(unsigned slot) const {
+        Inputs<T, V> inputs = {};
+        inputs.x = x.get(slot);
+        inputs.dy = dy.get(slot);
+        if (has_residual) inputs.residual = residual.get(slot);
+        if (has_mask) inputs.bits = bits[slot * THREADS];
+        return inputs;
+    }
+};
+
+template <class T, int V, class Walk>
+__device__ inline void bring_pack(const Tile<T, V> &tile, unsigned slot, Address tensor,
+                                  Extent stride, const Walk &walk, const Window &window) {
+    if (window.template is_full<V>()) {
+        async_copy_pack<V>(tile.at(slot), reinterpret_cast<const T *>(tensor) + window.offset(stride));
+    } else {
+        tile.put(slot, load<T, V>(walk, tensor, stride, window));
+    }
+}
+
+// Brings one round of the inputs on chip.
+template <Gate GATE, class T, int V, int BATCH, class Walk>
+__device__ inline void bring_inputs(const Params &params, Walk walk,
+                                    const InputTiles<GATE, T, V> &tiles) {
+    walk_round<Walk, BATCH>(params, walk, [&](unsigned slot) {
+#pragma unroll
+        for (int u = 0; u < BATCH; ++u) {
+            const Window window = walk.next(u);
+            bring_pack(tiles.x, slot + u, params.x, params.x_stride, walk, window);
+            bring_pack(tiles.dy, slot + u, params.dy, params.dy_stride, walk, window);
+            if (tiles.has_residual) {
+                bring_pack(tiles.residual, slot + u, params.residual, params.residual_stride, walk,
+                           window);
+            }
+            if (tiles.has_mask) {
+                tiles.bits[(slot + u) * THREADS] = (uint16_t)load_bits(params, walk, window);
+            }
+        }
+    });
+    async_copy_wait();
+}
+
+template <Gate GATE, class T, int V, int BATCH, class Walk>
+__device__ inline void sum_round(const Params &params, Walk walk,
+                                 const InputTiles<GATE, T, V> &tiles, const float *shelf,
+                                 ThreadSums<Walk::CHANNELS> &sums) {
+    walk_round<Walk, BATCH>(params, walk, [&](unsigned slot) {
+        Window whole[BATCH];
+        Inputs<T, V> inputs[BATCH];
+#pragma unroll
+        for (int u = 0; u < BATCH; ++u) {
+            whole[u] = Window{0, 0, 0, V, 0, 0};
+            inputs[u] = tiles.get(slot + u);
+        }
+        sum_batch<GATE, T, V, BATCH, Walk, Centre>(params, walk, shelf, whole, inputs, sums);
+    });
+}
+
+template <Gate GATE, class T, int V, int BATCH, class Walk>
+__device__ inline void gradient_round(const Params &params, Walk walk,
+                                      const InputTiles<GATE, T, V> &tiles, const float *shelf) {
+    walk_round<Walk, BATCH>(params, walk, [&](unsigned slot) {
+#pragma unroll
+        for (int u = 0; u < BATCH; ++u) {
+            const Window window = walk.next(u);
+            store_gradients<GATE>(params, walk, shelf, window, tiles.get(slot + u));
+        }
+    });
+}
+
+template <Gate GATE, class T, int V, int BATCH, template <int, int> class WalkOf>
+__device__ void backward(const Params &params) {
+    typedef WalkOf<V, BATCH> Walk;
+    constexpr int CHANNELS = Walk::CHANNELS;
+    // Of a channel's Gradient, its Centre comes first: the sums need no more.
+    SHARED_ARRAY(float, shelf, Gradient::WORDS *(CHANNELS == 1 ? 1 : MAX_COLUMNS));
+    const InputTiles<GATE, T, V> tiles(params);
+    each_group(params, [&](Extent group, unsigned part) {
+        const Walk walk(params, {group, part, 0});
+        const unsigned rounds = rounds_of(params, walk);
+        fill_shelf<Centre>(shelf, walk, [&](Extent channel) { return channel_centre(params, channel); });
+        ThreadSums<CHANNELS> sums = {};
+#pragma unroll 1
+        for (unsigned round = 0; round < rounds; ++round) {
+            const Walk of_round(params, {group, part, round * params.slots});
+            bring_inputs<GATE, T, V, BATCH>(params, of_round, tiles);
+            sum_round<GATE, T, V, BATCH>(params, of_round, tiles, shelf, sums);
+        }
+
+        WideSums wide[CHANNELS];
+        widen_all(sums, wide);
+        auto *columns = reinterpret_cast<Words<WideSums> *>(shelf);
+        const Extent first = walk.first_channel();
+        const double share = 1.0 / (double)(params.samples * params.spatial);
+        __syncthreads();
+        share_group<WideSums>(
+            params, walk, wide, columns, [&](unsigned channel, const WideSums &total) {
+                const double gd = sum_gd(params, first + channel, total);
+                if (part == 0) write_parameter_gradients(params, first + channel, total.g, gd);
+                put_on_shelf(shelf, walk.places(), walk.place_of(channel),
+                             channel_gradient(params, first + channel, total.g * share, gd * share));
+            });
+
+        // Backwards: what was read last may still be in the cache.
+#pragma unroll 1
+        for (unsigned round = rounds; round-- > 0;) {
+            const Walk again(params, {group, part, round * params.slots});
+            if (round + 1 < rounds) bring_inputs<GATE, T, V, BATCH>(params, again, tiles);
+            gradient_round<GATE, T, V, BATCH>(params, again, tiles, shelf);
+        }
+        __syncthreads();
+    });
+}

@@ -1,0 +1,198 @@
+// A training forward that reads x once: it stays on chip from its moments to its normalization.
+#pragma once
+#include "channel.cuh"
+#include "device.cuh"
+#include "epilogue.cuh"
+#include "forward.cuh"
+#include "leave.cuh"
+#include "moments.cuh"
+#include "params.h"
+#include "reduce.cuh"
+#include "tile.cuh"
+#include "walk.cuh"
+
+// Brings one round of x on chip: whole packs from the first slot on, their number is returned, and
+// the ends of planes from the last slot down, each of which goes to `at_end(window, pack)` too.
+template <class T, int V, int BATCH, class Walk, class AtEnd>
+__device__ inline unsigned bring_x(const Params &params, Walk walk, const Tile<T, V> &tile,
+                                   const AtEnd &at_end) {
+    unsigned whole = 0, ends = 0;
+    walk_round<Walk, BATCH>(params, walk, [&](unsigned) {
+#pragma unroll
+        for (int u = 0; u < BATCH; ++u) {
+            const Window window = walk.next(u);
+            const T *from = reinterpret_cast<const T *>(params.x) + window.offset(params.x_stride);
+            if (window.template is_full<V>()) {
+                async_copy_pack<V>(tile.at(whole++), from);
+            } else if (Walk::HAS_ENDS && !window.is_empty()) {
+                const Pack<T, V> pack = load_some<T, V>(from, window.first, window.last);
+                tile.put(params.slots - ++ends, pack);
+                at_end(window, pack);
+            }
+        }
+    });
+    async_copy_wait();
+    return whole;
+}
+
+// Takes the first `packs` packs of the tile into the moments of the thread's channels, in two
+// passes: the mean to twice the digits of fp32, then the deviations from it.
+template <int CHANNELS, class T, int V>
+__device__ inline void take_tile(const Tile<T, V> &tile, unsigned packs,
+                                 CountedMoments (&moments)[CHANNELS]) {
+    constexpr int VALUES = V / CHANNELS;
+    if (packs == 0) return;
+    float sum[CHANNELS] = {}, rest[CHANNELS] = {}, largest[CHANNELS] = {};
+#pragma unroll 2
+    for (unsigned i = 0; i < packs; ++i) {
+        const Pack<T, V> pack[1] = {tile.get(i)};
+#pragma unroll
+        for (int c = 0; c < CHANNELS; ++c) {
+            float values[VALUES], of_pack, of_sum;
+            take_channel<CHANNELS>(pack, c, values);
+            const float added = sum_of<VALUES>(values, of_pack);
+            sum[c] = two_sum(sum[c], added, of_sum);
+            rest[c] += of_pack + of_sum;
+#pragma unroll
+            for (int i = 0; i < VALUES; ++i) largest[c] = fmaxf(largest[c], fabsf(values[i]));
+        }
+    }
+    const float count = (float)(packs * VALUES);
+    float pivot[CHANNELS], unit[CHANNELS], m2[CHANNELS] = {};
+#pragma unroll
+    for (int c = 0; c < CHANNELS; ++c) {
+        pivot[c] = sum[c] / count;
+        unit[c] = unit_of(gear_of_values(largest[c]));
+    }
+#pragma unroll 2
+    for (unsigned i = 0; i < packs; ++i) {
+        const Pack<T, V> pack[1] = {tile.get(i)};
+#pragma unroll
+        for (int c = 0; c < CHANNELS; ++c) {
+            float squares[VALUES];
+            take_channel<CHANNELS>(pack, c, squares);
+#pragma unroll
+            for (int i = 0; i < VALUES; ++i) {
+                const float deviation = fmaf(squares[i], unit[c], -pivot[c] * unit[c]);
+                squares[i] = deviation * deviation;
+            }
+            m2[c] += sum_of<VALUES>(squares);
+        }
+    }
+    const float before = moments[0].count;
+    const Share share = share_of(count, before + count);
+#pragma unroll
+    for (int c = 0; c < CHANNELS; ++c) {
+        const float deviations = fmaf(-pivot[c], count, sum[c]) + rest[c];
+        const Moments of_tile =
+            moments_about(pivot[c], m2[c], gear_of_values(largest[c]), deviations, count);
+        if (before == 0.0f) {
+            moments[c].moments = of_tile;
+        } else {
+            merge_share(moments[c].moments, of_tile, share, before * share.hi);
+        }
+        moments[c].count = before + count;
+    }
+}
+
+// The moments of a thread's share of x, whose last round stays on chip.
+template <class T, int V, int BATCH, class Walk>
+__device__ inline void take_rounds(const Params &params, const Place &place, unsigned rounds,
+                                   const Tile<T, V> &tile,
+                                   CountedMoments (&moments)[Walk::CHANNELS]) {
+#pragma unroll 1
+    for (unsigned round = 0; round < rounds; ++round) {
+        const Walk walk(params, {place.group, place.part, round * params.slots});
+        const unsigned whole = bring_x<T, V, BATCH>(
+            params, walk, tile, [&](const Window &window, const Pack<T, V> &pack) {
+                const Window windows[1] = {window};
+                const Pack<T, V> packs[1] = {pack};
+                const unsigned valid = valid_bits<Walk::CHANNELS, V>(windows);
+                take_batch(packs, valid, (float)__popc(valid), moments);
+            });
+        take_tile(tile, whole, moments);
+    }
+}
+
+// y of the round that is on chip. `of` holds a coefficient for each of the thread's channels.
+template <Kind KIND, class T, int V, int BATCH, class Walk>
+__device__ inline void apply_round(const Params &params, Walk walk, const Tile<T, V> &tile,
+                                   const Coefficients (&of)[Walk::CHANNELS]) {
+    const auto coefficients_of = [&](int v) { return of[Walk::CHANNELS == 1 ? 0 : v]; };
+    unsigned whole = 0, ends = 0;
+    walk_round<Walk, BATCH>(params, walk, [&](unsigned) {
+        Window windows[BATCH];
+        Pack<T, V> packs[BATCH] = {}, residuals[BATCH] = {};
+#pragma unroll
+        for (int u = 0; u < BATCH; ++u) {
+            windows[u] = walk.next(u);
+            if (windows[u].template is_full<V>()) {
+                packs[u] = tile.get(whole++);
+            } else if (Walk::HAS_ENDS && !windows[u].is_empty()) {
+                packs[u] = tile.get(params.slots - ++ends);
+            }
+            if (params.residual) {
+                residuals[u] = load<T, V>(walk, params.residual, params.residual_stride, windows[u]);
+            }
+        }
+#pragma unroll
+        for (int u = 0; u < BATCH; ++u) {
+            unsigned bits = apply_pack<KIND>(params, coefficients_of, packs[u], residuals[u]);
+            if (windows[u].is_empty()) bits = 0;
+            store<T, V>(walk, params.y, params.y_stride, windows[u], packs[u]);
+            if (KIND != IDENTITY && params.mask) {
+                store_mask<V>(params, walk.mask_row_bytes(), windows[u], bits);
+            }
+        }
+    });
+}
+
+// What normalizes a channel, from its moments: the bits that backward makes of what is saved.
+__device__ inline Coefficients coefficients_from(const Params &params, Extent channel,
+                                                 const WideMoments &moments) {
+    const SavedStatistics saved = saved_statistics(params, moments);
+    return channel_coefficients(params, channel, saved.mean_hi, saved.mean_lo, saved.invstd);
+}
+
+template <Kind KIND, class T, int V, int BATCH, template <int, int> class WalkOf>
+__device__ void forward(const Params &params) {
+    typedef WalkOf<V, BATCH> Walk;
+    constexpr int CHANNELS = Walk::CHANNELS;
+    SHARED_ARRAY(float, shelf, Coefficients::WORDS *(CHANNELS == 1 ? 1 : MAX_COLUMNS));
+    const Tile<T, V> tile(params, 0);
+    each_group(params, [&](Extent group, unsigned part) {
+        const Walk walk(params, {group, part, 0});
+        const unsigned rounds = rounds_of(params, walk);
+        CountedMoments moments[CHANNELS];
+        for (CountedMoments &of : moments) of = CountedMoments::empty();
+        take_rounds<T, V, BATCH, Walk>(params, {group, part, 0}, rounds, tile, moments);
+
+        // The shelf's memory serves the columns first.
+        auto *columns = reinterpret_cast<Words<CountedMoments> *>(shelf);
+        const Extent first = walk.first_channel();
+        share_group<WideMoments>(
+            params, walk, moments, columns, [&](unsigned channel, const WideMoments &total) {
+                if (part == 0) finish_statistics(params, first + channel, total);
+                put_on_shelf(shelf, walk.places(), walk.place_of(channel),
+                             coefficients_from(params, first + channel, total));
+            });
+
+        Coefficients of[CHANNELS];
+#pragma unroll
+        for (int c = 0; c < CHANNELS; ++c) of[c] = take_own<Coefficients>(shelf, walk, c);
+        // Backwards: what was read last may still be in the cache.
+#pragma unroll 1
+        for (unsigned round = rounds; round-- > 0;) {
+            const Walk again(params, {group, part, round * params.slots});
+            if (round + 1 < rounds) {
+                bring_x<T, V, BATCH>(params, again, tile, [](const Window &, const Pack<T, V> &) {});
+            }
+            apply_round<KIND, T, V, BATCH>(params, again, tile, of);
+        }
+        __syncthreads();
+    });
+    if (!params.num_batches_tracked) return;
+    if (arrives_last(params.counters, params.groups, gridDim.x) && threadIdx.x == 0) {
+        count_batch(params);
+    }
+}

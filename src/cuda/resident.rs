@@ -1,0 +1,299 @@
+//! Plans that keep a training pass's tensors on chip between its sweeps: which team of blocks holds
+//! a group of channels, and what that should cost.
+
+use super::launcher::DeviceFacts;
+use super::plan::{
+    Alignment, BLOCK, Geometry, PACK_BYTES, Pass, Plan, Tier, Walk, columns, kernel_name, pack_of,
+    planes, share,
+};
+use crate::problem::Problem;
+
+/// Batches are whole: `PACKS` in `kernels/entries.h` divides it.
+const SLOT_GRANULE: u64 = 4;
+
+/// What a pack's bits of mask take on chip.
+const MASK_BYTES: u64 = 2;
+
+/// Seconds of a launch, and of one that is not the first of its call.
+const LAUNCH: f64 = 2.5e-6;
+/// Seconds of an exchange within a block, and of one between blocks.
+const BLOCK_EXCHANGE: f64 = 0.3e-6;
+const GRID_EXCHANGE: f64 = 2.5e-6;
+/// Seconds in which memory idles where nothing overlaps an exchange.
+const RAMP: f64 = 1.5e-6;
+/// Of the multiprocessors, what saturates memory.
+const SATURATING: f64 = 0.6;
+/// Of the cost of memory, what a read costs that L2 serves.
+const FROM_L2: f64 = 0.4;
+
+/// Static shared memory of the kernels, at most.
+pub const fn static_shared_bytes(pass: Pass) -> u32 {
+    match pass {
+        Pass::Backward => 25 << 10,
+        _ => 14 << 10,
+    }
+}
+
+/// A way to spread groups of channels over the device.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    /// Blocks that a multiprocessor holds together.
+    residents: u64,
+    geometry: Geometry,
+    groups: u64,
+    parts: u64,
+    teams: u64,
+    slots: u64,
+}
+
+/// How a group is cut among blocks.
+#[derive(Clone, Copy)]
+struct Cut {
+    groups: u64,
+    /// Windows or rows, and how many of them the threads of a block take in one step.
+    whole: u64,
+    per_step: u64,
+    granule: u64,
+    geometry: Geometry,
+}
+
+impl Cut {
+    fn per_part(&self, parts: u64) -> u64 {
+        share(self.whole, parts, self.granule)
+    }
+
+    /// Packs of each tensor that a thread goes through.
+    fn steps(&self, parts: u64) -> u64 {
+        self.per_part(parts).div_ceil(self.per_step).next_multiple_of(SLOT_GRANULE)
+    }
+
+    fn geometry(&self, parts: u64) -> Geometry {
+        let share = self.per_part(parts);
+        match self.geometry {
+            Geometry::Planes { misalignment, windows, .. } => {
+                Geometry::Planes { misalignment, windows, windows_per_part: share }
+            }
+            Geometry::Columns {
+                rows,
+                columns,
+                rows_per_sample,
+                columns_per_channel,
+                packs_per_tile,
+                ..
+            } => Geometry::Columns {
+                rows,
+                columns,
+                rows_per_sample,
+                rows_per_part: share,
+                columns_per_channel,
+                packs_per_tile,
+            },
+        }
+    }
+}
+
+/// The best plan of `tier`, or of either where it is `None`, and its predicted seconds. `None`: no
+/// plan keeps anything on chip.
+pub(super) fn resident(
+    pass: Pass,
+    problem: &Problem,
+    facts: &DeviceFacts,
+    alignment: Alignment,
+    tier: Option<Tier>,
+) -> Option<(Plan, f64)> {
+    let walk = Walk::of(problem);
+    let pack = pack_of(walk, pass, problem, alignment);
+    if pack == 1 || problem.elements() == 0 {
+        return None;
+    }
+    let slot_bytes = slot_bytes(pass, problem);
+    let mut best: Option<(Plan, f64)> = None;
+    for cut in cuts(walk, pass, problem, facts, alignment, pack) {
+        for residents in 1..=4 {
+            let slots = slots_of(pass, facts, residents, slot_bytes);
+            for candidate in candidates(&cut, facts, residents, slots) {
+                let plan = plan_of(pass, problem, walk, pack, slot_bytes, &candidate);
+                if tier.is_some_and(|tier| tier != plan.tier) {
+                    continue;
+                }
+                let time = seconds(&plan, problem, facts, &candidate);
+                if best.as_ref().is_none_or(|(_, least)| time < *least) {
+                    best = Some((plan, time));
+                }
+            }
+        }
+    }
+    best
+}
+
+/// What a thread's slot takes in every tensor that stays, for all threads of a block.
+fn slot_bytes(pass: Pass, problem: &Problem) -> u64 {
+    let epilogue = problem.epilogue();
+    let tensors = match pass {
+        Pass::Backward => 2 + u64::from(epilogue.backward_reads_residual()),
+        _ => 1,
+    };
+    let mask = if pass.reads_mask() && epilogue.has_mask() { MASK_BYTES } else { 0 };
+    u64::from(BLOCK) * (tensors * PACK_BYTES + mask)
+}
+
+/// Slots of a block that shares its multiprocessor with others.
+fn slots_of(pass: Pass, facts: &DeviceFacts, residents: u64, slot_bytes: u64) -> u64 {
+    let share = (u64::from(facts.shared_bytes_per_multiprocessor) / residents)
+        .saturating_sub(facts.shared_bytes_reserved.into());
+    let bytes = share
+        .min(facts.shared_bytes_per_block.into())
+        .saturating_sub(static_shared_bytes(pass).into());
+    bytes / slot_bytes / SLOT_GRANULE * SLOT_GRANULE
+}
+
+/// Tiles of several widths, down to 64 bytes of a row: what is narrower leaves memory's bursts
+/// unused.
+fn cuts(
+    walk: Walk,
+    pass: Pass,
+    problem: &Problem,
+    facts: &DeviceFacts,
+    alignment: Alignment,
+    pack: u32,
+) -> Vec<Cut> {
+    match walk {
+        Walk::Planes => {
+            let (groups, geometry) = planes(pass, problem, facts, alignment, pack);
+            let Geometry::Planes { windows, .. } = geometry else { return Vec::new() };
+            let whole = problem.batch() as u64 * windows;
+            vec![Cut { groups, whole, per_step: BLOCK.into(), granule: 32, geometry }]
+        }
+        Walk::Columns => {
+            let (_, widest) = columns(pass, problem, facts, pack);
+            let Geometry::Columns { columns_per_channel, packs_per_tile, columns, .. } = widest
+            else {
+                return Vec::new();
+            };
+            let row = columns / u64::from(pack);
+            let is_whole = |width: &u32| {
+                columns_per_channel == 1
+                    && *width < packs_per_tile
+                    && row.is_multiple_of(u64::from(*width))
+            };
+            let narrower = [4, 8, 16].into_iter().filter(is_whole);
+            narrower.chain([packs_per_tile]).map(|width| columns_cut(widest, width, pack)).collect()
+        }
+    }
+}
+
+fn columns_cut(geometry: Geometry, width: u32, pack: u32) -> Cut {
+    let Geometry::Columns { rows, columns, rows_per_sample, columns_per_channel, .. } = geometry
+    else {
+        unreachable!("only columns are cut so")
+    };
+    let height = u64::from(BLOCK / width);
+    Cut {
+        groups: columns.div_ceil(u64::from(width * pack)),
+        whole: rows,
+        per_step: height,
+        granule: height,
+        geometry: Geometry::Columns {
+            rows,
+            columns,
+            rows_per_sample,
+            rows_per_part: rows,
+            columns_per_channel,
+            packs_per_tile: width,
+        },
+    }
+}
+
+/// With so many slots a thread: a group in one block; a group in as few blocks as hold it; the
+/// same with as many as there are for it; and where it does not fit, all blocks on one group.
+fn candidates(
+    cut: &Cut,
+    facts: &DeviceFacts,
+    residents: u64,
+    slots: u64,
+) -> impl Iterator<Item = Candidate> {
+    let threads_fit = residents * u64::from(BLOCK) <= facts.threads_per_multiprocessor.into();
+    let blocks = residents * u64::from(facts.multiprocessors);
+    let of = move |cut: &Cut, parts: u64, slots: u64| Candidate {
+        residents,
+        geometry: cut.geometry(parts),
+        groups: cut.groups,
+        parts: cut.whole.div_ceil(cut.per_part(parts)).max(1),
+        teams: if parts == 1 { cut.groups } else { cut.groups.min(blocks / parts) },
+        slots,
+    };
+    let mut found = Vec::new();
+    if threads_fit && slots > 0 {
+        let least = cut.whole.div_ceil(slots * cut.per_step).max(1);
+        let least = (least..=least + 1).find(|parts| cut.steps(*parts) <= slots);
+        match least {
+            Some(least) if least <= blocks => {
+                found.push(of(cut, least, cut.steps(least)));
+                let most = (blocks / cut.groups).min(cut.whole.div_ceil(cut.per_step));
+                // Registers are for two blocks a multiprocessor where blocks wait for each other.
+                if most > least && residents <= 2 {
+                    found.push(of(cut, most, cut.steps(most)));
+                }
+            }
+            _ if residents <= 2 => found.push(of(cut, blocks, slots)),
+            _ => {}
+        }
+        found.retain(|candidate| candidate.parts == 1 || residents <= 2);
+    }
+    found.into_iter()
+}
+
+fn plan_of(
+    pass: Pass,
+    problem: &Problem,
+    walk: Walk,
+    pack: u32,
+    slot_bytes: u64,
+    candidate: &Candidate,
+) -> Plan {
+    Plan {
+        pass,
+        kernel: kernel_name(pass, walk, problem.dtype(), pack, problem),
+        walk,
+        pack,
+        groups: candidate.groups,
+        parts: candidate.parts as u32,
+        grid: (candidate.teams * candidate.parts) as u32,
+        geometry: candidate.geometry,
+        tier: if candidate.parts == 1 { Tier::Block } else { Tier::Grid },
+        slots: candidate.slots as u32,
+        shared_bytes: (candidate.slots * slot_bytes) as u32,
+    }
+}
+
+/// What a call should take in two launches, where L2 serves the second read of what it holds.
+pub(super) fn streaming_seconds(pass: Pass, problem: &Problem, facts: &DeviceFacts) -> f64 {
+    let tensor = (problem.elements() * problem.dtype().size()) as f64;
+    let inputs = if pass == Pass::Backward { 2.0 } else { 1.0 };
+    let fits_l2 = inputs * tensor <= facts.l2_bytes as f64 / 2.0;
+    let again = inputs * if fits_l2 { FROM_L2 } else { 1.0 };
+    2.0 * LAUNCH + (inputs + again + 1.0) * tensor / facts.memory_bandwidth as f64
+}
+
+/// What a launch should take: bytes over the bandwidth that its multiprocessors reach, and
+/// exchanges where nothing hides them.
+fn seconds(plan: &Plan, problem: &Problem, facts: &DeviceFacts, candidate: &Candidate) -> f64 {
+    let Candidate { residents, groups, parts, teams, .. } = *candidate;
+    let multiprocessors = f64::from(facts.multiprocessors);
+    let tensor = (problem.elements() * problem.dtype().size()) as f64;
+    let inputs = if plan.pass == Pass::Backward { 2.0 } else { 1.0 };
+    let again = plan.evicted_elements(problem) as f64 * problem.dtype().size() as f64;
+    let bytes = (inputs + 1.0) * tensor + inputs * again;
+
+    let resident_teams =
+        if parts == 1 { residents * u64::from(facts.multiprocessors) } else { teams };
+    let waves = groups.div_ceil(resident_teams) as f64;
+    let busy = ((resident_teams.min(groups) * parts) as f64 / residents as f64).ceil();
+    let bandwidth = facts.memory_bandwidth as f64
+        * (busy.min(multiprocessors) / (SATURATING * multiprocessors)).min(1.0);
+    let balance = groups as f64 / (waves * resident_teams as f64);
+    let balance = if waves > 1.0 { balance.max(0.5) } else { 1.0 };
+    let exchange = if parts == 1 { BLOCK_EXCHANGE } else { GRID_EXCHANGE };
+    let exposed = if residents > 1 { exchange } else { waves * (exchange + RAMP) };
+    LAUNCH + bytes / bandwidth / balance + exposed
+}

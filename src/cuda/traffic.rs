@@ -1,0 +1,124 @@
+//! [`RequestedBytes`]: what a plan asks memory for.
+
+use super::plan::{BLOCK, Geometry, Pass, Plan};
+use crate::config::Activation;
+use crate::problem::{Operand, Problem};
+
+/// Bytes that a plan asks memory for, exactly, by tensor. What L2 serves of them is not taken off.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RequestedBytes {
+    /// Loads of x.
+    pub x: u64,
+    /// Loads of the residual.
+    pub residual: u64,
+    /// Loads of dy.
+    pub dy: u64,
+    /// Stores of y.
+    pub y: u64,
+    /// Stores of dx.
+    pub dx: u64,
+    /// Stores of dresidual, if it is wanted.
+    pub dresidual: u64,
+    /// Loads of the mask: a byte for every pack, whatever number of its bits the pack needs.
+    pub mask_read: u64,
+    /// Stores of the mask.
+    pub mask_written: u64,
+}
+
+impl RequestedBytes {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        let tensors = self.x + self.residual + self.dy + self.y + self.dx + self.dresidual;
+        tensors + self.mask_read + self.mask_written
+    }
+}
+
+impl Plan {
+    /// What the plan's launch asks memory for, but for what it keeps per channel.
+    pub fn requested_bytes(&self, problem: &Problem) -> RequestedBytes {
+        let size = problem.dtype().size() as u64;
+        let tensor = problem.elements() as u64 * size;
+        let when = |condition: bool| if condition { tensor } else { 0 };
+        let (epilogue, pass) = (problem.epilogue(), self.pass);
+        let is_backward =
+            matches!(pass, Pass::Reduce | Pass::Gradient | Pass::Frozen | Pass::Backward);
+        let writes_dx = matches!(pass, Pass::Gradient | Pass::Frozen | Pass::Backward);
+        let reads_residual = match pass {
+            Pass::Statistics => false,
+            Pass::Apply | Pass::Forward => epilogue.residual,
+            Pass::Reduce | Pass::Gradient | Pass::Backward => epilogue.backward_reads_residual(),
+            Pass::Frozen => epilogue.residual && epilogue.activation != Activation::Identity,
+        };
+        // What did not stay on chip is read a second time: all inputs of a backward, but only x of
+        // a forward, whose residual waits.
+        let again = self.evicted_elements(problem) * size;
+        let if_backward = |read: u64| if is_backward && read > 0 { read + again } else { read };
+        let touches_mask = |touches: bool| touches && epilogue.has_mask();
+        RequestedBytes {
+            x: tensor + again,
+            residual: if_backward(when(reads_residual)),
+            dy: if_backward(when(is_backward)),
+            y: when(pass.writes_mask()),
+            dx: when(writes_dx),
+            dresidual: when(writes_dx && epilogue.residual),
+            mask_read: match touches_mask(pass.reads_mask()) {
+                true => (tensor + again) / size / u64::from(self.pack),
+                false => 0,
+            },
+            mask_written: match (touches_mask(pass.writes_mask()), self.geometry) {
+                (false, _) => 0,
+                (true, Geometry::Columns { rows, columns, .. }) => rows * columns.div_ceil(8),
+                (true, Geometry::Planes { .. }) => problem.mask_len() as u64,
+            },
+        }
+    }
+
+    /// Elements that make room on chip for later ones, and are read again.
+    pub fn evicted_elements(&self, problem: &Problem) -> u64 {
+        if self.slots == 0 {
+            return 0;
+        }
+        let slots = u64::from(self.slots);
+        // Of each part: the windows or rows of all rounds but its last.
+        let evicted = |count: u64, per_step: u64| {
+            (count.div_ceil(per_step).div_ceil(slots).max(1) - 1) * slots * per_step
+        };
+        let parts = |whole: u64, part: u64| {
+            (0..u64::from(self.parts)).map(move |index| {
+                let start = (index * part).min(whole);
+                (start, part.min(whole - start))
+            })
+        };
+        match self.geometry {
+            Geometry::Columns { rows, columns, rows_per_part, packs_per_tile, .. } => {
+                let height = u64::from(BLOCK / packs_per_tile);
+                parts(rows, rows_per_part).map(|(_, rows)| evicted(rows, height)).sum::<u64>()
+                    * columns
+            }
+            Geometry::Planes { windows, windows_per_part, .. } => {
+                let whole = problem.batch() as u64 * windows;
+                let block = u64::from(BLOCK);
+                let of_channel = |channel: u64| {
+                    parts(whole, windows_per_part)
+                        .map(|(start, count)| {
+                            let end = start + evicted(count, block);
+                            self.elements_before(problem, channel, end)
+                                - self.elements_before(problem, channel, start)
+                        })
+                        .sum::<u64>()
+                };
+                (0..problem.channels() as u64).map(of_channel).sum()
+            }
+        }
+    }
+
+    /// Elements of a channel that lie before one of its windows.
+    fn elements_before(&self, problem: &Problem, channel: u64, window: u64) -> u64 {
+        let Geometry::Planes { misalignment, windows, .. } = self.geometry else { return 0 };
+        let (pack, spatial) = (u64::from(self.pack), problem.spatial() as u64);
+        let (sample, window) = (window / windows, window % windows);
+        let stride = problem.batch_stride(Operand::X) as u64;
+        let shift = (u64::from(misalignment) + sample * stride + channel * spatial) % pack;
+        sample * spatial + (window * pack).saturating_sub(shift).min(spatial)
+    }
+}

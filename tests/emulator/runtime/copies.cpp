@@ -1,0 +1,27 @@
+// Asynchronous copies from global to shared memory. They land as late as they may, at the thread's
+// wait: who looks earlier finds memory that nobody has written.
+
+#include <string.h>
+
+#include "checker.h"
+#include "interface.h"
+#include "launch.h"
+
+namespace emulator {
+
+void async_copy(void *to, const void *from, size_t bytes, const void *site) {
+    require_global(from);
+    observe_aligned(from, bytes, Access::read, site);
+    forget_shared(to, bytes);
+    current->copies.push_back(PendingCopy{to, from, bytes, site});
+}
+
+void async_copy_wait() {
+    for (const PendingCopy &copy : current->copies) {
+        observe_aligned(copy.to, copy.bytes, Access::write, copy.site);
+        memcpy(copy.to, copy.from, copy.bytes);
+    }
+    current->copies.clear();
+}
+
+}  // namespace emulator
