@@ -4,7 +4,8 @@
 #
 #   scripts/gpu-bundle.sh [FOLDER]
 #
-# Needs Rust, a C++ compiler, git and NVRTC (docs/kernels.md says where it is looked for), no GPU.
+# Needs Rust, a C++ compiler with binutils, git, and NVRTC (docs/kernels.md says where it is looked
+# for); no GPU.
 # WARPNORM_CUDA_ARCHS narrows what the kernels are compiled for.
 set -euo pipefail
 root=$(dirname "$(realpath "$0")")/..
@@ -36,7 +37,7 @@ take() {
         echo "error: cargo has built no $1 named $2" >&2
         return 1
     fi
-    cp "$path" "$bundle/bin/$3"
+    strip --strip-debug -o "$bundle/bin/$3" "$path"
 }
 
 state() {
