@@ -3,6 +3,7 @@
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use replay::{Device, Options, Verdict, find_cases, replay};
+use std::env;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use warpnorm::Layout;
@@ -15,7 +16,7 @@ const DEVICES: &[Device] = &[
 ];
 
 fn main() -> ExitCode {
-    let cases = find_cases(&Path::new(env!("CARGO_MANIFEST_DIR")).join("cases"));
+    let cases = find_cases(&folder());
     assert_eq!(cases.len(), 35, "the 26 cases of PyTorch and the 9 of ONNX");
     let mut trials = Vec::new();
     for &device in DEVICES {
@@ -25,6 +26,12 @@ fn main() -> ExitCode {
         }
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// The crate's own cases; `REPLAY_CASES` says where they are if this program was taken elsewhere.
+fn folder() -> PathBuf {
+    let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("cases");
+    env::var_os("REPLAY_CASES").map_or_else(here, PathBuf::from)
 }
 
 fn trial(case: &Path, options: Options) -> Trial {

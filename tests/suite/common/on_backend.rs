@@ -76,7 +76,7 @@ impl<'b, B: Backend, E: Element> OnBackend<'b, B, E> {
     }
 
     /// Brings back all that any call may write.
-    fn download(self, into: &mut Buffers<E>) -> Result<()> {
+    pub fn download(&self, into: &mut Buffers<E>) -> Result<()> {
         fn optional<B: Backend, T: Scalar>(
             backend: &B,
             buffer: &Option<B::Buffer<T>>,

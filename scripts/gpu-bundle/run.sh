@@ -1,0 +1,162 @@
+#!/usr/bin/env bash
+# Tests and measures warpnorm on this machine's first NVIDIA GPU; needs neither Rust nor a network.
+# README.txt says what each command does. Output also goes to results/.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+readonly FAILED=1 NO_GPU=2 NO_TOOL=3
+failures=()
+
+usage() {
+    cat <<'TEXT'
+./run.sh test                 every test, and the public cases in both layouts
+./run.sh sanitize [TOOL...]   the tests under compute-sanitizer: memcheck racecheck initcheck synccheck
+./run.sh bench [NAME...]      benchmarks, those that are in bin/ as bench-NAME, and peers/
+./run.sh train [OPTION...]    the training example
+./run.sh info [OPTION...]     driver, devices, kernels, plans
+TEXT
+}
+
+# Runs a command under a headline and remembers whether it failed.
+step() {
+    local headline=$1 start=$SECONDS
+    shift
+    printf '\n=== %s: %s\n' "$headline" "$*"
+    "$@" || failures+=("$headline")
+    printf -- '--- %s: %d s\n' "$headline" $((SECONDS - start))
+}
+
+# What a log must say before anything else.
+header() {
+    echo "date: $(date -u +%Y-%m-%dT%H:%M:%SZ), host: $(uname -n), $(uname -sr)"
+    cat built-from.txt
+    bin/info | sed -n '/^device/p'
+    if command -v nvidia-smi >/dev/null; then
+        nvidia-smi --query-gpu=index,name,driver_version,memory.total --format=csv || true
+    fi
+}
+
+# Without a GPU every test is ignored, which must not look like success.
+require_gpu() {
+    local reason
+    reason=$(bin/gpu --list 2>&1 >/dev/null | sed -n 's/^no GPU: //p')
+    if [ -n "$reason" ]; then
+        printf '\nNO GPU, NOTHING WAS RUN: %s\n' "$reason"
+        exit "$NO_GPU"
+    fi
+}
+
+conclude() {
+    if [ ${#failures[@]} -gt 0 ]; then
+        printf '\nFAILED: %s\n' "$(IFS=, && echo "${failures[*]}")"
+        exit "$FAILED"
+    fi
+    printf '\nall passed: %d s\n' "$SECONDS"
+}
+
+run_test() {
+    require_gpu
+    step 'tests on the GPU' bin/gpu
+    step 'tests within the library' bin/unit
+    step 'public cases' env REPLAY_CASES=cases bin/public_cases cuda::
+    step 'replay, channels-first' bin/replay --device cuda --layout channels-first cases
+    step 'replay, channels-last' bin/replay --device cuda --layout channels-last cases
+    conclude
+}
+
+sanitizer() {
+    local path
+    for path in "$(command -v compute-sanitizer || true)" \
+        {"${CUDA_HOME:-/nowhere}","${CUDA_PATH:-/nowhere}",/usr/local/cuda}/{bin,compute-sanitizer}/compute-sanitizer; do
+        if [ -x "$path" ]; then
+            echo "$path"
+            return
+        fi
+    done
+}
+
+run_sanitize() {
+    require_gpu
+    local sanitizer tool tools=(memcheck racecheck initcheck synccheck)
+    sanitizer=$(sanitizer)
+    if [ -z "$sanitizer" ]; then
+        echo 'compute-sanitizer is neither on PATH nor in CUDA_HOME, CUDA_PATH or /usr/local/cuda:'
+        echo 'it comes with the CUDA toolkit; on a cluster, load the module of CUDA'
+        exit "$NO_TOOL"
+    fi
+    "$sanitizer" --version
+    if [ $# -gt 0 ]; then tools=("$@"); fi
+    for tool in "${tools[@]}"; do
+        sanitize "$sanitizer" "$tool"
+    done
+    conclude
+}
+
+# Left out are the large tensors; but for memcheck also the 16-bit twins of the longest checks.
+sanitize() {
+    local sanitizer=$1 tool=$2 options=() skipped=(--skip large::)
+    if [ "$tool" = memcheck ]; then
+        # A kernel is looked for in one image after the other: CUDA's "not found" is no error here.
+        options=(--report-api-errors no)
+    else
+        local name
+        for name in every_epilogue::f16 every_epilogue::bf16 begin_anywhere::f16 operand::bf16; do
+            skipped+=(--skip "$name")
+        done
+    fi
+    step "$tool" "$sanitizer" --tool "$tool" --error-exitcode 9 "${options[@]}" \
+        bin/gpu --test-threads 1 "${skipped[@]}"
+}
+
+run_bench() {
+    local name names=("$@") program
+    if [ ${#names[@]} -eq 0 ]; then
+        for program in bin/bench-*; do names+=("${program#bin/bench-}"); done
+    fi
+    for name in "${names[@]}"; do
+        if [ "$name" = cuda ]; then require_gpu; fi
+        step "bench $name" env CRITERION_HOME="results/$stamp-criterion" "bin/bench-$name" --bench
+    done
+    if python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+        step 'peer torch' python3 peers/torch_bn.py --device cuda --output "results/$stamp-torch.json"
+    else
+        printf '\nPyTorch with CUDA is not here: not measured\n'
+    fi
+    conclude
+}
+
+run_train() {
+    step train bin/train --output "results/$stamp-train" "$@"
+    conclude
+}
+
+run_info() {
+    step info bin/info "$@"
+    conclude
+}
+
+command=${1:-}
+case $command in
+    test | sanitize | bench | train | info) shift ;;
+    -h | --help) usage && exit ;;
+    *) usage >&2 && exit 64 ;;
+esac
+
+run() {
+    header
+    case $command in
+        test) run_test ;;
+        sanitize) run_sanitize "$@" ;;
+        bench) run_bench "$@" ;;
+        train) run_train "$@" ;;
+        info) run_info "$@" ;;
+    esac
+}
+
+stamp=$(date -u +%Y%m%dT%H%M%SZ)
+log=results/$stamp-$command.log
+mkdir -p results
+status=0
+run "$@" 2>&1 | tee "$log" || status=${PIPESTATUS[0]}
+echo "log: $log"
+exit "$status"

@@ -1,0 +1,110 @@
+//! Device memory: there and back, in parts, and whose it is.
+
+use crate::{Outcome, PASSED, Test, assert_refused, driver, open, test, upload};
+use cudarc::driver::sys::{CUcontext, CUdevice, CUresult};
+use cudarc::driver::{CudaContext, DriverError};
+use libtest_mimic::{Completion, Failed};
+use std::sync::Arc;
+use warpnorm::cuda::{Cuda, CudaLauncher, GpuBuffer, GpuSlice, GpuSliceMut, Launcher, devices};
+use warpnorm::{Affine, Backend, DType, Epilogue, Inference, Layout, Norm, Problem, Running};
+
+pub fn tests() -> Vec<Test> {
+    vec![
+        test("memory::there_and_back", there_and_back),
+        test("memory::parts_lie_where_they_should", parts_lie_where_they_should),
+        test("memory::of_another_context_is_refused", of_another_context_is_refused),
+        test("memory::of_another_device_is_refused", of_another_device_is_refused),
+    ]
+}
+
+fn there_and_back() -> Outcome {
+    let gpu = open()?;
+    let values: Vec<i64> = (0..1000).collect();
+    let buffer = gpu.upload(&values)?;
+    assert_eq!(gpu.download(&buffer)?, values);
+    assert_eq!(gpu.download(&gpu.duplicate(&buffer)?)?, values);
+    assert_eq!(gpu.download(&gpu.zeros::<u8>(3)?)?, [0; 3]);
+    assert!(gpu.download(&gpu.upload::<f32>(&[])?)?.is_empty());
+    PASSED
+}
+
+fn parts_lie_where_they_should() -> Outcome {
+    let gpu = open()?;
+    let gpu = gpu.launcher();
+    let mut buffer = gpu.zeros::<f32>(10)?;
+    let start = gpu.memory(&CudaLauncher::slice(&buffer))?.address;
+    let at = |slice: GpuSlice<'_, f32>| {
+        let memory = gpu.memory(&slice).unwrap();
+        (memory.address - start, memory.bytes)
+    };
+    let at_mut = |mut slice: GpuSliceMut<'_, f32>| {
+        let memory = gpu.memory_mut(&mut slice).unwrap();
+        (memory.address - start, memory.bytes)
+    };
+    assert_eq!(at((&buffer.view().slice(3..7)).into()), (12, 16));
+    assert_eq!(at(buffer.part(3..7)?), (12, 16));
+    assert_eq!(at(buffer.part(10..10)?), (40, 0));
+    assert_eq!(at_mut(buffer.view_mut().slice_mut(5..).into()), (20, 20));
+    assert_eq!(at_mut(buffer.part_mut(5..10)?), (20, 20));
+    assert_refused(buffer.part(3..11).map(drop), "`range`: expected a part of 0..10")?;
+    assert_refused(buffer.part_mut(11..11).map(drop), "`range`: expected a part of 0..10")?;
+    PASSED
+}
+
+/// Inference on `gpu` with an `x` that is not of its context.
+fn infer_from(gpu: &Cuda, x: &GpuBuffer<f32>) -> warpnorm::Result<()> {
+    let problem = Problem::new(&[5, 4], Layout::ChannelsLast, DType::F32, Epilogue::NONE)?;
+    let (mean, var) = (gpu.zeros::<f32>(4)?, gpu.zeros::<f32>(4)?);
+    let (mut y, mut workspace) = (gpu.zeros::<f32>(20)?, gpu.workspace(&problem)?);
+    let args = Inference::<'_, Cuda, f32> {
+        x: x.into(),
+        residual: None,
+        affine: Affine { weight: None, bias: None },
+        running: Running { mean: (&mean).into(), var: (&var).into() },
+        y: (&mut y).into(),
+        workspace: &mut workspace,
+    };
+    gpu.inference(&problem, &Norm { eps: 1e-5, momentum: None }, args)
+}
+
+fn of_another_context_is_refused() -> Outcome {
+    let gpu = open()?;
+    let context = second_context()?;
+    let other = Cuda::new(CudaLauncher::new(context.new_stream()?)?);
+    infer_from(&other, &upload(&other, 20)?)?;
+    other.launcher().synchronize()?;
+    assert_refused(infer_from(&gpu, &upload(&other, 20)?), "`slice`: expected memory of device 0")?;
+    assert_refused(gpu.download(&upload(&other, 20)?).map(drop), "`slice`: expected")?;
+    PASSED
+}
+
+fn of_another_device_is_refused() -> Outcome {
+    if devices()?.len() < 2 {
+        return Ok(Completion::ignored_with("there is one GPU only"));
+    }
+    let (first, second) = (open()?, Cuda::new(CudaLauncher::open(1)?));
+    assert_refused(infer_from(&first, &upload(&second, 20)?), "found memory of device 1")?;
+    infer_from(&second, &upload(&second, 20)?)?;
+    second.launcher().synchronize()?;
+    PASSED
+}
+
+/// A context beside the primary one. cudarc has the function that makes one for some versions of
+/// CUDA only; drivers have this one in all.
+fn second_context() -> Result<Arc<CudaContext>, Failed> {
+    type Create = unsafe extern "C" fn(*mut CUcontext, u32, CUdevice) -> CUresult;
+    let device = CudaContext::new(0)?.cu_device();
+    let name = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
+    let mut context = std::ptr::null_mut();
+    // SAFETY: the driver is loaded already, and this is its function as cuda.h declares it.
+    let created = unsafe {
+        let library = libloading::Library::new(name)?;
+        let create = library.get::<Create>("cuCtxCreate_v2")?;
+        create(&mut context, 0, device)
+    };
+    if created != CUresult::CUDA_SUCCESS {
+        return Err(DriverError(created).into());
+    }
+    // SAFETY: it was just created on this device, and nothing else will destroy it.
+    Ok(driver(unsafe { CudaContext::from_raw_context(0, device, context) })?)
+}
