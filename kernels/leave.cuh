@@ -55,7 +55,7 @@ __device__ inline void leave(const Params &params, const Columns<V, BATCH> &walk
 template <class Wide, class Walk, class Item, int COUNT, class Finish>
 __device__ inline void finish_group(const Params &params, const Walk &walk, Item (&items)[COUNT],
                                     const Finish &finish) {
-    SHARED_ARRAY(Words<Item>, columns, Walk::CHANNELS == 1 ? 1 : MAX_COLUMNS);
+    SHARED_ARRAY(Words<Item>, columns, Walk::MAX_PLACES);
     leave<Wide>(params, walk, items, columns);
     if (!arrives_last(params.counters, walk.group(), params.parts)) return;
     const Extent first = walk.first_channel();

@@ -100,7 +100,7 @@ __device__ void backward(const Params &params) {
     typedef WalkOf<V, BATCH> Walk;
     constexpr int CHANNELS = Walk::CHANNELS;
     // Of a channel's Gradient, its Centre comes first: the sums need no more.
-    SHARED_ARRAY(float, shelf, Gradient::WORDS *(CHANNELS == 1 ? 1 : MAX_COLUMNS));
+    SHARED_ARRAY(float, shelf, Gradient::WORDS *Walk::MAX_PLACES);
     const InputTiles<GATE, T, V> tiles(params);
     each_group(params, [&](Extent group, unsigned part) {
         const Walk walk(params, {group, part, 0});

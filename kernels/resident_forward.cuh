@@ -158,7 +158,7 @@ template <Kind KIND, class T, int V, int BATCH, template <int, int> class WalkOf
 __device__ void forward(const Params &params) {
     typedef WalkOf<V, BATCH> Walk;
     constexpr int CHANNELS = Walk::CHANNELS;
-    SHARED_ARRAY(float, shelf, Coefficients::WORDS *(CHANNELS == 1 ? 1 : MAX_COLUMNS));
+    SHARED_ARRAY(float, shelf, Coefficients::WORDS *Walk::MAX_PLACES);
     const Tile<T, V> tile(params, 0);
     each_group(params, [&](Extent group, unsigned part) {
         const Walk walk(params, {group, part, 0});

@@ -90,6 +90,7 @@ __device__ inline void store(const Walk &, Address tensor, Extent stride, const 
 template <int V, int BATCH>
 struct Planes {
     static constexpr int CHANNELS = 1;           // that a thread sees
+    static constexpr int MAX_PLACES = 1;
     static constexpr bool HAS_ENDS = V > 1;      // windows that are there in part
 
     const Params &params;
@@ -168,6 +169,7 @@ struct Planes {
 template <int V, int BATCH>
 struct Columns {
     static constexpr int CHANNELS = V;
+    static constexpr int MAX_PLACES = MAX_COLUMNS;
     static constexpr bool HAS_ENDS = false;
 
     const Params &params;
@@ -175,6 +177,7 @@ struct Columns {
     unsigned part;
     unsigned width, x, y, height;  // the block as rows of threads, and this thread's place
     Extent column;                 // its first
+    unsigned before;               // columns of the tile's first channel in another tile
     Extent base, end;              // rows of this block
     Extent sample, row;            // the next of this thread, counted within the sample
     Extent step_samples, step_rows;
@@ -186,6 +189,7 @@ struct Columns {
         x = threadIdx.x % width;
         y = threadIdx.x / width;
         column = (tile * width + x) * V;
+        before = (unsigned)(tile * width * V % params.columns_per_channel);
         base = part * params.rows_per_part;
         end = min(base + params.rows_per_part, params.rows);
         base += (Extent)place.from * height;
@@ -234,7 +238,7 @@ struct Columns {
     __device__ unsigned places() const { return width * V; }
     __device__ unsigned place(int v) const {
         if (params.columns_per_channel == 1) return v * width + x;
-        return (x * V + v) / params.columns_per_channel;
+        return (before + x * V + v) / params.columns_per_channel;
     }
     __device__ unsigned place_of(unsigned channel) const {
         return params.columns_per_channel == 1 ? channel % V * width + channel / V : channel;
@@ -243,10 +247,10 @@ struct Columns {
 
     __device__ Extent group() const { return tile; }
     __device__ Extent first_channel() const {
-        return tile * (width * V / params.columns_per_channel);
+        return tile * width * V / params.columns_per_channel;
     }
     __device__ unsigned channels() const {
-        const Extent rest = params.channels - first_channel();
-        return (unsigned)min((Extent)(width * V / params.columns_per_channel), rest);
+        const Extent end = min((tile + 1) * width * V, params.columns);
+        return (unsigned)((end - 1) / params.columns_per_channel - first_channel() + 1);
     }
 };

@@ -24,8 +24,8 @@ impl<L: Launcher> Device<L> {
         Device { launcher, tier: None }
     }
 
-    /// Forces where training passes keep their tensors between sweeps, for tests and measurements.
-    /// A call that has no such plan is refused. `None`, the default: what should be fastest.
+    /// Says where training passes keep their tensors between sweeps, for tests and measurements.
+    /// What has no such plan streams. `None`, the default: what should be fastest.
     pub fn with_tier(self, tier: Option<Tier>) -> Self {
         Device { tier, ..self }
     }

@@ -692,12 +692,7 @@ unsafe impl Launcher for CudaLauncher {
         // outlive the call, which copies them. The addresses in it are those of memory that the
         // caller holds: only `Device` makes a launch, of what `memory` gave it.
         let outcome = unsafe {
-            sys::cuLaunchKernelEx(
-                &config,
-                function,
-                ptr::null_mut(),
-                params.extra().as_mut_ptr(),
-            )
+            sys::cuLaunchKernelEx(&config, function, ptr::null_mut(), params.extra().as_mut_ptr())
         };
         outcome.result().or_fail(&what())
     }

@@ -52,6 +52,11 @@ pub enum Tier {
 }
 
 impl Pass {
+    /// Whether blocks finish channels together.
+    fn reduces(self) -> bool {
+        !matches!(self, Pass::Apply | Pass::Gradient)
+    }
+
     /// Whether it reads the mask of a problem that has one.
     pub(super) fn reads_mask(self) -> bool {
         matches!(self, Pass::Reduce | Pass::Gradient | Pass::Backward)
@@ -211,16 +216,28 @@ impl Plan {
         let kernel = kernel_name(pass, walk, dtype, pack, problem);
         let parts = parts as u32;
         let (tier, slots, shared_bytes) = (Tier::Streaming, 0, 0);
-        Ok(Plan { pass, kernel, walk, pack, groups, parts, grid, geometry, tier, slots, shared_bytes })
+        Ok(Plan {
+            pass,
+            kernel,
+            walk,
+            pack,
+            groups,
+            parts,
+            grid,
+            geometry,
+            tier,
+            slots,
+            shared_bytes,
+        })
     }
 }
 
 /// The launches of a training pass, `Pass::Forward` or `Pass::Backward`: one that keeps tensors on
-/// chip, or two that stream. `tier` forces the choice, where that is possible: else it is what
-/// should take the least time. `inputs` is how the tensors of the first sweep lie.
+/// chip, or two that stream. `tier` says which where there is such a plan; `None`: whichever should
+/// take the least time. `inputs` is how the tensors of the first sweep lie.
 ///
 /// # Errors
-/// As for [`Plan::new`]; nothing of a forced tier fits.
+/// As for [`Plan::new`].
 pub fn training_plans(
     pass: Pass,
     problem: &Problem,
@@ -234,25 +251,16 @@ pub fn training_plans(
         _ => [Pass::Statistics, Pass::Apply],
     };
     let [first, second] = sweeps;
-    let streaming = vec![
-        Plan::new(first, problem, facts, inputs)?,
-        Plan::new(second, problem, facts, all)?,
-    ];
+    let streaming =
+        vec![Plan::new(first, problem, facts, inputs)?, Plan::new(second, problem, facts, all)?];
     if tier == Some(Tier::Streaming) {
         return Ok(streaming);
     }
+    let pays = |time| tier.is_some() || time < streaming_seconds(pass, problem, facts);
     match resident(pass, problem, facts, all, tier) {
-        Some((plan, _)) if tier.is_some() => Ok(vec![plan]),
-        Some((plan, time)) if time < streaming_seconds(pass, problem, facts) => Ok(vec![plan]),
-        None if tier.is_some() => {
-            Err(Error::argument("tier", format_args!("one that can hold {problem}"), tier_name(tier)))
-        }
+        Some((plan, time)) if pays(time) => Ok(vec![plan]),
         _ => Ok(streaming),
     }
-}
-
-fn tier_name(tier: Option<Tier>) -> String {
-    tier.map_or_else(|| "none".to_owned(), |tier| format!("{tier:?}"))
 }
 
 impl Geometry {
@@ -274,14 +282,11 @@ pub(super) fn pack_of(walk: Walk, pass: Pass, problem: &Problem, alignment: Alig
         Walk::Planes => problem.spatial() as u64,
         Walk::Columns => columns_of(problem),
     };
-    let touches_mask =
-        problem.epilogue().has_mask() && (pass.reads_mask() || pass.writes_mask());
+    let touches_mask = problem.epilogue().has_mask() && (pass.reads_mask() || pass.writes_mask());
     let fits = match (walk, alignment.offset) {
         (_, None) => false,
         // Planes may begin anywhere, but a mask's bytes begin with them.
-        (Walk::Planes, Some(offset)) => {
-            !touches_mask || (offset == 0 && row.is_multiple_of(8))
-        }
+        (Walk::Planes, Some(offset)) => !touches_mask || (offset == 0 && row.is_multiple_of(8)),
         (Walk::Columns, Some(offset)) => {
             offset == 0 && row.is_multiple_of(pack) && samples_are_aligned(problem, pack)
         }
@@ -346,7 +351,12 @@ pub(super) fn planes(
     (channels, Geometry::Planes { misalignment, windows, windows_per_part })
 }
 
-pub(super) fn columns(pass: Pass, problem: &Problem, facts: &DeviceFacts, pack: u32) -> (u64, Geometry) {
+pub(super) fn columns(
+    pass: Pass,
+    problem: &Problem,
+    facts: &DeviceFacts,
+    pack: u32,
+) -> (u64, Geometry) {
     let columns = columns_of(problem);
     let (rows, rows_per_sample, columns_per_channel) = match problem.layout() {
         Layout::ChannelsFirst => (problem.batch() as u64, 1, problem.spatial() as u64),
@@ -400,16 +410,25 @@ pub(super) fn packs_per_tile(columns: u64, pack: u64, columns_per_channel: u64) 
 impl Plan {
     /// f64 words of scratch that this plan's blocks leave results in.
     pub(super) fn partial_words(&self, problem: &Problem) -> u64 {
+        if !self.pass.reduces() {
+            return 0;
+        }
         problem.channels() as u64 * u64::from(self.parts) * PARTIAL_WORDS
     }
 
     /// Counters of the blocks that finish together, and one of all blocks.
     pub(super) fn counters(&self) -> u64 {
-        self.groups + 1
+        if self.pass.reduces() { self.groups + 1 } else { 0 }
     }
 }
 
-pub(super) fn kernel_name(pass: Pass, walk: Walk, dtype: DType, pack: u32, problem: &Problem) -> String {
+pub(super) fn kernel_name(
+    pass: Pass,
+    walk: Walk,
+    dtype: DType,
+    pack: u32,
+    problem: &Problem,
+) -> String {
     let pass_name = match pass {
         Pass::Statistics => "statistics",
         Pass::Apply => "apply",

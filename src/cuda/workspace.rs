@@ -58,7 +58,8 @@ impl Size {
     /// Refuses a workspace that was made for a smaller problem.
     pub(super) fn check(&self, problem: &Problem, plans: &[Plan]) -> Result<()> {
         let fits = plans.iter().all(|plan| {
-            plan.counters().div_ceil(2) <= self.counters && plan.partial_words(problem) <= self.partials
+            plan.counters().div_ceil(2) <= self.counters
+                && plan.partial_words(problem) <= self.partials
         });
         if fits && (SUM_ROWS * problem.channels()) as u64 <= self.sums {
             return Ok(());

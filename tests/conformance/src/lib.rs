@@ -10,7 +10,7 @@ mod calls;
 mod views;
 
 use half::{bf16, f16};
-use warpnorm::cuda::{Device, Launcher};
+use warpnorm::cuda::{Device, Launcher, Tier};
 use warpnorm::{Activation, Epilogue, Scalar};
 
 /// What is checked.
@@ -18,7 +18,10 @@ pub trait Subject: 'static {
     /// What runs the kernels.
     type Launcher: Launcher;
 
-    /// A device. The emulator's schedule follows from `seed`; a GPU has its own.
+    /// Where its training passes are to keep their tensors. What has no such plan streams.
+    fn tier(&self) -> Tier;
+
+    /// A device of that tier. The emulator's schedule follows from `seed`; a GPU has its own.
     fn device(&self, seed: u64) -> Device<Self::Launcher>;
 
     /// The elements of a buffer from `start` on.
@@ -44,6 +47,13 @@ pub struct Check<S> {
     pub name: &'static str,
     /// Panics if it does not hold.
     pub run: Run<S>,
+}
+
+impl<S> Check<S> {
+    /// Whether it is about training passes, and so about their tiers.
+    pub fn is_about_tiers(&self) -> bool {
+        !self.name.starts_with("calls::")
+    }
 }
 
 type Run<S> = fn(&S);

@@ -2,20 +2,29 @@
 
 #[cfg(emulated)]
 mod emulated {
-    use conformance::{Subject, checks};
-    use emulator::{Buffer, Emulator, Slice, SliceMut};
+    use conformance::{Check, Subject, checks};
+    use emulator::{Buffer, Emulator, Options, Slice, SliceMut, default_facts};
     use libtest_mimic::Trial;
     use warpnorm::Scalar;
-    use warpnorm::cuda::Device;
+    use warpnorm::cuda::{Device, DeviceFacts, Pass, Tier, static_shared_bytes};
 
     /// A device of its own for every case: they run side by side.
-    struct Emulated;
+    #[derive(Clone, Copy)]
+    struct Emulated {
+        tier: Tier,
+        facts: DeviceFacts,
+    }
 
     impl Subject for Emulated {
         type Launcher = Emulator;
 
+        fn tier(&self) -> Tier {
+            self.tier
+        }
+
         fn device(&self, seed: u64) -> Device<Emulator> {
-            Device::new(Emulator::with_seed(seed))
+            let options = Options { seed, facts: self.facts, ..Options::default() };
+            Device::new(Emulator::new(options)).with_tier(Some(self.tier))
         }
 
         fn part<T: Scalar>(buffer: &Buffer<T>, start: usize) -> Slice<'_, T> {
@@ -27,14 +36,37 @@ mod emulated {
         }
     }
 
-    pub fn trials() -> Vec<Trial> {
-        let trial = |check: conformance::Check<Emulated>| {
-            Trial::test(check.name, move || {
-                (check.run)(&Emulated);
+    /// A device with so little shared memory that small tensors need several blocks, and several
+    /// rounds in each.
+    fn cramped() -> DeviceFacts {
+        let shared = static_shared_bytes(Pass::Backward) + 8 * 256 * 34;
+        DeviceFacts {
+            shared_bytes_per_block: shared,
+            shared_bytes_per_multiprocessor: shared + (1 << 10),
+            ..default_facts()
+        }
+    }
+
+    fn trials_of(name: &str, subject: Emulated) -> impl Iterator<Item = Trial> {
+        let wanted =
+            move |check: &Check<_>| subject.tier == Tier::Streaming || check.is_about_tiers();
+        checks().into_iter().filter(wanted).map(move |check| {
+            Trial::test(format!("{name}::{}", check.name), move || {
+                (check.run)(&subject);
                 Ok(())
             })
-        };
-        checks().into_iter().map(trial).collect()
+        })
+    }
+
+    pub fn trials() -> Vec<Trial> {
+        let facts = default_facts();
+        let streaming = Emulated { tier: Tier::Streaming, facts };
+        let block = Emulated { tier: Tier::Block, facts };
+        let grid = Emulated { tier: Tier::Grid, facts: cramped() };
+        trials_of("streaming", streaming)
+            .chain(trials_of("block", block))
+            .chain(trials_of("grid", grid))
+            .collect()
     }
 }
 

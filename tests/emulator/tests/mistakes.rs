@@ -5,8 +5,8 @@ mod common;
 
 use common::{SEEDS, TestParams, address, assert_fails, impatient, launch, launch_shared, ramp};
 use emulator::{Buffer, Emulator, Options};
-use warpnorm::{Result, Scalar};
 use warpnorm::cuda::{DeviceFacts, Launcher};
+use warpnorm::{Result, Scalar};
 
 /// Buffers that suit every test kernel.
 struct Memory {

@@ -3,15 +3,22 @@
 use crate::{PASSED, Test, open, test};
 use conformance::{Check, Subject, checks};
 use warpnorm::Scalar;
-use warpnorm::cuda::{Cuda, CudaLauncher, GpuBuffer, GpuSlice, GpuSliceMut};
+use warpnorm::cuda::{Cuda, CudaLauncher, GpuBuffer, GpuSlice, GpuSliceMut, Tier};
 
-struct Gpu(Cuda);
+struct Gpu {
+    device: Cuda,
+    tier: Tier,
+}
 
 impl Subject for Gpu {
     type Launcher = CudaLauncher;
 
+    fn tier(&self) -> Tier {
+        self.tier
+    }
+
     fn device(&self, _seed: u64) -> Cuda {
-        self.0.clone()
+        self.device.clone().with_tier(Some(self.tier))
     }
 
     fn part<T: Scalar>(buffer: &GpuBuffer<T>, start: usize) -> GpuSlice<'_, T> {
@@ -25,11 +32,16 @@ impl Subject for Gpu {
 }
 
 pub fn tests() -> Vec<Test> {
-    let of_check = |check: Check<Gpu>| {
-        test(check.name, move || {
-            (check.run)(&Gpu(open()?));
-            PASSED
-        })
+    let of_tier = |(name, tier)| {
+        let wanted = move |check: &Check<Gpu>| tier == Tier::Streaming || check.is_about_tiers();
+        let of_check = move |check: Check<Gpu>| {
+            test(format!("{name}::{}", check.name), move || {
+                (check.run)(&Gpu { device: open()?, tier });
+                PASSED
+            })
+        };
+        checks().into_iter().filter(wanted).map(of_check)
     };
-    checks().into_iter().map(of_check).collect()
+    let tiers = [("streaming", Tier::Streaming), ("block", Tier::Block), ("grid", Tier::Grid)];
+    tiers.into_iter().flat_map(of_tier).collect()
 }
