@@ -1,5 +1,7 @@
 //! The CUDA side: plans, launches, and the backend over them.
 
+#[cfg(feature = "cuda")]
+mod best;
 mod bind;
 mod device;
 #[cfg(feature = "cuda")]
@@ -18,6 +20,8 @@ pub mod search;
 pub mod target;
 mod workspace;
 
+#[cfg(feature = "cuda")]
+pub use best::{Best, best};
 pub use device::Device;
 #[cfg(feature = "cuda")]
 pub use launch::{CudaLauncher, DeviceInfo, GpuBuffer, GpuHold, GpuSlice, GpuSliceMut, devices};
