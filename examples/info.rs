@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use warpnorm::cuda::{
-    Alignment, CudaLauncher, DeviceFacts, Launcher, Pass, Plan, devices, images, profiles,
+    Alignment, Best, DeviceFacts, Launcher, Pass, Plan, best, devices, images, profiles,
 };
 use warpnorm::{Activation, DType, Epilogue, Layout, Problem, Result};
 
@@ -28,7 +28,7 @@ struct Args {
     /// A residual in the same pass.
     #[arg(long)]
     residual: bool,
-    /// The GPU to plan for [default: the first one here, or else an H100].
+    /// The GPU to plan for [default: the best one here, or else an H100].
     #[arg(long, value_enum)]
     gpu: Option<Profile>,
 }
@@ -110,15 +110,15 @@ fn print_images() {
 }
 
 /// The device to plan for, and what to call it.
-fn facts(args: &Args) -> (DeviceFacts, String) {
-    match (args.gpu, CudaLauncher::open(0)) {
+fn facts(args: &Args, best: &Best) -> (DeviceFacts, String) {
+    match (args.gpu, best) {
         (Some(profile), _) => (profile.facts(), format!("{profile:?}, from a table")),
-        (None, Ok(gpu)) => (gpu.facts(), "device 0".to_owned()),
-        (None, Err(_)) => (Profile::H100.facts(), "H100, from a table".to_owned()),
+        (None, Best::Gpu { backend, info }) => (backend.launcher().facts(), info.to_string()),
+        (None, Best::Cpu { .. }) => (Profile::H100.facts(), "H100, from a table".to_owned()),
     }
 }
 
-fn print_plans(args: &Args) -> Result<()> {
+fn print_plans(args: &Args, best: &Best) -> Result<()> {
     let layout = match args.layout {
         LayoutName::ChannelsFirst => Layout::ChannelsFirst,
         LayoutName::ChannelsLast => Layout::ChannelsLast,
@@ -131,7 +131,7 @@ fn print_plans(args: &Args) -> Result<()> {
     let activation = if args.relu { Activation::Relu } else { Activation::Identity };
     let epilogue = Epilogue { activation, residual: args.residual };
     let problem = Problem::new(&args.shape, layout, dtype, epilogue)?;
-    let (facts, name) = facts(args);
+    let (facts, name) = facts(args, best);
     println!("\n{problem} on {name}, tensors aligned to 16 bytes\n");
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
@@ -174,7 +174,9 @@ fn main() -> ExitCode {
     let args = Args::parse();
     print_devices();
     print_images();
-    match print_plans(&args) {
+    let best = best();
+    println!("best: {best}");
+    match print_plans(&args, &best) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

@@ -108,6 +108,28 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         self.training = false;
     }
 
+    /// gamma, `[C]`, in the memory of the backend; absent if not affine.
+    pub fn weight_buffer(&self) -> Option<&B::Buffer<P>> {
+        self.weight.as_ref()
+    }
+
+    /// gamma, to be trained in the memory of the backend. Calls refuse a buffer of another length
+    /// in its place.
+    pub fn weight_buffer_mut(&mut self) -> Option<&mut B::Buffer<P>> {
+        self.weight.as_mut()
+    }
+
+    /// beta, `[C]`, in the memory of the backend; absent if not affine.
+    pub fn bias_buffer(&self) -> Option<&B::Buffer<P>> {
+        self.bias.as_ref()
+    }
+
+    /// beta, to be trained in the memory of the backend. Calls refuse a buffer of another length
+    /// in its place.
+    pub fn bias_buffer_mut(&mut self) -> Option<&mut B::Buffer<P>> {
+        self.bias.as_mut()
+    }
+
     /// A copy of the parameters and running statistics in host memory.
     ///
     /// # Errors

@@ -1,7 +1,9 @@
 //! Train mode against eval mode at the end of training: how much depends on whose statistics
 //! batch normalization uses.
 
-use crate::network::{Network, Real, softmax};
+use crate::cpu::softmax;
+use crate::network::Network;
+use crate::ops::{Ops, Real};
 use crate::training::{Samples, accuracy, best};
 use ndarray::{Array2, Zip};
 use warpnorm::{Element, Result};
@@ -24,8 +26,8 @@ pub struct Row {
     pub difference: f64,
 }
 
-pub fn compare<E: Element<Param: Real>>(
-    network: &Network<E>,
+pub fn compare<E: Element<Param: Real>, O: Ops<E::Param>>(
+    network: &Network<E, O>,
     samples: &Samples<E::Param>,
 ) -> Result<Agreement> {
     let (train, test) = (samples.train.images.view(), samples.test.images.view());

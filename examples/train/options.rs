@@ -1,11 +1,12 @@
 //! The command line, and the checks that no single option can make.
 
 use crate::idx::Dataset;
+use crate::ops::Nonlinearity;
 use clap::{Parser, ValueEnum};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::thread::available_parallelism;
-use warpnorm::{Activation, DType};
+use warpnorm::DType;
 
 /// Trains a fully connected network on handwritten digits twice from the same initial weights,
 /// with batch normalization and without: the first experiment of Ioffe & Szegedy 2015.
@@ -52,13 +53,20 @@ pub struct Options {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
 
-    /// Threads to use; results do not depend on it [default: all cores]
+    /// Threads to use on the CPU; results do not depend on it [default: all cores]
     #[arg(long, value_name = "N", value_parser = number(1, 1024))]
     pub threads: Option<usize>,
 
-    /// Where batch normalization runs
-    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    /// Where the networks run
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
     pub device: Device,
+
+    /// Trains for 200 steps there and on the CPU, and fails if the courses disagree
+    #[arg(
+        long,
+        conflicts_with_all = ["data", "steps", "batch", "learning_rate", "hidden", "activation"]
+    )]
+    pub check_against_cpu: bool,
 
     /// Where the pictures go
     #[arg(long, value_name = "DIR", default_value = "target/warpnorm")]
@@ -73,24 +81,7 @@ pub struct Options {
     pub no_sweep: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum Nonlinearity {
-    Sigmoid,
-    Relu,
-    Tanh,
-}
-
-impl Nonlinearity {
-    pub fn activation(self) -> Activation {
-        match self {
-            Nonlinearity::Sigmoid => Activation::Sigmoid,
-            Nonlinearity::Relu => Activation::Relu,
-            Nonlinearity::Tanh => Activation::Tanh,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {
     F32,
     F64,
@@ -109,9 +100,14 @@ impl Dtype {
     }
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Device {
+    /// A GPU if there is one, else the CPU
+    Auto,
+    /// The CPU
     Cpu,
+    /// An NVIDIA GPU, for f32, f16 and bf16
+    Cuda,
 }
 
 /// Options that do not go together, or do not go with the data.
@@ -137,6 +133,13 @@ impl Options {
             expected,
             found: found.to_string(),
         };
+        if self.device == Device::Cuda && self.dtype == Dtype::F64 {
+            return Err(OptionError {
+                option: "--device",
+                expected: "cpu or auto, as --dtype is f64".to_owned(),
+                found: "cuda".to_owned(),
+            });
+        }
         let images = data.train.labels.len();
         if self.batch > images {
             let expected = format!("at most {images}, the number of training images");
@@ -219,7 +222,7 @@ mod tests {
             ["--dtype", "f8"],
             ["--seed", "-1"],
             ["--threads", "0"],
-            ["--device", "cuda"],
+            ["--device", "tpu"],
             ["--sweep-steps", "0"],
         ] {
             let error = parse(&arguments).err().unwrap_or_else(|| panic!("{arguments:?}"));
@@ -246,6 +249,10 @@ mod tests {
         assert_eq!(
             message(&["--batch", "1348"]),
             "--batch: expected at most 1347, the number of training images, found 1348"
+        );
+        assert_eq!(
+            message(&["--device", "cuda", "--dtype", "f64"]),
+            "--device: expected cpu or auto, as --dtype is f64, found cuda"
         );
         assert!(
             message(&["--hidden", "100000,100000"]).starts_with("--hidden: expected a network")

@@ -3,6 +3,7 @@
 use crate::agreement::Agreement;
 use crate::sweep::Outcome;
 use crate::training::Curve;
+use crate::twin::Deviation;
 use comfy_table::{Cell, CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
 /// The two networks' courses side by side.
@@ -23,8 +24,11 @@ pub fn courses(plain: &Curve, normalized: &Curve) -> Table {
     }
     let seconds = |curve: &Curve| format!("{:.2} s", curve.time.as_secs_f64());
     table.add_row(row("time in training steps", [seconds(plain), seconds(normalized)]));
-    let share = normalized.norm_time.as_secs_f64() / normalized.time.as_secs_f64();
-    table.add_row(row("of it in batch norm", ["none".to_owned(), percent(share)]));
+    let share = match normalized.norm_time {
+        Some(time) => percent(time.as_secs_f64() / normalized.time.as_secs_f64()),
+        None => "not measured".to_owned(),
+    };
+    table.add_row(row("of it in batch norm", ["none".to_owned(), share]));
     table
 }
 
@@ -60,6 +64,20 @@ pub fn agreement(agreement: &Agreement) -> Table {
         table.add_row(row(found.statistics, [percent(found.accuracy), other_class, difference]));
     }
     table
+}
+
+/// How far the two networks' courses are from what the CPU makes of them.
+pub fn deviations([plain, normalized]: &[Deviation; 2]) -> String {
+    let line = |name: &str, found: &Deviation| {
+        let (accuracy, loss) = (100.0 * found.accuracy, found.loss);
+        format!("{name}: test accuracy by up to {accuracy:.2} points, loss by {loss:.1e} of itself")
+    };
+    format!(
+        "The first {} steps differ from the CPU's\n  {}\n  {}",
+        grouped(plain.steps),
+        line("without batch norm", plain),
+        line("with batch norm", normalized),
+    )
 }
 
 /// About equally far apart on a logarithmic scale, the last among them.

@@ -1,10 +1,11 @@
 //! The same training over a range of learning rates, each a few times.
 
-use crate::network::{Architecture, Network, Real};
+use crate::network::{Architecture, Network};
+use crate::ops::{Ops, Real};
 use crate::training::{Samples, Schedule, train};
 use indicatif::ProgressBar;
 use rayon::prelude::*;
-use warpnorm::{Cpu, Element, Result};
+use warpnorm::{Element, Result};
 
 /// Half a decade apart.
 pub const RATES: [f64; 9] = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0];
@@ -20,18 +21,19 @@ pub struct Outcome {
 }
 
 /// Runs in rayon's current pool, a network a thread. The schedule's own rate plays no part.
-pub fn sweep<E: Element<Param: Real>>(
+pub fn sweep<E: Element<Param: Real>, O: Ops<E::Param>>(
     architecture: &Architecture,
-    backend: &Cpu,
+    ops: &O,
     samples: &Samples<E::Param>,
     schedule: &Schedule,
     progress: &ProgressBar,
 ) -> Result<Vec<Outcome>> {
-    let run = |learning_rate: f64, norm: Option<&Cpu>, repeat: usize| -> Result<f64> {
+    let run = |learning_rate: f64, normalized: bool, repeat: usize| -> Result<f64> {
         let seed = schedule.seed.wrapping_add(repeat as u64);
         let schedule = Schedule { learning_rate, seed, ..*schedule };
-        let mut network = Network::<E>::new(architecture, norm, seed)?;
-        let curve = train(&mut network, samples, &schedule, 1, &ProgressBar::hidden())?;
+        let mut network = Network::<E, O>::new(architecture, ops, normalized, seed)?;
+        let hidden = ProgressBar::hidden();
+        let curve = train(&mut network, samples, &schedule, schedule.steps, &hidden)?;
         progress.inc(1);
         Ok(curve.points[curve.points.len() - 1].accuracy)
     };
@@ -40,7 +42,7 @@ pub fn sweep<E: Element<Param: Real>>(
         .into_par_iter()
         .map(|index| {
             let (rate, repeat) = (RATES[index / REPEATS], index % REPEATS);
-            Ok((run(rate, None, repeat)?, run(rate, Some(backend), repeat)?))
+            Ok((run(rate, false, repeat)?, run(rate, true, repeat)?))
         })
         .collect::<Result<_>>()?;
     let outcome = |(&learning_rate, runs): (&f64, &[(f64, f64)])| Outcome {

@@ -1,7 +1,8 @@
 //! One training run: mini-batches in, a learning curve out.
 
 use crate::idx::{Dataset, Split};
-use crate::network::{Network, Real};
+use crate::network::Network;
+use crate::ops::{Ops, Real};
 use indicatif::ProgressBar;
 use ndarray::{Array2, ArrayView1, Axis};
 use rand::SeedableRng;
@@ -54,8 +55,8 @@ pub struct Curve {
     pub points: Vec<Point>,
     /// Spent in training steps, evaluations not counted.
     pub time: Duration,
-    /// The part of it spent in batch normalization.
-    pub norm_time: Duration,
+    /// The part of it spent in batch normalization, if that can be told.
+    pub norm_time: Option<Duration>,
 }
 
 /// The state after some steps.
@@ -64,20 +65,22 @@ pub struct Point {
     pub step: usize,
     /// Share of the test images whose class is found.
     pub accuracy: f64,
+    /// The mean cross-entropy over the test images.
+    pub loss: f64,
     /// The 15th, 50th and 85th percentiles, over the test images, of what enters the nonlinearity
     /// of one unit of the last hidden layer.
     pub percentiles: [f64; 3],
 }
 
-/// Trains the network, and looks at it about `looks` times, equally far apart, and at the end.
-pub fn train<E: Element<Param: Real>>(
-    network: &mut Network<E>,
+/// Trains the network, and looks at it before the first step, after every `every` steps, and at
+/// the end.
+pub fn train<E: Element<Param: Real>, O: Ops<E::Param>>(
+    network: &mut Network<E, O>,
     samples: &Samples<E::Param>,
     schedule: &Schedule,
-    looks: usize,
+    every: usize,
     progress: &ProgressBar,
 ) -> Result<Curve> {
-    let every = schedule.steps.div_ceil(looks).max(1);
     let mut batches = Batches::new(samples.train.labels.len(), schedule);
     let mut points = vec![look(network, &samples.test, 0)?];
     let mut time = Duration::ZERO;
@@ -86,9 +89,13 @@ pub fn train<E: Element<Param: Real>>(
         let chosen = batches.draw();
         let images = samples.train.images.select(Axis(0), chosen);
         let labels: Vec<u8> = chosen.iter().map(|&index| samples.train.labels[index]).collect();
-        network.train_step(images, &labels, schedule.learning_rate)?;
+        network.train_step(images.view(), &labels, schedule.learning_rate)?;
+        let look_now = step % every == 0 || step == schedule.steps;
+        if look_now {
+            network.wait()?;
+        }
         time += start.elapsed();
-        if step % every == 0 || step == schedule.steps {
+        if look_now {
             let point = look(network, &samples.test, step)?;
             progress.set_position(step as u64);
             progress.set_message(format!("{:.1} %", 100.0 * point.accuracy));
@@ -98,8 +105,8 @@ pub fn train<E: Element<Param: Real>>(
     Ok(Curve { points, time, norm_time: network.norm_time() })
 }
 
-fn look<E: Element<Param: Real>>(
-    network: &Network<E>,
+fn look<E: Element<Param: Real>, O: Ops<E::Param>>(
+    network: &Network<E, O>,
     test: &Part<E::Param>,
     step: usize,
 ) -> Result<Point> {
@@ -108,6 +115,7 @@ fn look<E: Element<Param: Real>>(
     Ok(Point {
         step,
         accuracy: accuracy(&logits, &test.labels),
+        loss: cross_entropy(&logits, &test.labels),
         percentiles: percentiles(pre_activation.view(), [15.0, 50.0, 85.0]),
     })
 }
@@ -149,6 +157,17 @@ pub fn accuracy<P: Real>(scores: &Array2<P>, labels: &[u8]) -> f64 {
         .zip(labels)
         .filter(|&(row, &label)| best(row) == Some(usize::from(label)));
     right.count() as f64 / labels.len() as f64
+}
+
+/// The mean of -log(softmax) at the labels.
+fn cross_entropy<P: Real>(logits: &Array2<P>, labels: &[u8]) -> f64 {
+    let loss = |(row, &label): (ArrayView1<P>, &u8)| {
+        let row = row.mapv(Element::to_f64);
+        let largest = row.fold(f64::NEG_INFINITY, |largest, &logit| largest.max(logit));
+        let sum: f64 = row.iter().map(|logit| (logit - largest).exp()).sum();
+        largest + sum.ln() - row[usize::from(label)]
+    };
+    logits.rows().into_iter().zip(labels).map(loss).sum::<f64>() / labels.len() as f64
 }
 
 /// The index of the largest entry, the first of equals; `None` if any is NaN.
@@ -197,6 +216,14 @@ mod tests {
     fn percentiles_are_numpys() {
         let values = array![4.0, 1.0, 3.0, 2.0, 10.0];
         assert_eq!(percentiles(values.view(), [0.0, 62.5, 75.0]), [1.0, 3.5, 4.0]);
+    }
+
+    #[test]
+    fn the_loss_is_that_of_the_probabilities() {
+        let logits = arr2(&[[0.0, 3.0f64.ln()], [1000.0, 1000.0]]);
+        let expected = -(0.75f64.ln() + 0.5f64.ln()) / 2.0;
+        assert!((cross_entropy(&logits, &[1, 0]) - expected).abs() < 1e-12);
+        assert!(cross_entropy(&arr2(&[[f64::NAN, 1.0]]), &[1]).is_nan());
     }
 
     #[test]

@@ -103,6 +103,19 @@ pub fn modules(capability: u32) -> Result<Modules> {
     })
 }
 
+/// Kernels of one's own for a device of compute capability `capability` (90 is 9.0), compiled now
+/// and cached as those of this library: files ending in `.cu`, and what they include.
+///
+/// # Errors
+/// No NVRTC, or one that does not know the device; a file that does not compile: NVRTC's log.
+pub fn compile_sources(sources: &[Source<'_>], capability: u32) -> Result<Modules> {
+    let cache = cache_directory(|name| env::var_os(name));
+    compile(sources, capability, cache.as_deref()).map_err(|reason| {
+        let what = format!("compiling kernels for compute capability {}", decimal(capability));
+        Error::system(what, format!("{reason}. If NVRTC is missing: {REMEDY}"))
+    })
+}
+
 /// What a device of `capability` runs best: machine code for it, machine code for an earlier
 /// minor of its major, else PTX. The latest of what fits.
 fn choose(available: impl Iterator<Item = Target>, capability: u32) -> Option<Target> {

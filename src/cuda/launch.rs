@@ -16,6 +16,7 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr;
@@ -46,6 +47,13 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 pub struct CudaLauncher {
     stream: Arc<CudaStream>,
     kernels: Arc<Kernels>,
+}
+
+impl fmt::Debug for CudaLauncher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ordinal = self.context().ordinal();
+        f.debug_struct("CudaLauncher").field("device", &ordinal).finish_non_exhaustive()
+    }
 }
 
 /// A device, as [`devices`] lists it.

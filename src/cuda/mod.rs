@@ -1,5 +1,7 @@
 //! The CUDA side: plans, launches, and the backend over them.
 
+#[cfg(feature = "cuda")]
+mod best;
 mod bind;
 #[cfg(feature = "cuda")]
 mod compression;
@@ -23,6 +25,8 @@ pub mod target;
 mod traffic;
 mod workspace;
 
+#[cfg(feature = "cuda")]
+pub use best::{Best, best};
 pub use device::Device;
 #[cfg(feature = "cuda")]
 pub use launch::{CudaLauncher, DeviceInfo, GpuBuffer, GpuHold, GpuSlice, GpuSliceMut, devices};

@@ -3,9 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
+/// The example's own kernels.
+const TRAIN: &str = "../../examples/train/kernels.cu";
+
 fn main() {
-    for folder in ["runtime", "kernels", "../../kernels"] {
-        println!("cargo::rerun-if-changed={folder}");
+    for path in ["runtime", "kernels", "../../kernels", TRAIN] {
+        println!("cargo::rerun-if-changed={path}");
     }
     let target = |what: &str| env::var(format!("CARGO_CFG_TARGET_{what}")).unwrap_or_default();
     let (os, processor) = (target("OS"), target("ARCH"));
@@ -31,6 +34,7 @@ fn main() {
         .flag("-Wno-unused-function")
         .files(sources("../../kernels", "cu").iter().map(|path| wrapped(path)))
         .files(sources("kernels", "cu").iter().map(|path| wrapped(path)))
+        .file(wrapped(Path::new(TRAIN)))
         .compile("warpnorm_kernels");
     println!("cargo::rustc-env=EMULATOR_CXX={}", kernels.get_compiler().path().display());
 

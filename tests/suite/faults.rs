@@ -469,6 +469,19 @@ fn a_layer_without_running_statistics_cannot_evaluate_in_place() {
 }
 
 #[test]
+fn parameters_replaced_by_others_of_another_length() {
+    let x = Array2::<f32>::zeros((4, 3));
+    let mut bn = layer(3);
+    lengthen(bn.weight_buffer_mut().unwrap());
+    assert_names(bn.forward_eval(&x).unwrap_err(), "weight", "3 elements", "4");
+    *bn.weight_buffer_mut().unwrap() = vec![2.0; 3];
+    bn.bias_buffer_mut().unwrap().clear();
+    assert_names(bn.forward_eval(&x).unwrap_err(), "bias", "3 elements", "0");
+    *bn.bias_buffer_mut().unwrap() = vec![0.5; 3];
+    assert_eq!(bn.forward_eval(&x).unwrap(), Array2::from_elem((4, 3), 0.5));
+}
+
+#[test]
 fn states_that_do_not_fit() {
     let values = || Some(vec![5.0f32; 3]);
     let full = || State {
