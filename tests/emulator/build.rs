@@ -62,7 +62,9 @@ fn compiler(optimisation: u32) -> cc::Build {
         .cpp(true)
         .std("c++17")
         .opt_level(optimisation)
+        // Lines for addr2line; all the rest takes twice their space on top.
         .debug(true)
+        .flag("-g1")
         .flag("-x")
         .flag("c++")
         .flag("-ffp-contract=off")

@@ -1,15 +1,17 @@
 //! What the kernels ask memory for: as much as their plans say, in whole sectors.
 #![cfg(emulated)]
 
+mod counted;
 #[path = "../../suite/common/mod.rs"]
 mod suite;
 
+use counted::{ByTensor, pass_of, without_mask};
 use emulator::{BufferTraffic, Counters, Emulator};
 use half::f16;
 use suite::flat::Buffers;
 use suite::on_backend::{OnBackend, on_backend};
 use suite::{Case, Data, Dim, LAYOUTS, Mode};
-use warpnorm::cuda::{Alignment, Device, Launcher, Pass, Plan, RequestedBytes};
+use warpnorm::cuda::{Alignment, Device, Plan};
 use warpnorm::{Activation, Backend, Element, Epilogue, Layout};
 
 const EPILOGUES: [Epilogue; 5] = [
@@ -43,55 +45,22 @@ fn launches<E: Element>(
     .unwrap();
 }
 
-fn pass_of(kernel: &str) -> Pass {
-    match kernel.split('_').next() {
-        Some("statistics") => Pass::Statistics,
-        Some("apply") => Pass::Apply,
-        Some("reduce") => Pass::Reduce,
-        Some("gradient") => Pass::Gradient,
-        Some("frozen") => Pass::Frozen,
-        _ => panic!("{kernel}"),
-    }
-}
-
-fn counted<E: Element>(
-    counters: &Counters,
-    on: &OnBackend<'_, Device<Emulator>, E>,
-) -> RequestedBytes {
-    let mask = on.mask.as_ref().map_or(BufferTraffic::default(), |mask| counters.of(mask));
-    let optional = |buffer: &Option<emulator::Buffer<E>>| {
-        buffer.as_ref().map_or(BufferTraffic::default(), |buffer| counters.of(buffer))
-    };
-    RequestedBytes {
-        x: counters.of(&on.x).read.bytes,
-        residual: optional(&on.residual).read.bytes,
-        dy: counters.of(&on.dy).read.bytes,
-        y: counters.of(&on.y).written.bytes,
-        dx: counters.of(&on.dx).written.bytes,
-        dresidual: optional(&on.dresidual).written.bytes,
-        mask_read: mask.read.bytes,
-        mask_written: mask.written.bytes,
-    }
-}
-
 fn check_bytes<E: Element>(dim: Dim) {
     for layout in LAYOUTS {
         for epilogue in EPILOGUES {
             for mode in [Mode::Train, Mode::Eval] {
                 let case = Case::new(dim, layout, epilogue);
                 let mut problem = Buffers::dense(&Data::<E>::new(case)).problem;
-                if mode == Mode::Eval && epilogue.has_mask() {
-                    // Inference writes no mask: as if the activation were not piecewise linear.
-                    problem = problem
-                        .with_epilogue(Epilogue { activation: Activation::Silu, ..epilogue })
-                        .unwrap();
+                if mode == Mode::Eval {
+                    problem = without_mask(&problem);
                 }
                 launches::<E>(case, mode, |counters, on| {
-                    let pass = pass_of(&counters.kernel);
-                    let facts = Emulator::with_seed(0).facts();
+                    let pass = pass_of(&counters.kernel).unwrap();
+                    let facts = emulator::default_facts();
                     let plan = Plan::new(pass, &problem, &facts, Alignment::ALIGNED).unwrap();
                     let expected = plan.requested_bytes(&problem);
-                    assert_eq!(counted(counters, on), expected, "{} {dim:?}", counters.kernel);
+                    let requested = ByTensor::new(counters, on).requested();
+                    assert_eq!(requested, expected, "{} {dim:?}", counters.kernel);
                 });
             }
         }
@@ -131,16 +100,7 @@ fn aligned_shapes_are_fully_coalesced() {
 
 fn check_sectors<E: Element>(case: Case, mode: Mode) {
     launches::<E>(case, mode, |counters, on| {
-        let tensors = [
-            Some(&on.x),
-            on.residual.as_ref(),
-            Some(&on.dy),
-            Some(&on.y),
-            Some(&on.dx),
-            on.dresidual.as_ref(),
-        ];
-        for tensor in tensors.into_iter().flatten() {
-            let BufferTraffic { read, written, .. } = counters.of(tensor);
+        for BufferTraffic { read, written, .. } in ByTensor::new(counters, on).tensors() {
             for traffic in [read, written] {
                 assert_eq!(
                     traffic.sectors * 32,

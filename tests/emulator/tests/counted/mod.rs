@@ -1,0 +1,75 @@
+//! What the tests of counters share: the counters of every launch of a call, and what the launch's
+//! plan says of them.
+
+use crate::suite::on_backend::OnBackend;
+use emulator::{BufferTraffic, Counters, Emulator};
+use warpnorm::cuda::{Device, Pass, RequestedBytes};
+use warpnorm::{Activation, Element, Epilogue, Problem};
+
+/// The pass that a kernel is of; `None`: it goes through no tensor.
+pub fn pass_of(kernel: &str) -> Option<Pass> {
+    match kernel.split('_').next() {
+        Some("statistics") => Some(Pass::Statistics),
+        Some("apply") => Some(Pass::Apply),
+        Some("reduce") => Some(Pass::Reduce),
+        Some("gradient") => Some(Pass::Gradient),
+        Some("frozen") => Some(Pass::Frozen),
+        _ => None,
+    }
+}
+
+/// Inference writes no mask: it asks for what a call does whose activation is not piecewise linear.
+pub fn without_mask(problem: &Problem) -> Problem {
+    let epilogue = problem.epilogue();
+    if !epilogue.has_mask() {
+        return *problem;
+    }
+    problem.with_epilogue(Epilogue { activation: Activation::Silu, ..epilogue }).unwrap()
+}
+
+/// What a launch did with each tensor, and with the mask.
+pub struct ByTensor {
+    pub x: BufferTraffic,
+    pub residual: BufferTraffic,
+    pub dy: BufferTraffic,
+    pub y: BufferTraffic,
+    pub dx: BufferTraffic,
+    pub dresidual: BufferTraffic,
+    pub mask: BufferTraffic,
+}
+
+impl ByTensor {
+    pub fn new<E: Element>(counters: &Counters, on: &OnBackend<'_, Device<Emulator>, E>) -> Self {
+        let optional = |buffer: &Option<emulator::Buffer<E>>| {
+            buffer.as_ref().map_or(BufferTraffic::default(), |buffer| counters.of(buffer))
+        };
+        ByTensor {
+            x: counters.of(&on.x),
+            residual: optional(&on.residual),
+            dy: counters.of(&on.dy),
+            y: counters.of(&on.y),
+            dx: counters.of(&on.dx),
+            dresidual: optional(&on.dresidual),
+            mask: on.mask.as_ref().map_or(BufferTraffic::default(), |mask| counters.of(mask)),
+        }
+    }
+
+    /// To be compared with `Plan::requested_bytes`.
+    pub fn requested(&self) -> RequestedBytes {
+        RequestedBytes {
+            x: self.x.read.bytes,
+            residual: self.residual.read.bytes,
+            dy: self.dy.read.bytes,
+            y: self.y.written.bytes,
+            dx: self.dx.written.bytes,
+            dresidual: self.dresidual.written.bytes,
+            mask_read: self.mask.read.bytes,
+            mask_written: self.mask.written.bytes,
+        }
+    }
+
+    /// Without the mask, whose bytes are too few to fill sectors.
+    pub fn tensors(&self) -> [BufferTraffic; 6] {
+        [self.x, self.residual, self.dy, self.y, self.dx, self.dresidual]
+    }
+}

@@ -1,0 +1,298 @@
+//! Per kernel a scaled twin of a real shape, for which the planner picks that kernel by itself. Its
+//! results are held to the textbook and its traffic to the plan, and docs/kernels.md shows its
+//! counters; with `WARPNORM_WRITE_COUNTERS=1` they are written there instead.
+#![cfg(emulated)]
+
+mod counted;
+#[path = "../../suite/common/mod.rs"]
+mod suite;
+
+use counted::{ByTensor, pass_of, without_mask};
+use emulator::{Counters, Emulator};
+use half::{bf16, f16};
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+use std::{env, fs, thread};
+use suite::flat::Buffers;
+use suite::on_backend::{OnBackend, on_backend};
+use suite::{Bars, Case, Data, Dim, Mode};
+use warpnorm::cuda::{Alignment, Device, Pass, Plan, RequestedBytes};
+use warpnorm::*;
+
+/// A layer to run the kernels on. A kernel's counters are those of the first twin that reaches it.
+struct Twin {
+    /// Extents of the layer that it stands for.
+    of: &'static str,
+    dim: Dim,
+    layout: Layout,
+    activation: Activation,
+    residual: bool,
+    /// Elements between samples. Where they differ, tensors share no boundaries of packs.
+    gaps: &'static [(Operand, usize)],
+    calls: &'static [Call],
+}
+
+/// Calls that are made one after the other.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Call {
+    Train,
+    Eval,
+    /// Training in the form for several ranks, of which there is one.
+    Ranks,
+}
+
+const TWIN: Twin = Twin {
+    of: "",
+    dim: (0, 0, 0),
+    layout: Layout::ChannelsFirst,
+    activation: Activation::Identity,
+    residual: false,
+    gaps: &[],
+    calls: &[Call::Train, Call::Eval],
+};
+const STAGE_1: Twin = Twin { of: "32x64x112x112", dim: (4, 16, 28 * 28), ..TWIN };
+const STAGE_4: Twin = Twin { of: "32x1024x14x14", dim: (8, 32, 14 * 14), ..TWIN };
+const CHANNELS_LAST: Twin =
+    Twin { of: "32x256x56x56", dim: (4, 64, 14 * 14), layout: Layout::ChannelsLast, ..TWIN };
+/// Some of the channels of a wider tensor.
+const SLICE: Twin =
+    Twin { of: "32x48x55x55", dim: (3, 16, 29 * 29), gaps: &[(Operand::X, 29 * 29)], ..TWIN };
+const IMAGE: Twin =
+    Twin { of: "32x3x224x224", dim: (4, 3, 56 * 56), layout: Layout::ChannelsLast, ..TWIN };
+
+const TWINS: [Twin; 13] = [
+    STAGE_1,
+    Twin { activation: Activation::Relu, ..STAGE_1 },
+    Twin { activation: Activation::Relu, residual: true, ..STAGE_1 },
+    Twin { activation: Activation::Silu, residual: true, ..STAGE_1 },
+    CHANNELS_LAST,
+    Twin { activation: Activation::Relu, ..CHANNELS_LAST },
+    Twin { activation: Activation::Relu, residual: true, ..CHANNELS_LAST },
+    Twin { activation: Activation::Silu, residual: true, ..CHANNELS_LAST },
+    Twin { activation: Activation::Silu, ..SLICE },
+    Twin { activation: Activation::Silu, ..IMAGE },
+    Twin { calls: &[Call::Ranks], ..CHANNELS_LAST },
+    // Kernels that are reached above, in other shapes: neighbouring columns that fold into a
+    // channel, and rows of features.
+    Twin { activation: Activation::Relu, residual: true, ..STAGE_4 },
+    Twin { of: "4096x1024", dim: (256, 256, 1), layout: Layout::ChannelsLast, ..TWIN },
+];
+
+/// What a kernel did for its twin.
+#[derive(Debug, Clone, PartialEq)]
+struct Row {
+    twin: String,
+    /// By tensor and element: what is read, what is written.
+    bytes: [Vec<(&'static str, f64)>; 2],
+    /// 32-byte sectors of the tensors, and as few as could hold what was asked for.
+    sectors: (u64, u64),
+    /// Bytes of what is kept per channel and per block.
+    beside: u64,
+    /// Wavefronts of shared memory that bank conflicts add, in percent of its requests. Not the
+    /// requests themselves: compilers merge and repeat some.
+    conflicts: Option<u64>,
+    barriers: u64,
+}
+
+impl Row {
+    /// Holds the launch to its plan.
+    fn new<E: Element>(
+        twin: &Twin,
+        mode: Mode,
+        problem: &Problem,
+        counters: &Counters,
+        on: &OnBackend<'_, Device<Emulator>, E>,
+    ) -> Row {
+        let by_tensor = ByTensor::new(counters, on);
+        let requested = by_tensor.requested();
+        let kernel = &counters.kernel;
+        assert_eq!(requested, planned(twin, mode, problem, kernel), "{kernel}");
+        let tensors = by_tensor.tensors().map(|it| [it.read, it.written]);
+        let sectors = tensors.iter().flatten().map(|it| it.sectors).sum();
+        let shared = counters.shared;
+        let whole = tensors.iter().flatten().map(|it| it.bytes.div_ceil(32)).sum();
+        let (n, c, s) = twin.dim;
+        Row {
+            twin: format!("{n}x{c}x{s} for {}", twin.of),
+            bytes: per_element(&requested, problem.elements() as f64),
+            sectors: (sectors, whole),
+            beside: counters.read.bytes + counters.written.bytes - requested.total(),
+            conflicts: (shared.requests > 0).then(|| {
+                (100.0 * shared.extra_wavefronts as f64 / shared.requests as f64).round() as u64
+            }),
+            barriers: counters.barriers_per_block,
+        }
+    }
+}
+
+/// What the plan says of the tensors that the kernel goes through, if any.
+fn planned(twin: &Twin, mode: Mode, problem: &Problem, kernel: &str) -> RequestedBytes {
+    let Some(pass) = pass_of(kernel) else { return RequestedBytes::default() };
+    // Statistics see x alone, which agrees with itself about where packs begin.
+    let alike = twin.gaps.is_empty() || pass == Pass::Statistics;
+    let alignment = if alike { Alignment::ALIGNED } else { Alignment::MIXED };
+    let plan = Plan::new(pass, problem, &emulator::default_facts(), alignment).unwrap();
+    assert_eq!(plan.kernel, kernel);
+    match mode {
+        Mode::Train => plan.requested_bytes(problem),
+        Mode::Eval => plan.requested_bytes(&without_mask(problem)),
+    }
+}
+
+fn per_element(bytes: &RequestedBytes, elements: f64) -> [Vec<(&'static str, f64)>; 2] {
+    let read =
+        [("x", bytes.x), ("residual", bytes.residual), ("dy", bytes.dy), ("mask", bytes.mask_read)];
+    let written = [
+        ("y", bytes.y),
+        ("dx", bytes.dx),
+        ("dresidual", bytes.dresidual),
+        ("mask", bytes.mask_written),
+    ];
+    [read, written].map(|way| {
+        let some = way.into_iter().filter(|(_, bytes)| *bytes > 0);
+        some.map(|(name, bytes)| (name, bytes as f64 / elements)).collect()
+    })
+}
+
+/// By kernel.
+type Rows = BTreeMap<String, Row>;
+
+static ROWS: LazyLock<Rows> = LazyLock::new(|| {
+    thread::scope(|scope| {
+        let narrow = [scope.spawn(rows::<f16>), scope.spawn(rows::<bf16>)];
+        let mut all = rows::<f32>();
+        for rows in narrow {
+            all.extend(rows.join().expect("a twin failed"));
+        }
+        all
+    })
+});
+
+fn rows<E: Element>() -> Rows {
+    let mut rows = Rows::new();
+    for twin in &TWINS {
+        for &call in twin.calls {
+            for (kernel, row) in run::<E>(twin, call) {
+                rows.entry(kernel).or_insert(row);
+            }
+        }
+    }
+    rows
+}
+
+/// Makes a call, holds its results to the textbook, and says what its kernels did.
+fn run<E: Element>(twin: &Twin, call: Call) -> Vec<(String, Row)> {
+    let mode = if call == Call::Eval { Mode::Eval } else { Mode::Train };
+    let epilogue = Epilogue { activation: twin.activation, residual: twin.residual };
+    let case = Case::new(twin.dim, twin.layout, epilogue);
+    let data = Data::<E>::new(case).without_gradients_at_kinks(mode);
+    let mut buffers = Buffers::with_gaps(&data, twin.gaps);
+    let problem = buffers.problem;
+    let emulator = Emulator::with_seed(1);
+    let device = Device::new(emulator.clone());
+    let mut workspace = device.workspace(&problem).unwrap();
+    let mut rows = Vec::new();
+    on_backend(&mut buffers, &device, &mut workspace, |on| {
+        match call {
+            Call::Train => on.forward_train().and_then(|()| on.backward_train())?,
+            Call::Eval => on.inference().and_then(|()| on.inference_backward())?,
+            Call::Ranks => train_as_one_rank(&device, on, problem.channels())?,
+        }
+        let row = |it: Counters| (it.kernel.clone(), Row::new(twin, mode, &problem, &it, on));
+        rows.extend(emulator.take_counters().into_iter().map(row));
+        Ok(())
+    })
+    .unwrap();
+    buffers.assert_results(&data.expected(mode), Bars::in_f32(E::DTYPE, twin.activation));
+    rows
+}
+
+fn train_as_one_rank<E: Element>(
+    device: &Device<Emulator>,
+    on: &mut OnBackend<'_, Device<Emulator>, E>,
+    channels: usize,
+) -> Result<()> {
+    let mut moments = vec![f64::NAN; MOMENT_ROWS * channels];
+    on.statistics(&mut moments)?;
+    on.merge_statistics(&moments)?;
+    on.apply()?;
+    let mut sums = vec![f64::NAN; SUM_ROWS * channels];
+    on.backward_reduce(&mut sums)?;
+    let gathered = device.upload(&sums)?;
+    let mut merged = device.zeros::<f64>(sums.len())?;
+    device.merge_sums(channels, gathered.slice_range(..), merged.slice_range_mut(..))?;
+    on.backward_apply(&device.download(&merged)?)
+}
+
+/// Entry points that no call reaches: x alone agrees with itself about where packs begin.
+const UNREACHED: [&str; 3] =
+    ["statistics_planes_bf16x1", "statistics_planes_f16x1", "statistics_planes_f32x1"];
+
+/// Breaks if a kernel has no twin, or is none that any plan names.
+#[test]
+fn every_kernel_has_a_twin() {
+    let all: Vec<String> = emulator::kernels().into_iter().map(|kernel| kernel.name).collect();
+    let ours: Vec<&str> =
+        all.iter().map(String::as_str).filter(|name| !name.starts_with("test_")).collect();
+    let mut accounted_for: Vec<&str> = ROWS.keys().map(String::as_str).chain(UNREACHED).collect();
+    accounted_for.sort_unstable();
+    assert_eq!(ours, accounted_for);
+}
+
+/// The table shows f16 only.
+#[test]
+fn bf16_counts_as_f16_does() {
+    for (kernel, row) in ROWS.iter().filter(|(kernel, _)| kernel.contains("_f16x")) {
+        assert_eq!(*row, ROWS[&kernel.replace("_f16x", "_bf16x")], "{kernel}");
+    }
+}
+
+#[test]
+fn twins_are_small() {
+    for Twin { dim: (n, c, s), .. } in TWINS {
+        assert!(n * c * s <= 300_000);
+    }
+}
+
+fn table(rows: &Rows) -> String {
+    let mut table = String::from(
+        "| kernel | twin | bytes per element | sectors | beside | conflicts | barriers |\n\
+         | --- | --- | --- | ---: | ---: | ---: | ---: |\n",
+    );
+    for (kernel, row) in rows.iter().filter(|(kernel, _)| !kernel.contains("_bf16x")) {
+        let Row { twin, beside, barriers, .. } = row;
+        let [read, written] = row.bytes.each_ref().map(|way| {
+            let words: Vec<_> = way.iter().map(|(name, bytes)| format!("{name} {bytes}")).collect();
+            words.join(", ")
+        });
+        let sectors = match row.sectors {
+            (_, 0) => "-".into(),
+            (found, whole) => format!("{:.2}", found as f64 / whole as f64),
+        };
+        let conflicts = row.conflicts.map_or("-".into(), |percent| format!("{percent} %"));
+        table += &format!(
+            "| `{kernel}` | {twin} | {read} -> {written} | {sectors} | {beside} | {conflicts} | \
+             {barriers} |\n"
+        );
+    }
+    table
+}
+
+const BEGIN: &str = "<!-- counters: begin -->\n";
+const END: &str = "<!-- counters: end -->";
+const REMEDY: &str = "WARPNORM_WRITE_COUNTERS=1 cargo test -p emulator --test twins";
+
+#[test]
+fn the_document_shows_their_counters() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/kernels.md");
+    let text = fs::read_to_string(path).unwrap();
+    let (before, rest) = text.split_once(BEGIN).expect("the first marker");
+    let (shown, after) = rest.split_once(END).expect("the second marker");
+    let table = table(&ROWS);
+    if env::var_os("WARPNORM_WRITE_COUNTERS").is_some() {
+        fs::write(path, format!("{before}{BEGIN}{table}{END}{after}")).unwrap();
+        return;
+    }
+    let stale = shown.lines().zip(table.lines()).find(|(shown, counted)| shown != counted);
+    assert!(shown == table, "docs/kernels.md is out of date: {REMEDY}\n{stale:#?}");
+}
