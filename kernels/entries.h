@@ -31,8 +31,7 @@ constexpr int PACKS_ANY = 1;
     ENTRY(gradient_##walk##_##type##x##V##_mask, gradient<FROM_MASK, T, V, PACKS<V>, Walk>)           \
     ENTRY(gradient_##walk##_##type##x##V##_any, gradient<ANY_FROM_X, T, V, PACKS_ANY, Walk>)
 
-#define SINGLE_ENTRIES(walk, Walk, type, T, STATISTICS)                                            \
-    ENTRY(statistics_##walk##_##type##x1, statistics<T, 1, STATISTICS, Walk>)                      \
+#define SINGLE_ENTRIES(walk, Walk, type, T)                                                        \
     ENTRY(apply_##walk##_##type##x1_any, apply<ANY, T, 1, PACKS_ANY, Walk>)                            \
     ENTRY(reduce_##walk##_##type##x1_any, reduce<ANY_FROM_X, T, 1, PACKS_ANY, Walk>)                   \
     ENTRY(gradient_##walk##_##type##x1_any, gradient<ANY_FROM_X, T, 1, PACKS_ANY, Walk>)

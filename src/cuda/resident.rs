@@ -44,6 +44,14 @@ struct Candidate {
     parts: u64,
     teams: u64,
     slots: u64,
+    /// The share of the inputs that does not stay.
+    evicted: f64,
+}
+
+impl Candidate {
+    fn tier(&self) -> Tier {
+        if self.parts == 1 { Tier::Block } else { Tier::Grid }
+    }
 }
 
 /// How a group is cut among blocks.
@@ -107,23 +115,17 @@ pub(super) fn resident(
         return None;
     }
     let slot_bytes = slot_bytes(pass, problem);
-    let mut best: Option<(Plan, f64)> = None;
-    for cut in cuts(walk, pass, problem, facts, alignment, pack) {
-        for residents in 1..=4 {
-            let slots = slots_of(pass, facts, residents, slot_bytes);
-            for candidate in candidates(&cut, facts, residents, slots) {
-                let plan = plan_of(pass, problem, walk, pack, slot_bytes, &candidate);
-                if tier.is_some_and(|tier| tier != plan.tier) {
-                    continue;
-                }
-                let time = seconds(&plan, problem, facts, &candidate);
-                if best.as_ref().is_none_or(|(_, least)| time < *least) {
-                    best = Some((plan, time));
-                }
-            }
-        }
-    }
-    best
+    let cuts = cuts(walk, pass, problem, facts, alignment, pack);
+    let all = cuts.iter().flat_map(|cut| {
+        (1..=4).flat_map(move |residents| {
+            candidates(cut, facts, residents, slots_of(pass, facts, residents, slot_bytes))
+        })
+    });
+    let (best, time) = all
+        .filter(|candidate| tier.is_none_or(|tier| tier == candidate.tier()))
+        .map(|candidate| (candidate, seconds(pass, problem, facts, &candidate)))
+        .min_by(|(_, a), (_, b)| a.total_cmp(b))?;
+    Some((plan_of(pass, problem, walk, pack, slot_bytes, &best), time))
 }
 
 /// What a thread's slot takes in every tensor that stays, for all threads of a block.
@@ -221,6 +223,7 @@ fn candidates(
         parts: cut.whole.div_ceil(cut.per_part(parts)).max(1),
         teams: if parts == 1 { cut.groups } else { cut.groups.min(blocks / parts) },
         slots,
+        evicted: 1.0 - (slots as f64 / cut.steps(parts) as f64).min(1.0),
     };
     let mut found = Vec::new();
     if threads_fit && slots > 0 {
@@ -260,7 +263,7 @@ fn plan_of(
         parts: candidate.parts as u32,
         grid: (candidate.teams * candidate.parts) as u32,
         geometry: candidate.geometry,
-        tier: if candidate.parts == 1 { Tier::Block } else { Tier::Grid },
+        tier: candidate.tier(),
         slots: candidate.slots as u32,
         shared_bytes: (candidate.slots * slot_bytes) as u32,
     }
@@ -277,21 +280,19 @@ pub(super) fn streaming_seconds(pass: Pass, problem: &Problem, facts: &DeviceFac
 
 /// What a launch should take: bytes over the bandwidth that its multiprocessors reach, and
 /// exchanges where nothing hides them.
-fn seconds(plan: &Plan, problem: &Problem, facts: &DeviceFacts, candidate: &Candidate) -> f64 {
-    let Candidate { residents, groups, parts, teams, .. } = *candidate;
+fn seconds(pass: Pass, problem: &Problem, facts: &DeviceFacts, candidate: &Candidate) -> f64 {
+    let Candidate { residents, groups, parts, teams, evicted, .. } = *candidate;
     let multiprocessors = f64::from(facts.multiprocessors);
     let tensor = (problem.elements() * problem.dtype().size()) as f64;
-    let inputs = if plan.pass == Pass::Backward { 2.0 } else { 1.0 };
-    let again = plan.evicted_elements(problem) as f64 * problem.dtype().size() as f64;
-    let bytes = (inputs + 1.0) * tensor + inputs * again;
+    let inputs = if pass == Pass::Backward { 2.0 } else { 1.0 };
+    let bytes = tensor * (inputs * (1.0 + evicted) + 1.0);
 
-    let resident_teams =
-        if parts == 1 { residents * u64::from(facts.multiprocessors) } else { teams };
-    let waves = groups.div_ceil(resident_teams) as f64;
-    let busy = ((resident_teams.min(groups) * parts) as f64 / residents as f64).ceil();
+    let at_once = if parts == 1 { residents * u64::from(facts.multiprocessors) } else { teams };
+    let waves = groups.div_ceil(at_once) as f64;
+    let busy = ((at_once.min(groups) * parts) as f64 / residents as f64).ceil();
     let bandwidth = facts.memory_bandwidth as f64
         * (busy.min(multiprocessors) / (SATURATING * multiprocessors)).min(1.0);
-    let balance = groups as f64 / (waves * resident_teams as f64);
+    let balance = groups as f64 / (waves * at_once as f64);
     let balance = if waves > 1.0 { balance.max(0.5) } else { 1.0 };
     let exchange = if parts == 1 { BLOCK_EXCHANGE } else { GRID_EXCHANGE };
     let exposed = if residents > 1 { exchange } else { waves * (exchange + RAMP) };

@@ -75,10 +75,10 @@ impl Plan {
 
     /// Elements that make room on chip for later ones, and are read again.
     pub fn evicted_elements(&self, problem: &Problem) -> u64 {
-        if self.slots == 0 {
+        let slots = u64::from(self.slots);
+        if slots == 0 || self.steps() <= slots {
             return 0;
         }
-        let slots = u64::from(self.slots);
         // Of each part: the windows or rows of all rounds but its last.
         let evicted = |count: u64, per_step: u64| {
             (count.div_ceil(per_step).div_ceil(slots).max(1) - 1) * slots * per_step
@@ -109,6 +109,16 @@ impl Plan {
                 };
                 (0..problem.channels() as u64).map(of_channel).sum()
             }
+        }
+    }
+
+    /// Packs that a thread goes through.
+    fn steps(&self) -> u64 {
+        match self.geometry {
+            Geometry::Columns { rows_per_part, packs_per_tile, .. } => {
+                rows_per_part.div_ceil(u64::from(BLOCK / packs_per_tile))
+            }
+            Geometry::Planes { windows_per_part, .. } => windows_per_part.div_ceil(BLOCK.into()),
         }
     }
 

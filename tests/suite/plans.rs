@@ -2,7 +2,10 @@
 
 use crate::common::{LAYOUTS, epilogues};
 use proptest::prelude::*;
-use warpnorm::cuda::{Alignment, Geometry, Pass, Plan, Walk, profiles};
+use warpnorm::cuda::{
+    Alignment, DeviceFacts, Geometry, Pass, Plan, Tier, Walk, profiles, static_shared_bytes,
+    training_plans,
+};
 use warpnorm::{DType, Epilogue, Layout, Operand, Problem};
 
 pub const PASSES: [Pass; 5] =
@@ -14,7 +17,9 @@ const MAX_SLOTS: u64 = 416;
 
 fn check_plan(plan: &Plan, problem: &Problem, alignment: Alignment) {
     let what = format!("{plan} {:?} {problem}", plan.geometry);
-    assert_eq!(u64::from(plan.grid), plan.groups * u64::from(plan.parts), "{what}");
+    let teams = u64::from(plan.grid) / u64::from(plan.parts);
+    assert_eq!(u64::from(plan.grid), teams * u64::from(plan.parts), "{what}");
+    assert!(teams == plan.groups || (plan.tier == Tier::Grid && teams < plan.groups), "{what}");
     assert!(plan.grid >= 1 && plan.grid <= i32::MAX as u32, "{what}");
     assert_eq!(plan.walk, Walk::of(problem), "{what}");
     let pack = u64::from(plan.pack);
@@ -43,13 +48,38 @@ fn check_plan(plan: &Plan, problem: &Problem, alignment: Alignment) {
             assert_eq!(columns % pack, 0, "{what}");
             assert!(u64::from(plan.parts) * rows_per_part >= rows, "{what}");
             assert!((u64::from(plan.parts) - 1) * rows_per_part < rows.max(1), "{what}");
-            let folds = matches!(plan.pass, Pass::Statistics | Pass::Reduce | Pass::Frozen);
+            let folds = !matches!(plan.pass, Pass::Apply | Pass::Gradient);
             if folds {
                 assert_eq!(tile % u64::from(columns_per_channel), 0, "a cut channel: {what}");
             }
             assert!(pack == 1 || alignment.offset == Some(0), "{what}");
         }
     }
+}
+
+/// What a launch that keeps tensors on chip must hold to on a device.
+fn check_resident(plan: &Plan, problem: &Problem, facts: &DeviceFacts) {
+    let what = format!("{plan} {:?} {problem} {facts:?}", plan.geometry);
+    let shared = plan.shared_bytes + static_shared_bytes(plan.pass);
+    assert!(shared <= facts.shared_bytes_per_block, "{what}");
+    assert!(plan.slots > 0 && plan.slots.is_multiple_of(4), "{what}");
+    match plan.tier {
+        Tier::Streaming => panic!("{what}"),
+        Tier::Block => assert_eq!(plan.parts, 1, "{what}"),
+        Tier::Grid => {
+            assert!(plan.parts > 1, "{what}");
+            // Registers are for two blocks.
+            let by_shared =
+                facts.shared_bytes_per_multiprocessor / (shared + facts.shared_bytes_reserved);
+            let resident = facts.multiprocessors * by_shared.min(2);
+            assert!(plan.grid <= resident, "{resident} resident: {what}");
+        }
+    }
+    let floor = (problem.elements() * problem.dtype().size()) as u64;
+    let bytes = plan.requested_bytes(problem);
+    let keeps_all = plan.evicted_elements(problem) == 0;
+    assert_eq!(keeps_all, bytes.x == floor, "{what}");
+    assert!(bytes.x < 2 * floor, "it keeps nothing: {what}");
 }
 
 fn problem_strategy() -> impl Strategy<Value = (Problem, Alignment)> {
@@ -88,6 +118,71 @@ proptest! {
             for pass in PASSES {
                 let plan = Plan::new(pass, &problem, &facts, alignment).unwrap();
                 check_plan(&plan, &problem, alignment);
+            }
+            for (pass, tier) in TRAINING {
+                let plans = training_plans(pass, &problem, &facts, alignment, alignment, tier);
+                for plan in plans.unwrap() {
+                    check_plan(&plan, &problem, alignment);
+                    if plan.tier != Tier::Streaming {
+                        check_resident(&plan, &problem, &facts);
+                    }
+                }
+            }
+        }
+    }
+}
+
+const TRAINING: [(Pass, Option<Tier>); 6] = [
+    (Pass::Forward, None),
+    (Pass::Forward, Some(Tier::Block)),
+    (Pass::Forward, Some(Tier::Grid)),
+    (Pass::Backward, None),
+    (Pass::Backward, Some(Tier::Block)),
+    (Pass::Backward, Some(Tier::Grid)),
+];
+
+/// Where the narrowest coalesced group of channels fits on the chip, a training call on the shapes
+/// that people train costs the floor on a data center's device.
+#[test]
+fn what_fits_on_chip_costs_the_floor() {
+    for (_, facts) in profiles::ALL.iter().filter(|(name, _)| name.starts_with('H')) {
+        for n in [32, 64, 256] {
+            for [c, h, w] in
+                [[64, 112, 112], [256, 56, 56], [512, 28, 28], [1024, 14, 14], [2048, 7, 7]]
+            {
+                for (layout, dtype) in
+                    LAYOUTS.iter().flat_map(|it| DTYPES.map(|dtype| (*it, dtype)))
+                {
+                    let problem =
+                        Problem::new(&[n, c, h, w], layout, dtype, Epilogue::NONE).unwrap();
+                    for (pass, tensors) in [(Pass::Forward, 1), (Pass::Backward, 2)] {
+                        let narrowest = match layout {
+                            Layout::ChannelsFirst => n * h * w * dtype.size(),
+                            Layout::ChannelsLast => n * h * w * 64,
+                        };
+                        // Some of an SM's shared memory is for other things.
+                        let chip = facts.multiprocessors as usize * (190 << 10);
+                        if tensors * narrowest > chip {
+                            continue;
+                        }
+                        let plans = training_plans(
+                            pass,
+                            &problem,
+                            facts,
+                            Alignment::ALIGNED,
+                            Alignment::ALIGNED,
+                            None,
+                        )
+                        .unwrap();
+                        assert_eq!(plans.len(), 1, "{problem} {pass:?}");
+                        assert_eq!(
+                            plans[0].evicted_elements(&problem),
+                            0,
+                            "{problem} {}",
+                            plans[0]
+                        );
+                    }
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! How an emulator is to behave.
 
-use warpnorm::cuda::DeviceFacts;
+use warpnorm::cuda::{DeviceFacts, Pass, static_shared_bytes};
 
 /// Steps that a launch may take: less than a minute.
 const DEFAULT_BUDGET: u64 = 1_000_000_000;
@@ -31,6 +31,19 @@ impl Default for Options {
             budget: DEFAULT_BUDGET,
             facts: default_facts(),
         }
+    }
+}
+
+/// The same with so little shared memory that small tensors need several blocks to stay on chip,
+/// and several rounds in each.
+pub fn cramped_facts() -> DeviceFacts {
+    // Four slots a thread, of two tensors and a mask.
+    let shared = static_shared_bytes(Pass::Backward) + 4 * 256 * 34;
+    let facts = default_facts();
+    DeviceFacts {
+        shared_bytes_per_block: shared,
+        shared_bytes_per_multiprocessor: shared + facts.shared_bytes_reserved,
+        ..facts
     }
 }
 

@@ -2,30 +2,42 @@
 #![cfg(emulated)]
 
 use conformance::suite::{LAYOUTS, epilogues};
-use warpnorm::cuda::{Alignment, MemoryRef, Pass, Plan};
+use warpnorm::cuda::{Alignment, MemoryRef, Pass, Plan, Tier, training_plans};
 use warpnorm::{DType, Problem};
 
 /// A plan cannot name a kernel that does not exist.
 #[test]
 fn every_plan_names_a_kernel() {
     let kernels: Vec<String> = emulator::kernels().into_iter().map(|kernel| kernel.name).collect();
-    let facts = emulator::default_facts();
-    for pass in [Pass::Statistics, Pass::Apply, Pass::Reduce, Pass::Gradient, Pass::Frozen] {
-        for dtype in [DType::F32, DType::F16, DType::Bf16] {
-            for (layout, epilogue) in
-                LAYOUTS.into_iter().flat_map(|it| epilogues().map(move |e| (it, e)))
-            {
-                for spatial in [1, 49, 1024, 1031] {
-                    for alignment in [Alignment::ALIGNED, Alignment::MIXED] {
-                        let problem =
-                            Problem::new(&[2, 8, spatial], layout, dtype, epilogue).unwrap();
-                        let plan = Plan::new(pass, &problem, &facts, alignment).unwrap();
-                        assert!(kernels.contains(&plan.kernel), "{plan}");
-                    }
+    for dtype in [DType::F32, DType::F16, DType::Bf16] {
+        for (layout, epilogue) in
+            LAYOUTS.into_iter().flat_map(|it| epilogues().map(move |e| (it, e)))
+        {
+            for spatial in [1, 49, 1024, 1031] {
+                let problem = Problem::new(&[2, 8, spatial], layout, dtype, epilogue).unwrap();
+                for plan in plans(&problem) {
+                    assert!(kernels.contains(&plan.kernel), "{plan}");
                 }
             }
         }
     }
+}
+
+/// Of every call, in every tier and alignment.
+fn plans(problem: &Problem) -> Vec<Plan> {
+    let facts = emulator::default_facts();
+    let tiers = [None, Some(Tier::Streaming), Some(Tier::Block), Some(Tier::Grid)];
+    let mut plans = Vec::new();
+    for all in [Alignment::ALIGNED, Alignment::MIXED] {
+        for tier in tiers {
+            // Statistics see x alone, which agrees with itself.
+            let of = |pass, inputs| training_plans(pass, problem, &facts, inputs, all, tier);
+            plans.extend(of(Pass::Forward, Alignment::ALIGNED).unwrap());
+            plans.extend(of(Pass::Backward, all).unwrap());
+        }
+        plans.push(Plan::new(Pass::Frozen, problem, &facts, all).unwrap());
+    }
+    plans
 }
 
 /// The same memory as input and output is refused by its addresses (safe code cannot borrow a

@@ -3,10 +3,10 @@
 #[cfg(emulated)]
 mod emulated {
     use conformance::{Check, Subject, checks};
-    use emulator::{Buffer, Emulator, Options, Slice, SliceMut, default_facts};
+    use emulator::{Buffer, Emulator, Options, Slice, SliceMut, cramped_facts, default_facts};
     use libtest_mimic::Trial;
     use warpnorm::Scalar;
-    use warpnorm::cuda::{Device, DeviceFacts, Pass, Tier, static_shared_bytes};
+    use warpnorm::cuda::{Device, DeviceFacts, Tier};
 
     /// A device of its own for every case: they run side by side.
     #[derive(Clone, Copy)]
@@ -36,17 +36,6 @@ mod emulated {
         }
     }
 
-    /// A device with so little shared memory that small tensors need several blocks, and several
-    /// rounds in each.
-    fn cramped() -> DeviceFacts {
-        let shared = static_shared_bytes(Pass::Backward) + 8 * 256 * 34;
-        DeviceFacts {
-            shared_bytes_per_block: shared,
-            shared_bytes_per_multiprocessor: shared + (1 << 10),
-            ..default_facts()
-        }
-    }
-
     fn trials_of(name: &str, subject: Emulated) -> impl Iterator<Item = Trial> {
         let wanted =
             move |check: &Check<_>| subject.tier == Tier::Streaming || check.is_about_tiers();
@@ -62,7 +51,7 @@ mod emulated {
         let facts = default_facts();
         let streaming = Emulated { tier: Tier::Streaming, facts };
         let block = Emulated { tier: Tier::Block, facts };
-        let grid = Emulated { tier: Tier::Grid, facts: cramped() };
+        let grid = Emulated { tier: Tier::Grid, facts: cramped_facts() };
         trials_of("streaming", streaming)
             .chain(trials_of("block", block))
             .chain(trials_of("grid", grid))

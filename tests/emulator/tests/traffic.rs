@@ -5,13 +5,13 @@ mod counted;
 #[path = "../../suite/common/mod.rs"]
 mod suite;
 
-use counted::{ByTensor, pass_of, without_mask};
-use emulator::{BufferTraffic, Counters, Emulator};
+use counted::{ByTensor, Setting, pass_of, without_mask};
+use emulator::{BufferTraffic, Counters, Emulator, cramped_facts};
 use half::f16;
 use suite::flat::Buffers;
 use suite::on_backend::{OnBackend, on_backend};
 use suite::{Case, Data, Dim, LAYOUTS, Mode};
-use warpnorm::cuda::{Alignment, Device, Plan};
+use warpnorm::cuda::{Alignment, Device, Geometry, Pass, Plan, Tier, Walk};
 use warpnorm::{Activation, Backend, Element, Epilogue, Layout};
 
 const EPILOGUES: [Epilogue; 5] = [
@@ -24,12 +24,13 @@ const EPILOGUES: [Epilogue; 5] = [
 
 /// Runs a training step or an evaluation and hands each launch's counters over.
 fn launches<E: Element>(
+    setting: &Setting,
     case: Case,
     mode: Mode,
     mut each: impl FnMut(&Counters, &OnBackend<'_, Device<Emulator>, E>),
 ) {
-    let emulator = Emulator::with_seed(1);
-    let device = Device::new(emulator.clone());
+    let device = setting.device();
+    let emulator = device.launcher().clone();
     let mut buffers = Buffers::dense(&Data::<E>::new(case));
     let mut workspace = device.workspace(&buffers.problem).unwrap();
     on_backend(&mut buffers, &device, &mut workspace, |on| {
@@ -45,34 +46,74 @@ fn launches<E: Element>(
     .unwrap();
 }
 
-fn check_bytes<E: Element>(dim: Dim) {
+/// The kernels that ran.
+fn check_bytes<E: Element>(setting: &Setting, dim: Dim, modes: &[Mode]) -> Vec<Plan> {
+    let mut plans = Vec::new();
     for layout in LAYOUTS {
         for epilogue in EPILOGUES {
-            for mode in [Mode::Train, Mode::Eval] {
+            for &mode in modes {
                 let case = Case::new(dim, layout, epilogue);
                 let mut problem = Buffers::dense(&Data::<E>::new(case)).problem;
                 if mode == Mode::Eval {
                     problem = without_mask(&problem);
                 }
-                launches::<E>(case, mode, |counters, on| {
+                launches::<E>(setting, case, mode, |counters, on| {
                     let pass = pass_of(&counters.kernel).unwrap();
-                    let facts = emulator::default_facts();
-                    let plan = Plan::new(pass, &problem, &facts, Alignment::ALIGNED).unwrap();
+                    let plan = setting.plan(pass, &problem, Alignment::ALIGNED);
                     let expected = plan.requested_bytes(&problem);
                     let requested = ByTensor::new(counters, on).requested();
                     assert_eq!(requested, expected, "{} {dim:?}", counters.kernel);
+                    plans.push(plan);
                 });
             }
         }
     }
+    plans
 }
 
 /// Every byte of a tensor as often as the plan says, and no other.
 #[test]
 fn as_many_bytes_as_planned() {
+    let setting = Setting::of(Some(Tier::Streaming));
+    let modes = [Mode::Train, Mode::Eval];
     for dim in [(5, 16, 1), (3, 8, 49), (2, 24, 9), (2, 3, 520), (3, 5, 169), (5, 7, 3)] {
-        check_bytes::<f32>(dim);
-        check_bytes::<f16>(dim);
+        check_bytes::<f32>(&setting, dim, &modes);
+        check_bytes::<f16>(&setting, dim, &modes);
+    }
+}
+
+/// The same of what stays on chip, whole or in part.
+#[test]
+fn what_stays_on_chip_is_read_once() {
+    let roomy = Setting::of(Some(Tier::Block));
+    let cramped = Setting { facts: cramped_facts(), tier: Some(Tier::Grid) };
+    let mut plans = Vec::new();
+    for (setting, dims) in [
+        (roomy, &[(3, 8, 49), (2, 24, 9), (2, 3, 520), (3, 5, 169)][..]),
+        (cramped, &[(40, 2, 1031), (12, 4, 1032), (400, 24, 9), (50, 24, 9), (90, 8, 49)]),
+    ] {
+        for &dim in dims {
+            plans.extend(check_bytes::<f32>(&setting, dim, &[Mode::Train]));
+            plans.extend(check_bytes::<f16>(&setting, dim, &[Mode::Train]));
+        }
+    }
+    for (pass, walk) in [Pass::Forward, Pass::Backward]
+        .into_iter()
+        .flat_map(|pass| [(pass, Walk::Planes), (pass, Walk::Columns)])
+    {
+        let of = |tier| {
+            plans.iter().filter(move |it| it.pass == pass && it.walk == walk && it.tier == tier)
+        };
+        assert!(of(Tier::Block).next().is_some(), "{pass:?} {walk:?}");
+        let rounds = |plan: &&Plan| match plan.geometry {
+            Geometry::Planes { windows_per_part, .. } => windows_per_part.div_ceil(256),
+            Geometry::Columns { rows_per_part, packs_per_tile, .. } => {
+                rows_per_part.div_ceil(256 / u64::from(packs_per_tile))
+            }
+        };
+        let keeps_all = |plan: &&Plan| rounds(plan) <= u64::from(plan.slots);
+        assert!(of(Tier::Grid).any(|plan| keeps_all(&plan)), "{pass:?} {walk:?}");
+        assert!(of(Tier::Grid).any(|plan| !keeps_all(&plan)), "{pass:?} {walk:?}");
     }
 }
 
@@ -86,20 +127,26 @@ fn aligned_shapes_are_fully_coalesced() {
         ((512, 256, 1), Layout::ChannelsLast),
         ((64, 48, 4), Layout::ChannelsLast),
     ] {
-        for mode in [Mode::Train, Mode::Eval] {
-            let case =
-                Case::new(dim, layout, Epilogue { activation: Activation::Relu, residual: true });
-            check_sectors::<f32>(case, mode);
+        let case =
+            Case::new(dim, layout, Epilogue { activation: Activation::Relu, residual: true });
+        for (tier, mode) in [
+            (Tier::Streaming, Mode::Train),
+            (Tier::Streaming, Mode::Eval),
+            (Tier::Block, Mode::Train),
+            (Tier::Grid, Mode::Train),
+        ] {
+            let setting = Setting::of(Some(tier));
+            check_sectors::<f32>(&setting, case, mode);
             // Tiles of whole channels of 7 x 7 in f16 end in the middle of a sector.
             if dim.2 != 49 {
-                check_sectors::<f16>(case, mode);
+                check_sectors::<f16>(&setting, case, mode);
             }
         }
     }
 }
 
-fn check_sectors<E: Element>(case: Case, mode: Mode) {
-    launches::<E>(case, mode, |counters, on| {
+fn check_sectors<E: Element>(setting: &Setting, case: Case, mode: Mode) {
+    launches::<E>(setting, case, mode, |counters, on| {
         for BufferTraffic { read, written, .. } in ByTensor::new(counters, on).tensors() {
             for traffic in [read, written] {
                 assert_eq!(

@@ -2,8 +2,10 @@
 //! plan says of them.
 
 use crate::suite::on_backend::OnBackend;
-use emulator::{BufferTraffic, Counters, Emulator};
-use warpnorm::cuda::{Device, Pass, RequestedBytes};
+use emulator::{BufferTraffic, Counters, Emulator, Options, default_facts};
+use warpnorm::cuda::{
+    Alignment, Device, DeviceFacts, Pass, Plan, RequestedBytes, Tier, training_plans,
+};
 use warpnorm::{Activation, Element, Epilogue, Problem};
 
 /// The pass that a kernel is of; `None`: it goes through no tensor.
@@ -14,7 +16,39 @@ pub fn pass_of(kernel: &str) -> Option<Pass> {
         Some("reduce") => Some(Pass::Reduce),
         Some("gradient") => Some(Pass::Gradient),
         Some("frozen") => Some(Pass::Frozen),
+        Some("forward") => Some(Pass::Forward),
+        Some("backward") => Some(Pass::Backward),
         _ => None,
+    }
+}
+
+/// A device, and where its training passes are to keep their tensors.
+#[derive(Clone, Copy)]
+pub struct Setting {
+    pub facts: DeviceFacts,
+    pub tier: Option<Tier>,
+}
+
+impl Setting {
+    pub fn of(tier: Option<Tier>) -> Setting {
+        Setting { facts: default_facts(), tier }
+    }
+
+    pub fn device(&self) -> Device<Emulator> {
+        let options = Options { seed: 1, facts: self.facts, ..Options::default() };
+        Device::new(Emulator::new(options)).with_tier(self.tier)
+    }
+
+    /// The plan of a launch.
+    pub fn plan(&self, pass: Pass, problem: &Problem, alignment: Alignment) -> Plan {
+        match pass {
+            Pass::Forward | Pass::Backward => {
+                let plans =
+                    training_plans(pass, problem, &self.facts, alignment, alignment, self.tier);
+                plans.unwrap().remove(0)
+            }
+            _ => Plan::new(pass, problem, &self.facts, alignment).unwrap(),
+        }
     }
 }
 
