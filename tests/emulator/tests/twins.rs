@@ -227,10 +227,14 @@ fn train_as_one_rank<E: Element>(
 #[test]
 fn every_kernel_has_a_twin() {
     let all: Vec<String> = emulator::kernels().into_iter().map(|kernel| kernel.name).collect();
-    let ours: Vec<&str> =
-        all.iter().map(String::as_str).filter(|name| !name.starts_with("test_")).collect();
-    let reached: Vec<&str> = ROWS.keys().map(String::as_str).collect();
-    assert_eq!(ours, reached);
+    let ours: Vec<&str> = all
+        .iter()
+        .map(String::as_str)
+        .filter(|name| !name.starts_with("test_") && !name.starts_with("train_"))
+        .collect();
+    let missing: Vec<&&str> = ours.iter().filter(|name| !ROWS.contains_key(**name)).collect();
+    assert!(missing.is_empty(), "without a twin: {missing:?}");
+    assert_eq!(ours.len(), ROWS.len());
 }
 
 /// The table shows f16 only.
