@@ -6,7 +6,8 @@ use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use warpnorm::cuda::{
-    Alignment, Best, DeviceFacts, Launcher, Pass, Plan, best, devices, images, profiles,
+    Alignment, Best, DeviceFacts, Launcher, Pass, Plan, Tier, best, devices, images, profiles,
+    training_plans,
 };
 use warpnorm::{Activation, DType, Epilogue, Layout, Problem, Result};
 
@@ -28,6 +29,10 @@ struct Args {
     /// A residual in the same pass.
     #[arg(long)]
     residual: bool,
+    /// Where tensors are to be between the two sweeps of a training pass [default: what should take
+    /// the least time].
+    #[arg(long, value_enum)]
+    tier: Option<TierName>,
     /// The GPU to plan for [default: the best one here, or else an H100].
     #[arg(long, value_enum)]
     gpu: Option<Profile>,
@@ -44,6 +49,23 @@ fn shape(text: &str) -> std::result::Result<Shape, String> {
 enum LayoutName {
     ChannelsFirst,
     ChannelsLast,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum TierName {
+    Streaming,
+    Block,
+    Grid,
+}
+
+impl TierName {
+    fn tier(self) -> Tier {
+        match self {
+            TierName::Streaming => Tier::Streaming,
+            TierName::Block => Tier::Block,
+            TierName::Grid => Tier::Grid,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -135,35 +157,54 @@ fn print_plans(args: &Args, best: &Best) -> Result<()> {
     println!("\n{problem} on {name}, tensors aligned to 16 bytes\n");
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
-    table.set_header(["call", "kernel", "blocks", "per channel", "asks for", "floor of the call"]);
-    for (call, passes, floor) in [
-        ("forward_train", [Pass::Statistics, Pass::Apply], problem.forward_floor_bytes()),
-        ("backward_train", [Pass::Reduce, Pass::Gradient], problem.backward_floor_bytes()),
+    table.set_header([
+        "call",
+        "kernel",
+        "blocks",
+        "a team",
+        "on chip",
+        "kept",
+        "asks for",
+        "memory",
+        "of the floor",
+    ]);
+    for (call, pass, floor) in [
+        ("forward_train", Pass::Forward, problem.forward_floor_bytes()),
+        ("backward_train", Pass::Backward, problem.backward_floor_bytes()),
     ] {
-        let plan = |pass| Plan::new(pass, &problem, &facts, Alignment::ALIGNED);
-        let plans = [plan(passes[0])?, plan(passes[1])?];
-        let asked: u64 = plans.iter().map(|plan| plan.requested_bytes(&problem).total()).sum();
-        for plan in plans {
-            let bytes = plan.requested_bytes(&problem).total();
+        let aligned = Alignment::ALIGNED;
+        let tier = args.tier.map(TierName::tier);
+        let plans = training_plans(pass, &problem, &facts, aligned, aligned, tier)?;
+        for (index, plan) in plans.iter().enumerate() {
+            let memory = plan.hbm_bytes(&problem, &facts, index == 1);
             table.add_row([
                 call.to_owned(),
                 plan.kernel.clone(),
                 plan.grid.to_string(),
                 plan.parts.to_string(),
-                megabytes(bytes),
-                format!(
-                    "{} ({:.2} asked for)",
-                    megabytes(floor as u64),
-                    asked as f64 / floor as f64
-                ),
+                format!("{} KB a block", plan.shared_bytes >> 10),
+                kept(plan, &problem),
+                megabytes(plan.requested_bytes(&problem).total()),
+                megabytes(memory),
+                format!("{:.2}", memory as f64 / floor as f64),
             ]);
         }
     }
-    for column in 2..5 {
+    for column in 2..9 {
         table.column_mut(column).expect("a header").set_cell_alignment(CellAlignment::Right);
     }
     println!("{table}");
     Ok(())
+}
+
+/// The share of the inputs that stays on chip between the sweeps.
+fn kept(plan: &Plan, problem: &Problem) -> String {
+    let evicted = match plan.tier {
+        Tier::Streaming => problem.elements() as u64,
+        Tier::Block | Tier::Grid => plan.evicted_elements(problem),
+    };
+    let kept = 1.0 - evicted as f64 / problem.elements().max(1) as f64;
+    format!("{:.0} %", 100.0 * kept)
 }
 
 fn megabytes(bytes: u64) -> String {

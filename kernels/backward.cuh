@@ -186,16 +186,13 @@ __device__ inline void add_batch(const float (&g)[N], const float (&gd)[N], Comp
 
 // The sum of g * deviation, which was taken in units of 1 / power.
 __device__ inline double sum_gd(const Params &params, Extent channel, const WideSums &total) {
-    return total.gd * inverse_power(channel_coefficients(params, channel).power);
+    return total.gd * inverse_power(power_below(channel_invstd(params, channel)));
 }
 
 // Writes dweight and dbias of this rank.
 __device__ inline void write_parameter_gradients(const Params &params, Extent channel,
                                                  double sum_g, double sum_gd) {
-    const double invstd = params.invstd
-                              ? channel_value(params.invstd, channel, 0.0f)
-                              : invstd_of(channel_value(params.running_var, channel, 0.0f), params.eps);
-    set_channel_value(params.dweight, channel, sum_gd * invstd);
+    set_channel_value(params.dweight, channel, sum_gd * channel_invstd(params, channel));
     set_channel_value(params.dbias, channel, sum_g);
 }
 

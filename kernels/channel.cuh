@@ -16,8 +16,8 @@ __device__ inline void set_channel_value(Address buffer, Extent channel, double 
     if (buffer) reinterpret_cast<float *>(buffer)[channel] = (float)value;
 }
 
-// 1 / sqrt(var + eps), and 0 where both are 0.
-__device__ inline double invstd_of(double var, double eps) {
+// 1 / sqrt(var + eps), and 0 where both are 0. Apart from its callers: it is long, and used all over.
+__device__ __noinline__ double invstd_of(double var, double eps) {
     return var + eps == 0.0 ? 0.0 : 1.0 / sqrt(var + eps);
 }
 
@@ -85,16 +85,18 @@ __device__ inline Coefficients channel_coefficients(const Params &params, Extent
                         channel_value(params.bias, channel, 0.0f));
 }
 
-// From a training forward's saved statistics, or from running ones.
+// Of a training forward's saved statistics, or of running ones.
+__device__ inline double channel_invstd(const Params &params, Extent channel) {
+    if (params.invstd) return channel_value(params.invstd, channel, 0.0f);
+    return invstd_of(channel_value(params.running_var, channel, 0.0f), params.eps);
+}
+
 __device__ inline Coefficients channel_coefficients(const Params &params, Extent channel) {
-    if (params.invstd) {
-        return channel_coefficients(params, channel, channel_value(params.mean_hi, channel, 0.0f),
-                                    channel_value(params.mean_lo, channel, 0.0f),
-                                    channel_value(params.invstd, channel, 0.0f));
-    }
-    const double var = channel_value(params.running_var, channel, 0.0f);
-    return channel_coefficients(params, channel, channel_value(params.running_mean, channel, 0.0f),
-                                0.0f, invstd_of(var, params.eps));
+    const Address mean = params.invstd ? params.mean_hi : params.running_mean;
+    const Address rest = params.invstd ? params.mean_lo : 0;
+    return channel_coefficients(params, channel, channel_value(mean, channel, 0.0f),
+                                channel_value(rest, channel, 0.0f),
+                                channel_invstd(params, channel));
 }
 
 // A block's shelf for what it knows of its channels: a struct of words at each place, word by word,

@@ -1,5 +1,6 @@
 //! [`RequestedBytes`]: what a plan asks memory for.
 
+use super::launcher::DeviceFacts;
 use super::plan::{BLOCK, Geometry, Pass, Plan};
 use crate::config::Activation;
 use crate::problem::{Operand, Problem};
@@ -71,6 +72,26 @@ impl Plan {
                 (true, Geometry::Planes { .. }) => problem.mask_len() as u64,
             },
         }
+    }
+
+    /// What of it should reach memory, an estimate: L2 serves the second read of what half of it
+    /// holds. In the plans of one call, `is_second` is the second.
+    pub fn hbm_bytes(&self, problem: &Problem, facts: &DeviceFacts, is_second: bool) -> u64 {
+        let bytes = self.requested_bytes(problem);
+        let read_before = match self.pass {
+            Pass::Apply => bytes.x,
+            Pass::Gradient => bytes.x + bytes.dy + bytes.residual,
+            _ => 0,
+        };
+        let size = problem.dtype().size() as u64;
+        let inputs = if self.pass == Pass::Backward { 2 } else { 1 };
+        let again = inputs * self.evicted_elements(problem) * size;
+        let held = facts.l2_bytes / 2;
+        let from_l2 = match (is_second, read_before <= held) {
+            (true, true) => read_before,
+            _ => again.min(held),
+        };
+        bytes.total() - from_l2
     }
 
     /// Elements that make room on chip for later ones, and are read again.
