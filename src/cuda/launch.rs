@@ -44,7 +44,7 @@ impl fmt::Debug for CudaLauncher {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeviceInfo {
-    /// What [`CudaLauncher::open`] takes.
+    /// What [`Cuda::open`](super::Cuda::open) takes.
     pub ordinal: usize,
     /// As NVIDIA names it: `NVIDIA H100 80GB HBM3`.
     pub name: String,
