@@ -44,6 +44,16 @@ impl Error {
         }
     }
 
+    /// The same of an argument that the caller knows by another name.
+    pub(crate) fn renamed(self, name: &str) -> Self {
+        match self {
+            Error::Argument { expected, found, .. } => {
+                Error::Argument { argument: name.into(), expected, found }
+            }
+            other => other,
+        }
+    }
+
     /// An [`Error::System`].
     pub fn system(what: impl Into<String>, reason: impl Display) -> Self {
         Error::System { what: what.into(), reason: reason.to_string() }

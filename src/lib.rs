@@ -7,7 +7,6 @@ mod backend;
 pub mod checkpoint;
 mod config;
 mod cpu;
-#[doc(hidden)]
 pub mod cuda;
 mod element;
 mod error;
@@ -33,6 +32,6 @@ pub use problem::{Operand, Problem};
 pub use saved::Saved;
 pub use sync::{SyncBatchNorm, SyncSaved};
 
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "cuda"))]
 #[doc = include_str!("../README.md")]
 mod readme {}

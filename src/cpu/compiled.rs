@@ -181,7 +181,7 @@ impl Backend for Cpu {
         args: MergeStatistics<'_, Self, E>,
     ) -> Result<()> {
         let MergeStatistics { moments, running, saved } = args;
-        let ranks = check_ranks("moments", MOMENT_ROWS * channels, &moments)?;
+        let ranks = check_ranks("moments", MOMENT_ROWS.saturating_mul(channels), &moments)?;
         let moments = moments.flat("moments", ranks * MOMENT_ROWS * channels)?;
         let (mut saved, _) = BoundSavedMut::bind(channels, norm, saved, running)?;
         let merged = |channel| {
@@ -211,7 +211,7 @@ impl Backend for Cpu {
         gathered: CpuSlice<'_, f64>,
         sums: CpuSliceMut<'_, f64>,
     ) -> Result<()> {
-        let len = SUM_ROWS * channels;
+        let len = SUM_ROWS.saturating_mul(channels);
         let ranks = check_ranks("gathered", len, &gathered)?;
         let gathered = gathered.flat("gathered", ranks * len)?;
         let sums = sums.flat("sums", len)?;

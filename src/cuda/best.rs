@@ -1,8 +1,7 @@
 //! [`best`]: the GPU where there is one, else the CPU, and which it is.
 
-use super::Cuda;
-use super::device::Device;
-use super::launch::{CudaLauncher, DeviceInfo, devices};
+use super::gpu::Cuda;
+use super::launch::{DeviceInfo, devices};
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use std::fmt;
@@ -49,21 +48,18 @@ pub enum Best {
 /// # Ok::<(), Error>(())
 /// ```
 pub fn best() -> Best {
-    pick(devices(), |info| CudaLauncher::open(info.ordinal))
+    pick(devices(), |info| Cuda::open(info.ordinal))
 }
 
 /// The first of `devices` that can be opened. Where none can, the first one's reason is told.
-fn pick(
-    devices: Result<Vec<DeviceInfo>>,
-    open: impl Fn(&DeviceInfo) -> Result<CudaLauncher>,
-) -> Best {
+fn pick(devices: Result<Vec<DeviceInfo>>, open: impl Fn(&DeviceInfo) -> Result<Cuda>) -> Best {
     let mut reason = None;
     match devices {
         Err(error) => reason = Some(error),
         Ok(devices) => {
             for info in devices {
                 match open(&info) {
-                    Ok(launcher) => return Best::Gpu { backend: Device::new(launcher), info },
+                    Ok(backend) => return Best::Gpu { backend, info },
                     Err(error) => drop(reason.get_or_insert(error)),
                 }
             }
@@ -115,7 +111,7 @@ mod tests {
 
     #[test]
     fn what_is_picked_is_said() {
-        match (best(), CudaLauncher::open(0)) {
+        match (best(), Cuda::open(0)) {
             (Best::Gpu { info, .. }, _) => assert!(info.to_string().starts_with(&info.name)),
             (Best::Cpu { reason, .. }, opened) => {
                 assert!(opened.is_err(), "{reason}");

@@ -28,6 +28,26 @@ impl<'a, L: Launcher> Bound<'a, L> {
         Bound { launcher, buffers: Vec::with_capacity(16) }
     }
 
+    fn memory<T: Scalar>(
+        &self,
+        name: &str,
+        slice: &'a L::Slice<'_, T>,
+    ) -> Result<MemoryRef<L::Hold<'a>>> {
+        let memory = self.launcher.memory(slice).map_err(|error| error.renamed(name))?;
+        check_address::<T, _>(name, &memory)?;
+        Ok(memory)
+    }
+
+    fn memory_mut<T: Scalar>(
+        &self,
+        name: &str,
+        slice: &'a mut L::SliceMut<'_, T>,
+    ) -> Result<MemoryRef<L::Hold<'a>>> {
+        let memory = self.launcher.memory_mut(slice).map_err(|error| error.renamed(name))?;
+        check_address::<T, _>(name, &memory)?;
+        Ok(memory)
+    }
+
     fn keep(
         &mut self,
         name: &'static str,
@@ -58,7 +78,7 @@ impl<'a, L: Launcher> Bound<'a, L> {
         len: usize,
         slice: &'a L::Slice<'_, T>,
     ) -> Result<u64> {
-        let memory = self.launcher.memory(slice)?;
+        let memory = self.memory(name, slice)?;
         check_len(name, len, memory.bytes / size_of::<T>())?;
         self.keep(name, false, memory)
     }
@@ -70,7 +90,7 @@ impl<'a, L: Launcher> Bound<'a, L> {
         len: usize,
         slice: &'a mut L::SliceMut<'_, T>,
     ) -> Result<u64> {
-        let memory = self.launcher.memory_mut(slice)?;
+        let memory = self.memory_mut(name, slice)?;
         check_len(name, len, memory.bytes / size_of::<T>())?;
         self.keep(name, true, memory)
     }
@@ -102,7 +122,7 @@ impl<'a, L: Launcher> Bound<'a, L> {
         len: usize,
         slice: &'a L::Slice<'_, f64>,
     ) -> Result<(u64, u64)> {
-        let memory = self.launcher.memory(slice)?;
+        let memory = self.memory(name, slice)?;
         let found = memory.bytes / size_of::<f64>();
         if len == 0 {
             return Err(Error::argument("channels", "at least 1", 0));
@@ -124,7 +144,7 @@ impl<'a, L: Launcher> Bound<'a, L> {
         operand: Operand,
         slice: &'a L::Slice<'_, E>,
     ) -> Result<u64> {
-        let memory = self.launcher.memory(slice)?;
+        let memory = self.memory(operand.name(), slice)?;
         check_span(problem, operand, &memory)?;
         self.keep(operand.name(), false, memory)
     }
@@ -136,7 +156,7 @@ impl<'a, L: Launcher> Bound<'a, L> {
         operand: Operand,
         slice: &'a mut L::SliceMut<'_, E>,
     ) -> Result<u64> {
-        let memory = self.launcher.memory_mut(slice)?;
+        let memory = self.memory_mut(operand.name(), slice)?;
         check_span(problem, operand, &memory)?;
         self.keep(operand.name(), true, memory)
     }
@@ -276,15 +296,18 @@ impl<'a, L: Launcher> Bound<'a, L> {
     }
 }
 
+/// Refuses an address at which there can be no `T`.
+fn check_address<T, H>(name: &str, memory: &MemoryRef<H>) -> Result<()> {
+    let size = size_of::<T>();
+    if memory.bytes == 0 || (memory.address != 0 && memory.address.is_multiple_of(size as u64)) {
+        return Ok(());
+    }
+    let expected = format_args!("an address that is a multiple of {size} and not 0");
+    Err(Error::argument(name, expected, format_args!("{:#x}", memory.address)))
+}
+
 fn check_span<H>(problem: &Problem, operand: Operand, memory: &MemoryRef<H>) -> Result<()> {
     let (span, len) = (problem.span(operand), memory.bytes / problem.dtype().size());
-    if !memory.address.is_multiple_of(problem.dtype().size() as u64) {
-        return Err(Error::argument(
-            operand.name(),
-            format_args!("an address that is a multiple of {}", problem.dtype().size()),
-            format_args!("{:#x}", memory.address),
-        ));
-    }
     if len == span || (len > span && !problem.is_gapless(operand)) {
         return Ok(());
     }
@@ -324,4 +347,22 @@ pub(super) fn check_residual(problem: &Problem, is_there: bool) -> Result<()> {
 
 fn missing_mask(len: usize) -> Error {
     Error::argument("saved.mask", format_args!("{len} bytes"), "none")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_cannot_be_are_refused_by_name() {
+        let check = |address, bytes| {
+            let memory = MemoryRef { address, bytes, hold: () };
+            check_address::<f32, _>("weight", &memory).map_err(|error| error.to_string())
+        };
+        let expected = "`weight`: expected an address that is a multiple of 4 and not 0, found ";
+        assert_eq!(check(4096, 8), Ok(()));
+        assert_eq!(check(4098, 8), Err(format!("{expected}0x1002")));
+        assert_eq!(check(0, 8), Err(format!("{expected}0x0")));
+        assert_eq!(check(0, 0), Ok(()));
+    }
 }

@@ -11,7 +11,8 @@ use crate::element::{Element, Scalar};
 use crate::error::Result;
 use crate::problem::{Operand, Problem};
 
-/// A device on which the kernels run.
+/// A device on which the kernels run: `Cuda`, or whatever else launches
+/// them.
 #[derive(Debug, Clone)]
 pub struct Device<L: Launcher> {
     launcher: L,
@@ -26,6 +27,7 @@ impl<L: Launcher> Device<L> {
 
     /// Says where training passes keep their tensors between sweeps, for tests and measurements.
     /// What has no such plan streams. `None`, the default: what should be fastest.
+    #[doc(hidden)]
     pub fn with_tier(self, tier: Option<Tier>) -> Self {
         Device { tier, ..self }
     }
@@ -369,7 +371,7 @@ impl<L: Launcher> Backend for Device<L> {
 
         let mut bound = Bound::new(&self.launcher);
         (params.moments, params.ranks) =
-            bound.gathered("moments", MOMENT_ROWS * channels, &moments)?;
+            bound.gathered("moments", MOMENT_ROWS.saturating_mul(channels), &moments)?;
         bound.running_mut(channels, &mut running, &mut params)?;
         bound.saved_mut(channels, &mut saved, &mut params)?;
         self.launch_kernel("merge_statistics_of_ranks", 1, &params)
@@ -441,7 +443,7 @@ impl<L: Launcher> Backend for Device<L> {
         let mut params = Params { channels: channels as u64, ..Params::default() };
         let mut bound = Bound::new(&self.launcher);
         (params.moments, params.ranks) =
-            bound.gathered("gathered", SUM_ROWS * channels, &gathered)?;
+            bound.gathered("gathered", SUM_ROWS.saturating_mul(channels), &gathered)?;
         params.sums = bound.write("sums", SUM_ROWS * channels, &mut sums)?;
         let grid = channels.div_ceil(BLOCK as usize) as u32;
         self.launch_kernel("merge_sums_of_ranks", grid, &params)

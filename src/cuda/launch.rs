@@ -10,7 +10,7 @@ use crate::element::Scalar;
 use crate::error::{Error, Result};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr,
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, CudaView, CudaViewMut,
     DevicePtrMut, DeviceSlice, DriverError, SyncOnDrop, result,
 };
 use cudarc::nvrtc::Ptx;
@@ -22,27 +22,11 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 
-/// Launches kernels on one stream of one device. Clones share stream and kernels.
+/// One stream of one device, and the kernels loaded there: what [`Cuda`](super::Cuda) launches
+/// with. Clones share both.
 ///
 /// The first launcher in a context loads the kernels; later ones find them loaded. A launch
 /// allocates nothing and waits for nothing.
-///
-/// A call can be captured in a CUDA graph if it was made once before (the first launch of a kernel
-/// looks it up), and if no event is waited for: give memory by address ([`GpuSlice::from_raw`]), or
-/// have cudarc order none of it between streams ([`CudaContext::disable_event_tracking`], before it
-/// is allocated).
-///
-/// ```no_run
-/// use warpnorm::cuda::{CudaLauncher, Launcher};
-///
-/// # fn main() -> Result<(), warpnorm::Error> {
-/// let gpu = CudaLauncher::open(0)?;
-/// let x = gpu.upload(&[1.0_f32, 2.0, 3.0])?;
-/// assert_eq!(gpu.download(&x)?, [1.0, 2.0, 3.0]);
-/// println!("{} multiprocessors", gpu.facts().multiprocessors);
-/// # Ok(())
-/// # }
-/// ```
 #[derive(Clone)]
 pub struct CudaLauncher {
     stream: Arc<CudaStream>,
@@ -58,8 +42,9 @@ impl fmt::Debug for CudaLauncher {
 
 /// A device, as [`devices`] lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DeviceInfo {
-    /// What [`CudaLauncher::open`] takes.
+    /// What [`Cuda::open`](super::Cuda::open) takes.
     pub ordinal: usize,
     /// As NVIDIA names it: `NVIDIA H100 80GB HBM3`.
     pub name: String,
@@ -122,7 +107,7 @@ fn driver_version() -> Result<(u32, u32)> {
 
 /// What cudarc calls, directly or when it drops something. It looks a function up when it first
 /// calls it, and panics where library or function is missing.
-const DRIVER_FUNCTIONS: [&str; 36] = [
+const DRIVER_FUNCTIONS: [&str; 37] = [
     "cuCtxDestroy_v2",
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
@@ -157,6 +142,7 @@ const DRIVER_FUNCTIONS: [&str; 36] = [
     "cuModuleUnload",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
+    "cuStreamIsCapturing",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
 ];
@@ -209,8 +195,12 @@ impl CudaLauncher {
     /// No driver, no such device, or no kernels for it; each says what to do.
     pub fn open(ordinal: usize) -> Result<Self> {
         require_driver()?;
-        let context =
-            CudaContext::new(ordinal).or_fail(&format!("opening CUDA device {ordinal}"))?;
+        let what = format!("opening CUDA device {ordinal}");
+        // cudarc cuts the number to 32 bits.
+        if i32::try_from(ordinal).is_err() {
+            return Err(Error::system(what, "there is no device of this number"));
+        }
+        let context = CudaContext::new(ordinal).or_fail(&what)?;
         Self::new(context.default_stream())
     }
 
@@ -243,16 +233,45 @@ impl CudaLauncher {
         self.stream.synchronize().or_fail("waiting for the device")
     }
 
-    /// Refuses memory of another device, and of another context of this one.
-    fn check_context(&self, other: &CudaContext) -> Result<()> {
-        let own = self.context();
-        if **own == *other {
+    /// Refuses memory of another device or context, and memory that nothing keeps in order with
+    /// this stream: cudarc orders the streams of one `CudaContext` value, of which there may be
+    /// several for one context of CUDA's.
+    fn check_owner(&self, argument: &str, owner: &CudaStream) -> Result<()> {
+        let (own, other) = (self.context(), owner.context());
+        if **own != **other {
+            let of = |context: &CudaContext| {
+                format!("memory of device {}, context {:p}", context.ordinal(), context.cu_ctx())
+            };
+            return Err(Error::argument(argument, of(own), of(other)));
+        }
+        let only_stream = self.stream.cu_stream() == owner.cu_stream()
+            && !own.is_in_multi_stream_mode()
+            && !other.is_in_multi_stream_mode();
+        if Arc::ptr_eq(own, other) || only_stream {
             return Ok(());
         }
-        let of = |context: &CudaContext| {
-            format!("memory of device {}, context {:p}", context.ordinal(), context.cu_ctx())
-        };
-        Err(Error::argument("slice", of(own), of(other)))
+        Err(Error::argument(
+            argument,
+            "memory of the launcher's own CudaContext (make the launcher on the memory's stream)",
+            "memory of another CudaContext, whose streams are not ordered with the launcher's",
+        ))
+    }
+
+    /// Refuses what a graph must not hold: copies from and to host memory, which is gone when it
+    /// is replayed, and memory, which would be the graph's.
+    fn check_not_captured(&self, what: &str) -> Result<()> {
+        match self.stream.capture_status().or_fail(what)? {
+            sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => Ok(()),
+            _ => Err(Error::system(what, "the stream is being captured in a graph; do it before")),
+        }
+    }
+
+    /// Waits for a copy, whose host memory CUDA may use until then.
+    fn finish_copy(&self, what: &str) -> Result<()> {
+        // SAFETY: the stream is `self`'s, and the copy has made its context current. Not by way
+        // of cudarc, which would not wait if it had an earlier error to report.
+        let finished = unsafe { result::stream::synchronize(self.stream.cu_stream()) };
+        self.context().check_err().and(finished).or_fail(what)
     }
 }
 
@@ -394,7 +413,9 @@ fn bandwidth(clock_khz: u32, bus_bits: u32) -> u64 {
     u64::from(clock_khz) * 1000 * bytes_per_clock
 }
 
-/// Device memory that is freed, in its stream's order, when it is dropped.
+/// Device memory that is freed, in its stream's order, when it is dropped. From and into cudarc's
+/// `CudaSlice`.
+#[derive(Debug)]
 pub struct GpuBuffer<T> {
     // One element where `len` is 0: CUDA allocates no empty memory.
     memory: CudaSlice<T>,
@@ -408,7 +429,25 @@ impl<T> From<CudaSlice<T>> for GpuBuffer<T> {
     }
 }
 
+/// As cudarc has it, for instance to make a tensor of candle's. An empty buffer has one element
+/// then.
+impl<T> From<GpuBuffer<T>> for CudaSlice<T> {
+    fn from(buffer: GpuBuffer<T>) -> Self {
+        buffer.memory
+    }
+}
+
 impl<T> GpuBuffer<T> {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// As cudarc's view, to take parts of.
     pub fn view(&self) -> CudaView<'_, T> {
         self.memory.slice(..self.len)
@@ -424,8 +463,7 @@ impl<T> GpuBuffer<T> {
     /// # Errors
     /// A range that is not within the buffer.
     pub fn part(&self, range: Range<usize>) -> Result<GpuSlice<'_, T>> {
-        self.check_range(&range)?;
-        Ok(GpuSlice { source: Source::Slice(&self.memory, range.start), len: range.len() })
+        GpuSlice::from(self).part(range)
     }
 
     /// Some of its elements, from any one on.
@@ -433,31 +471,31 @@ impl<T> GpuBuffer<T> {
     /// # Errors
     /// A range that is not within the buffer.
     pub fn part_mut(&mut self, range: Range<usize>) -> Result<GpuSliceMut<'_, T>> {
-        self.check_range(&range)?;
+        check_range(&range, self.len)?;
         Ok(self.memory.slice_mut(range).into())
-    }
-
-    fn check_range(&self, range: &Range<usize>) -> Result<()> {
-        if range.start <= range.end && range.end <= self.len {
-            return Ok(());
-        }
-        let expected = format_args!("a part of 0..{}", self.len);
-        Err(Error::argument("range", expected, format_args!("{range:?}")))
     }
 }
 
-/// Borrowed device memory, to read: from cudarc's slices and views, or from an address.
-#[derive(Clone, Copy)]
+fn check_range(range: &Range<usize>, len: usize) -> Result<()> {
+    if range.start <= range.end && range.end <= len {
+        return Ok(());
+    }
+    Err(Error::argument("range", format_args!("a part of 0..{len}"), format_args!("{range:?}")))
+}
+
+/// Borrowed device memory, to read: from a [`GpuBuffer`], from cudarc's slices and views, or from
+/// an address.
+#[derive(Debug, Clone, Copy)]
 pub struct GpuSlice<'a, T> {
     source: Source<'a, T>,
     len: usize,
 }
 
-#[derive(Clone, Copy)]
+/// Memory, and the element of it that comes first.
+#[derive(Debug, Clone, Copy)]
 enum Source<'a, T> {
-    /// From some element on.
     Slice(&'a CudaSlice<T>, usize),
-    View(&'a CudaView<'a, T>),
+    View(&'a CudaView<'a, T>, usize),
     Address(u64),
 }
 
@@ -469,7 +507,7 @@ impl<'a, T> From<&'a CudaSlice<T>> for GpuSlice<'a, T> {
 
 impl<'a, T> From<&'a CudaView<'_, T>> for GpuSlice<'a, T> {
     fn from(view: &'a CudaView<'_, T>) -> Self {
-        Self { source: Source::View(view), len: view.len() }
+        Self { source: Source::View(view, 0), len: view.len() }
     }
 }
 
@@ -499,18 +537,37 @@ impl<T> GpuSlice<'_, T> {
         self.len
     }
 
+    /// Some of its elements, from any one on.
+    ///
+    /// # Errors
+    /// A range that is not within the slice.
+    pub fn part(self, range: Range<usize>) -> Result<Self> {
+        check_range(&range, self.len)?;
+        let source = match self.source {
+            Source::Slice(memory, start) => Source::Slice(memory, start + range.start),
+            Source::View(view, start) => Source::View(view, start + range.start),
+            Source::Address(address) => {
+                Source::Address(address + (range.start * size_of::<T>()) as u64)
+            }
+        };
+        Ok(Self { source, len: range.end - range.start })
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 }
 
-/// Borrowed device memory, to write: from cudarc's slices and views, or from an address.
+/// Borrowed device memory, to write: from a [`GpuBuffer`], from cudarc's slices and views, or from
+/// an address.
+#[derive(Debug)]
 pub struct GpuSliceMut<'a, T> {
     target: Destination<'a, T>,
     len: usize,
 }
 
+#[derive(Debug)]
 enum Destination<'a, T> {
     View(CudaViewMut<'a, T>),
     Address(u64, PhantomData<&'a mut [T]>),
@@ -590,6 +647,7 @@ unsafe impl Launcher for CudaLauncher {
         if len.checked_mul(size_of::<T>()).is_none() {
             return Err(Error::system(what, "more than the address space"));
         }
+        self.check_not_captured(&what)?;
         let memory = self.stream.alloc_zeros(len.max(1)).or_fail(&what)?;
         Ok(GpuBuffer { memory, len })
     }
@@ -599,9 +657,9 @@ unsafe impl Launcher for CudaLauncher {
             return self.zeros(0);
         }
         let what = "copying to the device";
+        self.check_not_captured(what)?;
         let memory = self.stream.clone_htod(values).or_fail(what)?;
-        // cudarc waits for the copy when it drops a guard, and leaves an error in the context.
-        self.context().check_err().or_fail(what)?;
+        self.finish_copy(what)?;
         Ok(memory.into())
     }
 
@@ -609,16 +667,19 @@ unsafe impl Launcher for CudaLauncher {
         if buffer.len == 0 {
             return Ok(Vec::new());
         }
-        self.check_context(buffer.memory.context())?;
+        self.check_owner("buffer", buffer.memory.stream())?;
         let what = "copying from the device";
+        self.check_not_captured(what)?;
         let values = self.stream.clone_dtoh(&buffer.memory).or_fail(what)?;
-        self.context().check_err().or_fail(what)?;
+        self.finish_copy(what)?;
         Ok(values)
     }
 
     fn duplicate<T: Scalar>(&self, buffer: &GpuBuffer<T>) -> Result<GpuBuffer<T>> {
-        self.check_context(buffer.memory.context())?;
-        let memory = self.stream.clone_dtod(&buffer.memory).or_fail("copying on the device")?;
+        self.check_owner("buffer", buffer.memory.stream())?;
+        let what = "copying on the device";
+        self.check_not_captured(what)?;
+        let memory = self.stream.clone_dtod(&buffer.memory).or_fail(what)?;
         Ok(GpuBuffer { memory, len: buffer.len })
     }
 
@@ -640,14 +701,15 @@ unsafe impl Launcher for CudaLauncher {
     ) -> Result<MemoryRef<GpuHold<'s>>> {
         let (address, record) = match slice.source {
             Source::Slice(memory, start) => {
-                self.check_context(memory.context())?;
+                self.check_owner("slice", memory.stream())?;
                 let part = memory.slice(start..start + slice.len);
                 let (address, record) = part.view_ptr(&self.stream);
                 (address, Some(record))
             }
-            Source::View(view) => {
-                self.check_context(view.stream().context())?;
-                let (address, record) = view.device_ptr(&self.stream);
+            Source::View(view, start) => {
+                self.check_owner("slice", view.stream())?;
+                let part = view.slice(start..start + slice.len);
+                let (address, record) = part.view_ptr(&self.stream);
                 (address, Some(record))
             }
             Source::Address(address) => (address, None),
@@ -666,7 +728,7 @@ unsafe impl Launcher for CudaLauncher {
         let bytes = slice.len * size_of::<T>();
         let (address, record) = match &mut slice.target {
             Destination::View(view) => {
-                self.check_context(view.stream().context())?;
+                self.check_owner("slice", view.stream())?;
                 let (address, record) = view.device_ptr_mut(&self.stream);
                 (address, Some(record))
             }
@@ -759,6 +821,23 @@ mod tests {
     #[test]
     fn a_device_that_is_not_there_is_an_error() {
         assert!(CudaLauncher::open(1000).is_err());
+        // Not the first one, which 2^32 is in 32 bits.
+        assert!(CudaLauncher::open(1 << 32).is_err());
+    }
+
+    #[test]
+    fn parts_begin_where_they_should() -> Result<()> {
+        // SAFETY: nothing is launched with it.
+        let slice = unsafe { GpuSlice::<f32>::from_raw(4096, 10) };
+        let part = slice.part(3..7)?.part(1..4)?;
+        assert_eq!(part.len(), 3);
+        assert!(matches!(part.source, Source::Address(address) if address == 4096 + 4 * 4));
+        assert!(slice.part(10..10)?.is_empty());
+        for range in [Range { start: 3, end: 11 }, Range { start: 5, end: 4 }] {
+            let error = slice.part(range).unwrap_err().to_string();
+            assert!(error.contains("`range`: expected a part of 0..10"), "{error}");
+        }
+        Ok(())
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The CUDA side: plans, launches, and the backend over them.
+#![cfg_attr(feature = "cuda", doc = include_str!("../../docs/cuda.md"))]
+#![cfg_attr(not(feature = "cuda"), doc = "NVIDIA GPUs. This build is without the feature `cuda`.")]
 
 #[cfg(feature = "cuda")]
 mod best;
@@ -7,35 +8,50 @@ mod bind;
 mod compression;
 mod device;
 #[cfg(feature = "cuda")]
+mod gpu;
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
 pub mod images;
 #[cfg(feature = "cuda")]
 mod launch;
 mod launcher;
 #[cfg(feature = "cuda")]
+#[doc(hidden)]
 pub mod nvrtc;
 #[allow(missing_docs, non_upper_case_globals, dead_code, reason = "made by bindgen")]
 mod params;
 mod plan;
+#[doc(hidden)]
 pub mod profiles;
 mod resident;
 #[cfg(feature = "cuda")]
+#[doc(hidden)]
 pub mod search;
 #[cfg(feature = "cuda")]
+#[doc(hidden)]
 pub mod target;
 mod traffic;
 mod workspace;
 
 #[cfg(feature = "cuda")]
 pub use best::{Best, best};
+#[cfg(feature = "cuda")]
+#[doc(no_inline)]
+pub use cudarc;
 pub use device::Device;
 #[cfg(feature = "cuda")]
-pub use launch::{CudaLauncher, DeviceInfo, GpuBuffer, GpuHold, GpuSlice, GpuSliceMut, devices};
+pub use gpu::Cuda;
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub use launch::GpuHold;
+#[cfg(feature = "cuda")]
+pub use launch::{CudaLauncher, DeviceInfo, GpuBuffer, GpuSlice, GpuSliceMut, devices};
+#[doc(hidden)]
 pub use launcher::{DeviceFacts, Launch, Launcher, MemoryRef};
+#[doc(hidden)]
 pub use plan::{Alignment, Geometry, Pass, Plan, Tier, Walk, training_plans};
+#[doc(hidden)]
 pub use resident::static_shared_bytes;
+#[doc(hidden)]
 pub use traffic::RequestedBytes;
 pub use workspace::Workspace;
-
-/// The kernels on an NVIDIA GPU.
-#[cfg(feature = "cuda")]
-pub type Cuda = Device<CudaLauncher>;

@@ -6,6 +6,7 @@ use super::resident::resident;
 use crate::backend::SUM_ROWS;
 use crate::error::{Error, Result};
 use crate::problem::Problem;
+use std::fmt;
 
 /// Scratch of the GPU's calls: from [`Backend::workspace`](crate::Backend::workspace). Holds the
 /// partial results of blocks that share a channel, and counters that every call leaves at zero, so
@@ -69,6 +70,12 @@ impl Size {
             format_args!("one made for this problem ({problem})"),
             "one made for a smaller problem",
         ))
+    }
+}
+
+impl<L: Launcher> fmt::Debug for Workspace<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Workspace").field("bytes", &self.bytes()).finish_non_exhaustive()
     }
 }
 

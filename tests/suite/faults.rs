@@ -254,6 +254,9 @@ fn gathered_moments_and_sums_that_do_not_fit() {
     assert_names(error, "sums", "18 elements", "17");
     let error = cpu.merge_sums(0, (&vec![0.0; 36]).into(), (&mut sums).into()).unwrap_err();
     assert_names(error, "channels", "at least 1", "0");
+    // Three times as many are 2 in 64 bits.
+    let error = cpu.merge_sums(usize::MAX / 3 + 1, (&vec![0.0; 36]).into(), (&mut sums).into());
+    assert_names(error.unwrap_err(), "gathered", "one share per rank", "36");
     assert_eq!(sums, [5.0; SUM_ROWS * 6]);
 
     let mut buffers = buffers(Layout::ChannelsLast, ADD_TANH);

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 use warpnorm::Result;
-use warpnorm::cuda::{Cuda, CudaLauncher};
+use warpnorm::cuda::Cuda;
 
 /// The first GPU, opened once.
 ///
@@ -10,5 +10,5 @@ use warpnorm::cuda::{Cuda, CudaLauncher};
 /// There is none, or nothing to run it with.
 pub fn first() -> Result<Cuda> {
     static FIRST: OnceLock<Result<Cuda>> = OnceLock::new();
-    FIRST.get_or_init(|| CudaLauncher::open(0).map(Cuda::new)).clone()
+    FIRST.get_or_init(|| Cuda::open(0)).clone()
 }

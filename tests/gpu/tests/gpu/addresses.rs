@@ -150,6 +150,7 @@ fn misfits_are_refused() -> Outcome {
     let (x, y) = (address(&gpu, &from), address(&gpu, &to));
     assert_refused(infer(&gpu, (x + 2, LEN), (y, LEN)), "`x`: expected an address")?;
     assert_refused(infer(&gpu, (x, LEN), (y + 1, LEN)), "`y`: expected an address")?;
+    assert_refused(infer(&gpu, (0, LEN), (y, LEN)), "`x`: expected an address")?;
     assert_refused(infer(&gpu, (x, LEN - 1), (y, LEN)), "`x`: expected 400 elements")?;
     assert_refused(infer(&gpu, (x, LEN), (y, LEN - 1)), "`y`: expected 400 elements")?;
     PASSED

@@ -7,7 +7,7 @@ use conformance::suite::{Case, Data, Dim, LAYOUTS};
 use cudarc::driver::CudaGraph;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use libtest_mimic::Failed;
-use warpnorm::cuda::{Cuda, CudaLauncher};
+use warpnorm::cuda::Cuda;
 use warpnorm::{Activation, Backend, Epilogue, Error, Layout, Result};
 
 /// One block a channel and many, planes and columns.
@@ -32,15 +32,16 @@ pub fn tests() -> Vec<Test> {
         of_momentum("graph::replays_give_what_calls_give::momentum", Some(0.25)),
         of_momentum("graph::replays_give_what_calls_give::cumulative_average", None),
         test("graph::a_call_that_is_refused_captures_nothing", refused_while_captured),
+        test("graph::memory_is_refused_while_captured", memory_while_captured),
     ]
 }
 
 /// A GPU whose memory cudarc does not order between streams, as a capture needs it.
 fn untracked() -> std::result::Result<Cuda, Failed> {
-    let first = CudaLauncher::open(0)?;
+    let first = Cuda::open(0)?;
     // SAFETY: of the streams of this `CudaContext` only the one below is used.
-    unsafe { first.context().disable_event_tracking() };
-    Ok(Cuda::new(CudaLauncher::new(first.context().new_stream()?)?))
+    unsafe { first.stream().context().disable_event_tracking() };
+    Ok(Cuda::on_stream(first.stream().context().new_stream()?)?)
 }
 
 /// A training step's buffers, with another batch for every step.
@@ -63,7 +64,7 @@ fn step(on: &mut On) -> Result<()> {
 }
 
 fn capture(gpu: &Cuda, calls: impl FnOnce() -> Result<()>) -> Result<Option<CudaGraph>> {
-    let stream = gpu.launcher().stream();
+    let stream = gpu.stream();
     let _alone = alone_in_the_context();
     // Other tests allocate meanwhile, which a global capture would not let them.
     driver(stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL))?;
@@ -121,6 +122,28 @@ fn replays_give_what_calls_give(
         running_mean = &replayed.running_mean;
     }
     PASSED.map(drop)
+}
+
+/// What would be gone, or another's, when the graph is replayed is refused and leaves the capture
+/// intact.
+fn memory_while_captured() -> Outcome {
+    let gpu = untracked()?;
+    let buffer = gpu.upload(&[1.0_f32, 2.0])?;
+    capture(&gpu, || {
+        let outcomes = [
+            gpu.zeros::<f32>(2).map(drop),
+            gpu.upload(&[3.0_f32]).map(drop),
+            gpu.download(&buffer).map(drop),
+            gpu.duplicate(&buffer).map(drop),
+        ];
+        for outcome in outcomes {
+            let refusal = outcome.expect_err("the stream is being captured").to_string();
+            assert!(refusal.contains("the stream is being captured"), "{refusal}");
+        }
+        Ok(())
+    })?;
+    assert_eq!(gpu.download(&buffer)?, [1.0, 2.0]);
+    PASSED
 }
 
 /// A refusal leaves a capture intact: it comes before anything is launched.

@@ -11,7 +11,7 @@ use cudarc::driver::DriverError;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use warpnorm::cuda::{Cuda, CudaLauncher, GpuBuffer};
+use warpnorm::cuda::{Cuda, GpuBuffer};
 use warpnorm::{Backend, Error};
 
 /// How a test ends that does not panic: it passed, it is ignored, it failed.
@@ -30,7 +30,7 @@ fn test(name: impl Into<String>, run: impl FnOnce() -> Outcome + Send + 'static)
 }
 
 fn main() -> ExitCode {
-    let gpu = CudaLauncher::open(0);
+    let gpu = Cuda::open(0);
     if let Err(error) = &gpu {
         eprintln!("no GPU: {error}");
     }
@@ -60,11 +60,15 @@ fn alone_in_the_context() -> MutexGuard<'static, ()> {
 
 /// The first GPU on a new stream, with cudarc's order between streams.
 fn open() -> Result<Cuda, Failed> {
-    let first = CudaLauncher::open(0)?;
+    open_beside(&Cuda::open(0)?)
+}
+
+/// The same GPU and context on a new stream.
+fn open_beside(gpu: &Cuda) -> Result<Cuda, Failed> {
     let guard = alone_in_the_context();
-    let stream = first.context().new_stream()?;
+    let stream = gpu.stream().context().new_stream()?;
     drop(guard);
-    Ok(Cuda::new(CudaLauncher::new(stream)?))
+    Ok(Cuda::on_stream(stream)?)
 }
 
 /// cudarc's errors as this crate's.

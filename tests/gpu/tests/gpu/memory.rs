@@ -1,6 +1,6 @@
 //! Device memory: there and back, in parts, and whose it is.
 
-use crate::{Outcome, PASSED, Test, assert_refused, driver, open, test, upload};
+use crate::{Outcome, PASSED, Test, assert_refused, driver, open, open_beside, test, upload};
 use cudarc::driver::sys::{CUcontext, CUdevice, CUresult};
 use cudarc::driver::{CudaContext, DriverError};
 use libtest_mimic::{Completion, Failed};
@@ -14,6 +14,7 @@ pub fn tests() -> Vec<Test> {
         test("memory::parts_lie_where_they_should", parts_lie_where_they_should),
         test("memory::of_another_context_is_refused", of_another_context_is_refused),
         test("memory::of_another_device_is_refused", of_another_device_is_refused),
+        test("memory::that_nothing_orders_is_refused", that_nothing_orders_is_refused),
     ]
 }
 
@@ -44,6 +45,8 @@ fn parts_lie_where_they_should() -> Outcome {
     assert_eq!(at((&buffer.view().slice(3..7)).into()), (12, 16));
     assert_eq!(at(buffer.part(3..7)?), (12, 16));
     assert_eq!(at(buffer.part(10..10)?), (40, 0));
+    assert_eq!(at(buffer.part(2..9)?.part(1..5)?), (12, 16));
+    assert_eq!(at(GpuSlice::from(&buffer.view().slice(2..)).part(1..5)?), (12, 16));
     assert_eq!(at_mut(buffer.view_mut().slice_mut(5..).into()), (20, 20));
     assert_eq!(at_mut(buffer.part_mut(5..10)?), (20, 20));
     assert_refused(buffer.part(3..11).map(drop), "`range`: expected a part of 0..10")?;
@@ -70,11 +73,11 @@ fn infer_from(gpu: &Cuda, x: &GpuBuffer<f32>) -> warpnorm::Result<()> {
 fn of_another_context_is_refused() -> Outcome {
     let gpu = open()?;
     let context = second_context()?;
-    let other = Cuda::new(CudaLauncher::new(context.new_stream()?)?);
+    let other = Cuda::on_stream(context.new_stream()?)?;
     infer_from(&other, &upload(&other, 20)?)?;
     other.launcher().synchronize()?;
-    assert_refused(infer_from(&gpu, &upload(&other, 20)?), "`slice`: expected memory of device 0")?;
-    assert_refused(gpu.download(&upload(&other, 20)?).map(drop), "`slice`: expected")?;
+    assert_refused(infer_from(&gpu, &upload(&other, 20)?), "`x`: expected memory of device 0")?;
+    assert_refused(gpu.download(&upload(&other, 20)?).map(drop), "`buffer`: expected")?;
     PASSED
 }
 
@@ -82,10 +85,26 @@ fn of_another_device_is_refused() -> Outcome {
     if devices()?.len() < 2 {
         return Ok(Completion::ignored_with("there is one GPU only"));
     }
-    let (first, second) = (open()?, Cuda::new(CudaLauncher::open(1)?));
+    let (first, second) = (open()?, Cuda::open(1)?);
     assert_refused(infer_from(&first, &upload(&second, 20)?), "found memory of device 1")?;
     infer_from(&second, &upload(&second, 20)?)?;
     second.launcher().synchronize()?;
+    PASSED
+}
+
+/// Two of cudarc's contexts on one of CUDA's: on the default stream all goes in order, with
+/// another stream nothing puts the two in order.
+fn that_nothing_orders_is_refused() -> Outcome {
+    let (first, second) = (Cuda::open(0)?, Cuda::open(0)?);
+    let x = upload(&first, 20)?;
+    infer_from(&second, &x)?;
+    second.synchronize()?;
+    let forked = open_beside(&second)?;
+    let refusal = "`x`: expected memory of the launcher's own CudaContext";
+    assert_refused(infer_from(&forked, &x), refusal)?;
+    assert_refused(infer_from(&second, &x), refusal)?;
+    infer_from(&forked, &upload(&second, 20)?)?;
+    forked.synchronize()?;
     PASSED
 }
 

@@ -23,8 +23,7 @@ pub fn tests() -> Vec<Test> {
 
 /// The same GPU and context on a stream of its own.
 fn another_stream(gpu: &Cuda) -> Result<Cuda> {
-    let stream = crate::driver(gpu.launcher().context().new_stream())?;
-    Ok(Cuda::new(CudaLauncher::new(stream)?))
+    Cuda::on_stream(crate::driver(gpu.stream().context().new_stream())?)
 }
 
 fn train(gpu: &Cuda, buffers: &mut Buffers<f32>) -> Result<()> {
