@@ -93,31 +93,33 @@ __device__ inline void rows_reduce(Item (&items)[COUNT], unsigned width) {
 // of the others can then be read. Leaves the counter at zero.
 __device__ inline bool arrives_last(Address counters, Extent group, unsigned blocks) {
     SHARED_ARRAY(unsigned, is_last, 1);
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
         unsigned *counter = reinterpret_cast<unsigned *>(counters) + group;
+        // The fences speak for the whole block: barriers stand on either side of them.
+        __threadfence();
         is_last[0] = blocks == 1 || atomicInc(counter, blocks - 1) == blocks - 1;
+        __threadfence();
     }
     __syncthreads();
-    if (is_last[0]) __threadfence();
     return is_last[0];
 }
 
 // All of a team's `blocks` come here before any of them goes on; what they have written can then be
 // read. They must be resident together. Leaves the counter at zero.
 __device__ inline void team_barrier(Address counters, Extent team, unsigned blocks) {
-    unsigned *counter = reinterpret_cast<unsigned *>(counters) + team;
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
+        unsigned *counter = reinterpret_cast<unsigned *>(counters) + team;
+        // The fences speak for the whole block: barriers stand on either side of them.
+        __threadfence();
         // Everyone counts twice, coming and going, and the last to go wraps round.
         atomicInc(counter, 2 * blocks - 1);
         while (load_flag(counter) < blocks) spin_pause();
+        __threadfence();
         atomicInc(counter, 2 * blocks - 1);
     }
     __syncthreads();
-    __threadfence();
 }
 
 // How many lanes share the merging of `parts` partial results: a power of two.

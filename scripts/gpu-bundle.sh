@@ -47,7 +47,8 @@ state() {
 }
 
 build build --release -p warpnorm -p replay --example info --example train --bin replay
-build test --release --no-run -p warpnorm -p replay -p gpu --lib --test gpu --test public_cases
+build test --release --no-run -p warpnorm -p replay -p gpu --lib --test gpu --test public_cases \
+    --test train
 build bench --no-run -p warpnorm --benches
 
 rm -rf "$bundle"
@@ -57,6 +58,7 @@ take example train train
 take bin replay replay
 take test gpu gpu
 take test public_cases public_cases
+take test train train-tests
 take lib warpnorm unit
 while read -r kind name _; do
     if [ "$kind" = bench ]; then take bench "$name" "bench-$name"; fi

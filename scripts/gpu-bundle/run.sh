@@ -61,7 +61,23 @@ run_test() {
     step 'public cases' env REPLAY_CASES=cases bin/public_cases cuda::
     step 'replay, channels-first' bin/replay --device cuda --layout channels-first cases
     step 'replay, channels-last' bin/replay --device cuda --layout channels-last cases
+    if has_cublas; then
+        step 'operations of the training example' bin/train-tests
+        step 'training against the CPU' bin/train --device cuda --check-against-cpu
+    else
+        printf '\ncuBLAS is not here: the training example was not run\n'
+    fi
     conclude
+}
+
+# Where the loader looks.
+has_cublas() {
+    local directory directories
+    IFS=: read -ra directories <<<"${LD_LIBRARY_PATH:-}"
+    for directory in "${directories[@]}"; do
+        if compgen -G "$directory/libcublas.so*" >/dev/null; then return 0; fi
+    done
+    ldconfig -p 2>/dev/null | grep -q 'libcublas\.so'
 }
 
 sanitizer() {

@@ -319,18 +319,19 @@ impl Kernels {
     }
 
     /// A kernel by its name, looked up once.
-    fn function(&self, name: &str) -> Result<sys::CUfunction> {
+    /// A kernel by its name. `keeps`: whether it is launched with dynamic shared memory, always.
+    fn function(&self, name: &str, keeps: bool) -> Result<sys::CUfunction> {
         let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(function) = functions.get(name) {
             return Ok(function.cu_function());
         }
         drop(functions);
-        let function = self.find(name)?;
+        let function = self.find(name, keeps)?;
         let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);
         Ok(functions.entry(name.to_owned()).or_insert(function).cu_function())
     }
 
-    fn find(&self, name: &str) -> Result<CudaFunction> {
+    fn find(&self, name: &str, keeps: bool) -> Result<CudaFunction> {
         let what = || format!("looking up the kernel {name:?}");
         // cudarc panics on a NUL.
         let modules = self.modules.iter().filter(|_| !name.contains('\0'));
@@ -339,7 +340,7 @@ impl Kernels {
                 Err(DriverError(CUresult::CUDA_ERROR_NOT_FOUND)) => {}
                 outcome => {
                     let function = outcome.or_fail(&what())?;
-                    self.allow_shared(&function).or_fail(&what())?;
+                    self.allow_shared(&function, keeps).or_fail(&what())?;
                     return Ok(function);
                 }
             }
@@ -348,9 +349,20 @@ impl Kernels {
     }
 
     /// Beyond 48 KB a kernel must be told beforehand how much dynamic shared memory a launch may
-    /// ask for. All the device has: this is a limit and costs nothing by itself.
-    fn allow_shared(&self, function: &CudaFunction) -> std::result::Result<(), DriverError> {
-        use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as LIMIT;
+    /// ask for. All the device has: this is a limit and costs nothing by itself. What keeps
+    /// tensors there wants no L1 cache in its place.
+    fn allow_shared(
+        &self,
+        function: &CudaFunction,
+        keeps: bool,
+    ) -> std::result::Result<(), DriverError> {
+        use sys::CUfunction_attribute::{
+            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as LIMIT,
+            CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as PERCENT,
+        };
+        if keeps {
+            function.set_attribute(PERCENT, 100)?;
+        }
         let of_its_own = function.shared_size_bytes()?;
         let limit = self.facts.shared_bytes_per_block.saturating_sub(of_its_own.unsigned_abs());
         function.set_attribute(LIMIT, limit.try_into().unwrap_or(i32::MAX))
@@ -743,7 +755,7 @@ unsafe impl Launcher for CudaLauncher {
             format!("launching {kernel}, {grid} x {block} threads, {shared_bytes} B shared")
         };
         self.context().bind_to_thread().or_fail(&what())?;
-        let function = self.kernels.function(launch.kernel)?;
+        let function = self.kernels.function(launch.kernel, launch.shared_bytes > 0)?;
         let mut params = Params::new(launch.params);
         let mut cooperative = cooperative();
         let config = sys::CUlaunchConfig {

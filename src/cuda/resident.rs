@@ -11,6 +11,8 @@ use crate::problem::Problem;
 /// Batches are whole: `PACKS` in `kernels/entries.h` divides it.
 const SLOT_GRANULE: u64 = 4;
 
+/// Blocks that a multiprocessor's registers hold: `RESIDENT_ENTRY` in `kernels/resident.cu`.
+const RESIDENTS: u64 = 2;
 /// What a pack's bits of mask take on chip.
 const MASK_BYTES: u64 = 2;
 
@@ -117,7 +119,7 @@ pub(super) fn resident(
     let slot_bytes = slot_bytes(pass, problem);
     let cuts = cuts(walk, pass, problem, facts, alignment, pack);
     let all = cuts.iter().flat_map(|cut| {
-        (1..=4).flat_map(move |residents| {
+        (1..=RESIDENTS).flat_map(move |residents| {
             candidates(cut, facts, residents, slots_of(pass, facts, residents, slot_bytes))
         })
     });
@@ -233,15 +235,12 @@ fn candidates(
             Some(least) if least <= blocks => {
                 found.push(of(cut, least, cut.steps(least)));
                 let most = (blocks / cut.groups).min(cut.whole.div_ceil(cut.per_step));
-                // Registers are for two blocks a multiprocessor where blocks wait for each other.
-                if most > least && residents <= 2 {
+                if most > least {
                     found.push(of(cut, most, cut.steps(most)));
                 }
             }
-            _ if residents <= 2 => found.push(of(cut, blocks, slots)),
-            _ => {}
+            _ => found.push(of(cut, blocks, slots)),
         }
-        found.retain(|candidate| candidate.parts == 1 || residents <= 2);
     }
     found.into_iter()
 }
