@@ -28,11 +28,12 @@ const SATURATING: f64 = 0.6;
 /// Of the cost of memory, what a read costs that L2 serves.
 const FROM_L2: f64 = 0.4;
 
-/// Static shared memory of the kernels, at most.
-pub const fn static_shared_bytes(pass: Pass) -> u32 {
-    match pass {
-        Pass::Backward => 25 << 10,
-        _ => 14 << 10,
+/// Static shared memory of a resident kernel, at most: the report of the kernels holds them to it.
+pub const fn static_shared_bytes(pass: Pass, walk: Walk) -> u32 {
+    match (pass, walk) {
+        (_, Walk::Planes) => 1 << 10,
+        (Pass::Backward, Walk::Columns) => 24 << 10,
+        (_, Walk::Columns) => 14 << 10,
     }
 }
 
@@ -120,7 +121,7 @@ pub(super) fn resident(
     let cuts = cuts(walk, pass, problem, facts, alignment, pack);
     let all = cuts.iter().flat_map(|cut| {
         (1..=RESIDENTS).flat_map(move |residents| {
-            candidates(cut, facts, residents, slots_of(pass, facts, residents, slot_bytes))
+            candidates(cut, facts, residents, slots_of(pass, walk, facts, residents, slot_bytes))
         })
     });
     let (best, time) = all
@@ -142,12 +143,12 @@ fn slot_bytes(pass: Pass, problem: &Problem) -> u64 {
 }
 
 /// Slots of a block that shares its multiprocessor with others.
-fn slots_of(pass: Pass, facts: &DeviceFacts, residents: u64, slot_bytes: u64) -> u64 {
+fn slots_of(pass: Pass, walk: Walk, facts: &DeviceFacts, residents: u64, slot_bytes: u64) -> u64 {
     let share = (u64::from(facts.shared_bytes_per_multiprocessor) / residents)
         .saturating_sub(facts.shared_bytes_reserved.into());
     let bytes = share
         .min(facts.shared_bytes_per_block.into())
-        .saturating_sub(static_shared_bytes(pass).into());
+        .saturating_sub(static_shared_bytes(pass, walk).into());
     bytes / slot_bytes / SLOT_GRANULE * SLOT_GRANULE
 }
 

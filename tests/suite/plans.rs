@@ -60,7 +60,7 @@ fn check_plan(plan: &Plan, problem: &Problem, alignment: Alignment) {
 /// What a launch that keeps tensors on chip must hold to on a device.
 fn check_resident(plan: &Plan, problem: &Problem, facts: &DeviceFacts) {
     let what = format!("{plan} {:?} {problem} {facts:?}", plan.geometry);
-    let shared = plan.shared_bytes + static_shared_bytes(plan.pass);
+    let shared = plan.shared_bytes + static_shared_bytes(plan.pass, plan.walk);
     assert!(shared <= facts.shared_bytes_per_block, "{what}");
     assert!(plan.slots > 0 && plan.slots.is_multiple_of(4), "{what}");
     match plan.tier {

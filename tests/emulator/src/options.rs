@@ -1,6 +1,6 @@
 //! How an emulator is to behave.
 
-use warpnorm::cuda::{DeviceFacts, Pass, static_shared_bytes};
+use warpnorm::cuda::{DeviceFacts, Pass, Walk, static_shared_bytes};
 
 /// Steps that a launch may take: less than a minute.
 const DEFAULT_BUDGET: u64 = 1_000_000_000;
@@ -38,7 +38,7 @@ impl Default for Options {
 /// and several rounds in each.
 pub fn cramped_facts() -> DeviceFacts {
     // Four slots a thread, of two tensors and a mask.
-    let shared = static_shared_bytes(Pass::Backward) + 4 * 256 * 34;
+    let shared = static_shared_bytes(Pass::Backward, Walk::Columns) + 4 * 256 * 34;
     let facts = default_facts();
     DeviceFacts {
         shared_bytes_per_block: shared,

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use warpnorm::cuda::{images, target};
+use warpnorm::cuda::{Pass, Walk, images, static_shared_bytes, target};
 
 /// Prints a table of all CUDA kernels; fails where one spills or uses local memory.
 #[derive(Parser)]
@@ -66,6 +66,7 @@ fn run(options: &Options) -> Result<(), String> {
     let markdown = table::markdown(compiler, &report);
     print!("{markdown}");
     refuse_local_memory(&report)?;
+    refuse_unplanned_shared_memory(&report)?;
     refuse_excess(&report)?;
     if options.write {
         table::write(&options.document, &markdown)?;
@@ -120,6 +121,24 @@ fn refuse_local_memory(report: &Report) -> Result<(), String> {
         }
     }
     if refused.is_empty() { Ok(()) } else { Err(refused) }
+}
+
+/// Plans fill what kernels that keep tensors on chip leave of the shared memory.
+fn refuse_unplanned_shared_memory(report: &Report) -> Result<(), String> {
+    for (kernel, architectures) in report.values().flatten() {
+        let planned = match kernel.split('_').collect::<Vec<_>>()[..] {
+            ["forward", "planes", ..] => static_shared_bytes(Pass::Forward, Walk::Planes),
+            ["forward", "columns", ..] => static_shared_bytes(Pass::Forward, Walk::Columns),
+            ["backward", "planes", ..] => static_shared_bytes(Pass::Backward, Walk::Planes),
+            ["backward", "columns", ..] => static_shared_bytes(Pass::Backward, Walk::Columns),
+            _ => continue,
+        };
+        let most = architectures.values().map(|facts| facts.resources.shared).max();
+        if most > Some(planned) {
+            return Err(format!("{kernel}: {most:?} bytes of shared memory, {planned} planned"));
+        }
+    }
+    Ok(())
 }
 
 fn refuse_excess(report: &Report) -> Result<(), String> {
