@@ -41,15 +41,15 @@ typedef unsigned long size_t;
 
 // ---- shared memory ----------------------------------------------------------------------------
 
-// SHARED_ARRAY(T, name, count): an array that the threads of a block share. A T with a comma in it
-// needs an alias.
+// SHARED_ARRAY(T, name, count): an array that the threads of a block share, aligned to 16 bytes. A
+// T with a comma in it needs an alias.
 #ifdef WARPNORM_EMULATOR
 #define SHARED_ARRAY(T, name, count)                                                               \
     static const char name##_site = 0;                                                             \
     T(&name)[count] = *static_cast<T(*)[count]>(                                                   \
         emulator::shared_array(&name##_site, sizeof(T) * (count), alignof(T)))
 #else
-#define SHARED_ARRAY(T, name, count) __shared__ T name[count]
+#define SHARED_ARRAY(T, name, count) __shared__ __align__(16) T name[count]
 #endif
 
 // The launch's dynamic shared memory, aligned to 16 bytes.

@@ -63,18 +63,35 @@ __device__ inline void finish_group(const Params &params, const Walk &walk, Item
                          [&](unsigned channel, const Wide &total) { finish(first + channel, total); });
 }
 
+// Partial results that every block of a team merges for itself: so few take less time than another
+// meeting.
+constexpr unsigned MERGED_ALONE = 512;
+
 // The same in every block of the group, whose blocks are resident together: `use(channel, result)`
 // gets the channel's number within the group, and whatever it writes may be read at once.
 template <class Wide, class Walk, class Item, int COUNT, class Use>
 __device__ inline void share_group(const Params &params, const Walk &walk, Item (&items)[COUNT],
                                    Words<Item> *columns, const Use &use) {
     leave<Wide>(params, walk, items, columns);
-    if (params.parts > 1) {
-        team_barrier(params.counters, walk.group(), params.parts);
+    Wide *results = partials<Wide>(params, walk.first_channel());
+    const unsigned parts = params.parts, channels = walk.channels();
+    if (parts > 1) {
+        team_barrier(params.counters, walk.group(), parts);
     } else {
         __syncthreads();
     }
-    merge_parts<THREADS>(partials<Wide>(params, walk.first_channel()), walk.channels(),
-                         params.parts, use);
+    if (parts == 1 || parts * channels <= MERGED_ALONE) {
+        merge_parts<THREADS>(results, channels, parts, use);
+    } else {
+        // Each block merges its share of the channels, and all meet again.
+        const auto keep = [&](unsigned channel, const Wide &total) {
+            results[(size_t)channel * parts] = total;
+        };
+        merge_parts<THREADS>(results, channels, parts, keep, Every{walk.part, parts});
+        team_barrier(params.counters, params.groups + 1 + walk.group(), parts);
+        for (unsigned channel = threadIdx.x; channel < channels; channel += THREADS) {
+            use(channel, results[(size_t)channel * parts]);
+        }
+    }
     __syncthreads();
 }

@@ -43,7 +43,8 @@ struct Params {
     Address moments, sums;
     Extent ranks;
 
-    // Scratch: [C, parts] partial results, and a counter per group of blocks, zero between calls.
+    // Scratch: [C, parts] partial results; a counter per group of blocks, one of all blocks, and
+    // another per group, zero between calls.
     Address partials, counters;
 
     double eps;

@@ -129,15 +129,20 @@ __device__ inline unsigned lanes_for(unsigned parts) {
     return lanes;
 }
 
-// Hands the merged partial results of each of `channels` channels to `finish(channel, item)`.
-// `partials` is [channels, parts].
+// Which of a block's channels are meant: from the first on, every `step`-th.
+struct Every {
+    unsigned first, step;
+};
+
+// Hands the merged partial results of each of `channels` channels, or of `some` of them, to
+// `finish(channel, item)`. `partials` is [channels, parts].
 template <int THREADS, class Item, class Finish>
 __device__ inline void merge_parts(const Item *partials, unsigned channels, unsigned parts,
-                                   const Finish &finish) {
+                                   const Finish &finish, const Every &some = {0, 1}) {
     const unsigned lanes = lanes_for(parts), lane = threadIdx.x % lanes;
 #pragma unroll 1
-    for (unsigned first = 0; first < channels; first += THREADS / lanes) {
-        const unsigned channel = first + threadIdx.x / lanes;
+    for (unsigned first = some.first; first < channels; first += THREADS / lanes * some.step) {
+        const unsigned channel = first + threadIdx.x / lanes * some.step;
         Item item = Item::empty();
         if (channel < channels) {
 #pragma unroll 1

@@ -1,5 +1,5 @@
-// Training passes that keep their tensors on chip, whole packs only: what lies off the pack
-// boundaries takes the streaming passes.
+// Training passes that keep their tensors on chip, in packs: tensors that do not share their
+// boundaries take the streaming passes.
 #include "entries.h"
 #include "resident_backward.cuh"
 #include "resident_forward.cuh"
@@ -7,19 +7,19 @@
 // Registers for two blocks a multiprocessor: one works while the other waits for its team.
 #define RESIDENT_ENTRY(name, ...) KERNEL_BLOCKS(name, THREADS, 2, Params, __VA_ARGS__)
 
-// BATCH: the packs that a forward normalizes together, as far as registers go.
+// BATCH: the packs that are worked on together, where PACKS<V> would spill registers.
 #define RESIDENT_ENTRIES(walk, Walk, type, T, V, BATCH)                                            \
     RESIDENT_ENTRY(forward_##walk##_##type##x##V##_identity, forward<IDENTITY, T, V, BATCH, Walk>) \
     RESIDENT_ENTRY(forward_##walk##_##type##x##V##_relu, forward<RELU, T, V, BATCH, Walk>)         \
     RESIDENT_ENTRY(forward_##walk##_##type##x##V##_any, forward<ANY, T, V, PACKS_ANY, Walk>)       \
     RESIDENT_ENTRY(backward_##walk##_##type##x##V##_identity, backward<OPEN, T, V, PACKS<V>, Walk>) \
-    RESIDENT_ENTRY(backward_##walk##_##type##x##V##_relu, backward<RELU_FROM_X, T, V, PACKS<V>, Walk>) \
+    RESIDENT_ENTRY(backward_##walk##_##type##x##V##_relu, backward<RELU_FROM_X, T, V, BATCH, Walk>) \
     RESIDENT_ENTRY(backward_##walk##_##type##x##V##_mask, backward<FROM_MASK, T, V, PACKS<V>, Walk>) \
     RESIDENT_ENTRY(backward_##walk##_##type##x##V##_any, backward<ANY_FROM_X, T, V, PACKS_ANY, Walk>)
 
 RESIDENT_ENTRIES(planes, Planes, f32, float, 4, 4)
 RESIDENT_ENTRIES(planes, Planes, f16, half_t, 8, 2)
 RESIDENT_ENTRIES(planes, Planes, bf16, bf16_t, 8, 2)
-RESIDENT_ENTRIES(columns, Columns, f32, float, 4, 4)
+RESIDENT_ENTRIES(columns, Columns, f32, float, 4, 2)
 RESIDENT_ENTRIES(columns, Columns, f16, half_t, 8, 1)
 RESIDENT_ENTRIES(columns, Columns, bf16, bf16_t, 8, 1)

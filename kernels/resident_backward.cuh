@@ -10,8 +10,7 @@
 #include "tile.cuh"
 #include "walk.cuh"
 
-// The tiles of a backward's inputs. Where a pack is not whole, what is not there holds zeros, which
-// add nothing to any sum.
+// The tiles of a backward's inputs. Where a pack is not whole, what is not there holds zeros.
 template <Gate GATE, class T, int V>
 struct InputTiles {
     Tile<T, V> x, dy, residual;
@@ -45,11 +44,24 @@ __device__ inline void bring_pack(const Tile<T, V> &tile, unsigned slot, Address
     }
 }
 
+template <Gate GATE, class T, int V, int BATCH, class Walk>
+__device__ inline void bring_bits(const Params &params, Walk walk, unsigned packs,
+                                  const InputTiles<GATE, T, V> &tiles) {
+    walk_round<Walk, BATCH>(packs, walk, [&](unsigned slot) {
+        unsigned bits[BATCH];
+#pragma unroll
+        for (int u = 0; u < BATCH; ++u) bits[u] = load_bits(params, walk, walk.next(u));
+#pragma unroll
+        for (int u = 0; u < BATCH; ++u) tiles.bits[(slot + u) * THREADS] = (uint16_t)bits[u];
+    });
+}
+
 // Brings one round of the inputs on chip.
 template <Gate GATE, class T, int V, int BATCH, class Walk>
-__device__ inline void bring_inputs(const Params &params, Walk walk,
+__device__ inline void bring_inputs(const Params &params, Walk walk, unsigned packs,
                                     const InputTiles<GATE, T, V> &tiles) {
-    walk_round<Walk, BATCH>(params, walk, [&](unsigned slot) {
+    const Walk masks = walk;
+    walk_round<Walk, BATCH>(packs, walk, [&](unsigned slot) {
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {
             const Window window = walk.next(u);
@@ -59,34 +71,33 @@ __device__ inline void bring_inputs(const Params &params, Walk walk,
                 bring_pack(tiles.residual, slot + u, params.residual, params.residual_stride, walk,
                            window);
             }
-            if (tiles.has_mask) {
-                tiles.bits[(slot + u) * THREADS] = (uint16_t)load_bits(params, walk, window);
-            }
         }
     });
+    // After all copies are under way, which a load in their midst would hold up.
+    if (tiles.has_mask) bring_bits<GATE, T, V, BATCH>(params, masks, packs, tiles);
     async_copy_wait();
 }
 
 template <Gate GATE, class T, int V, int BATCH, class Walk>
-__device__ inline void sum_round(const Params &params, Walk walk,
+__device__ inline void sum_round(const Params &params, Walk walk, unsigned packs,
                                  const InputTiles<GATE, T, V> &tiles, const float *shelf,
                                  ThreadSums<Walk::CHANNELS> &sums) {
-    walk_round<Walk, BATCH>(params, walk, [&](unsigned slot) {
-        Window whole[BATCH];
+    walk_round<Walk, BATCH>(packs, walk, [&](unsigned slot) {
+        Window windows[BATCH];
         Inputs<T, V> inputs[BATCH];
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {
-            whole[u] = Window{0, 0, 0, V, 0, 0};
+            windows[u] = walk.presence(u);
             inputs[u] = tiles.get(slot + u);
         }
-        sum_batch<GATE, T, V, BATCH, Walk, Centre>(params, walk, shelf, whole, inputs, sums);
+        sum_batch<GATE, T, V, BATCH, Walk, Centre>(params, walk, shelf, windows, inputs, sums);
     });
 }
 
 template <Gate GATE, class T, int V, int BATCH, class Walk>
-__device__ inline void gradient_round(const Params &params, Walk walk,
+__device__ inline void gradient_round(const Params &params, Walk walk, unsigned packs,
                                       const InputTiles<GATE, T, V> &tiles, const float *shelf) {
-    walk_round<Walk, BATCH>(params, walk, [&](unsigned slot) {
+    walk_round<Walk, BATCH>(packs, walk, [&](unsigned slot) {
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {
             const Window window = walk.next(u);
@@ -104,14 +115,15 @@ __device__ void backward(const Params &params) {
     const InputTiles<GATE, T, V> tiles(params);
     each_group(params, [&](Extent group, unsigned part) {
         const Walk walk(params, {group, part, 0});
-        const unsigned rounds = rounds_of(params, walk);
+        const Rounds rounds(params, walk);
         fill_shelf<Centre>(shelf, walk, [&](Extent channel) { return channel_centre(params, channel); });
         ThreadSums<CHANNELS> sums = {};
 #pragma unroll 1
-        for (unsigned round = 0; round < rounds; ++round) {
-            const Walk of_round(params, {group, part, round * params.slots});
-            bring_inputs<GATE, T, V, BATCH>(params, of_round, tiles);
-            sum_round<GATE, T, V, BATCH>(params, of_round, tiles, shelf, sums);
+        for (unsigned round = 0; round < rounds.count; ++round) {
+            const Walk of_round(params, {group, part, rounds.begin(round)});
+            const unsigned packs = rounds.packs(round);
+            bring_inputs<GATE, T, V, BATCH>(params, of_round, packs, tiles);
+            sum_round<GATE, T, V, BATCH>(params, of_round, packs, tiles, shelf, sums);
         }
 
         WideSums wide[CHANNELS];
@@ -130,10 +142,13 @@ __device__ void backward(const Params &params) {
 
         // Backwards: what was read last may still be in the cache.
 #pragma unroll 1
-        for (unsigned round = rounds; round-- > 0;) {
-            const Walk again(params, {group, part, round * params.slots});
-            if (round + 1 < rounds) bring_inputs<GATE, T, V, BATCH>(params, again, tiles);
-            gradient_round<GATE, T, V, BATCH>(params, again, tiles, shelf);
+        for (unsigned round = rounds.count; round-- > 0;) {
+            const Walk again(params, {group, part, rounds.begin(round)});
+            const unsigned packs = rounds.packs(round);
+            if (round + 1 < rounds.count) {
+                bring_inputs<GATE, T, V, BATCH>(params, again, packs, tiles);
+            }
+            gradient_round<GATE, T, V, BATCH>(params, again, packs, tiles, shelf);
         }
         __syncthreads();
     });

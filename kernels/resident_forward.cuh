@@ -14,10 +14,10 @@
 // Brings one round of x on chip: whole packs from the first slot on, their number is returned, and
 // the ends of planes from the last slot down, each of which goes to `at_end(window, pack)` too.
 template <class T, int V, int BATCH, class Walk, class AtEnd>
-__device__ inline unsigned bring_x(const Params &params, Walk walk, const Tile<T, V> &tile,
-                                   const AtEnd &at_end) {
+__device__ inline unsigned bring_x(const Params &params, Walk walk, unsigned packs,
+                                   const Tile<T, V> &tile, const AtEnd &at_end) {
     unsigned whole = 0, ends = 0;
-    walk_round<Walk, BATCH>(params, walk, [&](unsigned) {
+    walk_round<Walk, BATCH>(packs, walk, [&](unsigned) {
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {
             const Window window = walk.next(u);
@@ -41,9 +41,11 @@ template <int CHANNELS, class T, int V>
 __device__ inline void take_tile(const Tile<T, V> &tile, unsigned packs,
                                  CountedMoments (&moments)[CHANNELS]) {
     constexpr int VALUES = V / CHANNELS;
+    // One channel's packs depend on each other, several channels keep a thread busy by themselves.
+    [[maybe_unused]] constexpr int UNROLLED = CHANNELS == 1 ? 2 : 1;
     if (packs == 0) return;
     float sum[CHANNELS] = {}, rest[CHANNELS] = {}, largest[CHANNELS] = {};
-#pragma unroll 2
+#pragma unroll UNROLLED
     for (unsigned i = 0; i < packs; ++i) {
         const Pack<T, V> pack[1] = {tile.get(i)};
 #pragma unroll
@@ -54,7 +56,7 @@ __device__ inline void take_tile(const Tile<T, V> &tile, unsigned packs,
             sum[c] = two_sum(sum[c], added, of_sum);
             rest[c] += of_pack + of_sum;
 #pragma unroll
-            for (int i = 0; i < VALUES; ++i) largest[c] = fmaxf(largest[c], fabsf(values[i]));
+            for (int v = 0; v < VALUES; ++v) largest[c] = fmaxf(largest[c], fabsf(values[v]));
         }
     }
     const float count = (float)(packs * VALUES);
@@ -64,17 +66,17 @@ __device__ inline void take_tile(const Tile<T, V> &tile, unsigned packs,
         pivot[c] = sum[c] / count;
         unit[c] = unit_of(gear_of_values(largest[c]));
     }
-#pragma unroll 2
+#pragma unroll UNROLLED
     for (unsigned i = 0; i < packs; ++i) {
         const Pack<T, V> pack[1] = {tile.get(i)};
 #pragma unroll
         for (int c = 0; c < CHANNELS; ++c) {
-            float squares[VALUES];
-            take_channel<CHANNELS>(pack, c, squares);
+            float values[VALUES], squares[VALUES];
+            take_channel<CHANNELS>(pack, c, values);
 #pragma unroll
-            for (int i = 0; i < VALUES; ++i) {
-                const float deviation = fmaf(squares[i], unit[c], -pivot[c] * unit[c]);
-                squares[i] = deviation * deviation;
+            for (int v = 0; v < VALUES; ++v) {
+                const float deviation = fmaf(values[v], unit[c], -pivot[c] * unit[c]);
+                squares[v] = deviation * deviation;
             }
             m2[c] += sum_of<VALUES>(squares);
         }
@@ -97,14 +99,14 @@ __device__ inline void take_tile(const Tile<T, V> &tile, unsigned packs,
 
 // The moments of a thread's share of x, whose last round stays on chip.
 template <class T, int V, int BATCH, class Walk>
-__device__ inline void take_rounds(const Params &params, const Place &place, unsigned rounds,
+__device__ inline void take_rounds(const Params &params, const Place &place, const Rounds &rounds,
                                    const Tile<T, V> &tile,
                                    CountedMoments (&moments)[Walk::CHANNELS]) {
 #pragma unroll 1
-    for (unsigned round = 0; round < rounds; ++round) {
-        const Walk walk(params, {place.group, place.part, round * params.slots});
+    for (unsigned round = 0; round < rounds.count; ++round) {
+        const Walk walk(params, {place.group, place.part, rounds.begin(round)});
         const unsigned whole = bring_x<T, V, BATCH>(
-            params, walk, tile, [&](const Window &window, const Pack<T, V> &pack) {
+            params, walk, rounds.packs(round), tile, [&](const Window &window, const Pack<T, V> &pack) {
                 const Window windows[1] = {window};
                 const Pack<T, V> packs[1] = {pack};
                 const unsigned valid = valid_bits<Walk::CHANNELS, V>(windows);
@@ -116,11 +118,12 @@ __device__ inline void take_rounds(const Params &params, const Place &place, uns
 
 // y of the round that is on chip. `of` holds a coefficient for each of the thread's channels.
 template <Kind KIND, class T, int V, int BATCH, class Walk>
-__device__ inline void apply_round(const Params &params, Walk walk, const Tile<T, V> &tile,
+__device__ inline void apply_round(const Params &params, Walk walk, unsigned count,
+                                   const Tile<T, V> &tile,
                                    const Coefficients (&of)[Walk::CHANNELS]) {
     const auto coefficients_of = [&](int v) { return of[Walk::CHANNELS == 1 ? 0 : v]; };
     unsigned whole = 0, ends = 0;
-    walk_round<Walk, BATCH>(params, walk, [&](unsigned) {
+    walk_round<Walk, BATCH>(count, walk, [&](unsigned) {
         Window windows[BATCH];
         Pack<T, V> packs[BATCH] = {}, residuals[BATCH] = {};
 #pragma unroll
@@ -162,7 +165,7 @@ __device__ void forward(const Params &params) {
     const Tile<T, V> tile(params, 0);
     each_group(params, [&](Extent group, unsigned part) {
         const Walk walk(params, {group, part, 0});
-        const unsigned rounds = rounds_of(params, walk);
+        const Rounds rounds(params, walk);
         CountedMoments moments[CHANNELS];
         for (CountedMoments &of : moments) of = CountedMoments::empty();
         take_rounds<T, V, BATCH, Walk>(params, {group, part, 0}, rounds, tile, moments);
@@ -182,12 +185,14 @@ __device__ void forward(const Params &params) {
         for (int c = 0; c < CHANNELS; ++c) of[c] = take_own<Coefficients>(shelf, walk, c);
         // Backwards: what was read last may still be in the cache.
 #pragma unroll 1
-        for (unsigned round = rounds; round-- > 0;) {
-            const Walk again(params, {group, part, round * params.slots});
-            if (round + 1 < rounds) {
-                bring_x<T, V, BATCH>(params, again, tile, [](const Window &, const Pack<T, V> &) {});
+        for (unsigned round = rounds.count; round-- > 0;) {
+            const Walk again(params, {group, part, rounds.begin(round)});
+            const unsigned packs = rounds.packs(round);
+            if (round + 1 < rounds.count) {
+                bring_x<T, V, BATCH>(params, again, packs, tile,
+                                     [](const Window &, const Pack<T, V> &) {});
             }
-            apply_round<KIND, T, V, BATCH>(params, again, tile, of);
+            apply_round<KIND, T, V, BATCH>(params, again, packs, tile, of);
         }
         __syncthreads();
     });

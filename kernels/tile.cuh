@@ -26,17 +26,32 @@ __device__ inline uint16_t *mask_tile(const Params &params, unsigned tensors) {
     return block_shared<uint16_t>() + (size_t)tensors * params.slots * THREADS * 8 + threadIdx.x;
 }
 
-// A part that does not fit the tile goes through it in rounds: the last stays.
-template <class Walk>
-__device__ inline unsigned rounds_of(const Params &params, const Walk &walk) {
-    const unsigned rounds = (walk.steps() + params.slots - 1) / params.slots;
-    return max(rounds, 1u);
-}
+// A part that does not fit the tile goes through it in rounds, of which the last stays: the first
+// is the one that may be short.
+struct Rounds {
+    unsigned count;
+    unsigned first;  // packs of each thread in the first
+    unsigned slots;  // and in the others
 
-// The batches of one round.
+    template <class Walk>
+    __device__ Rounds(const Params &params, const Walk &walk) : slots(params.slots) {
+        // Batches of up to 4 packs stay whole.
+        const unsigned steps = max((walk.steps() + 3) / 4 * 4, 4u);
+        count = (steps + slots - 1) / slots;
+        first = steps - (count - 1) * slots;
+    }
+
+    __device__ unsigned begin(unsigned round) const {
+        return round == 0 ? 0 : first + (round - 1) * slots;
+    }
+    __device__ unsigned packs(unsigned round) const { return round == 0 ? first : slots; }
+};
+
+// The batches of a round of so many packs.
 template <class Walk, int BATCH, class Each>
-__device__ inline void walk_round(const Params &params, Walk &walk, const Each &each) {
-    for (unsigned slot = 0; slot < params.slots && walk.has_batch(); slot += BATCH, walk.end_batch()) {
+__device__ inline void walk_round(unsigned packs, Walk &walk, const Each &each) {
+    static_assert(4 % BATCH == 0, "rounds are whole batches");
+    for (unsigned slot = 0; slot < packs && walk.has_batch(); slot += BATCH, walk.end_batch()) {
         each(slot);
     }
 }

@@ -135,6 +135,9 @@ struct Planes {
         return result;
     }
 
+    // The same, for who asks only which of its elements are there.
+    __device__ Window presence(int u) { return next(u); }
+
     // Windows lie on pack boundaries, planes need not.
     __device__ Window at(Extent sample, Extent window) const {
         const Extent plane = channel * params.spatial;
@@ -228,6 +231,13 @@ struct Columns {
             row -= params.rows_per_sample;
             ++sample;
         }
+        return result;
+    }
+
+    // The same, for who asks only which of its elements are there.
+    __device__ Window presence(int u) const {
+        Window result = {};
+        if (has_columns() && base + u * height + y < end) result.last = V;
         return result;
     }
 

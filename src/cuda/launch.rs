@@ -318,8 +318,8 @@ impl Kernels {
         Ok(Self { modules, functions: RwLock::default(), facts })
     }
 
-    /// A kernel by its name, looked up once.
-    /// A kernel by its name. `keeps`: whether it is launched with dynamic shared memory, always.
+    /// A kernel by its name, looked up once. `keeps`: whether it is launched with dynamic shared
+    /// memory, always.
     fn function(&self, name: &str, keeps: bool) -> Result<sys::CUfunction> {
         let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(function) = functions.get(name) {
@@ -693,6 +693,11 @@ unsafe impl Launcher for CudaLauncher {
         self.check_not_captured(what)?;
         let memory = self.stream.clone_dtod(&buffer.memory).or_fail(what)?;
         Ok(GpuBuffer { memory, len: buffer.len })
+    }
+
+    fn clear<T: Scalar>(&self, buffer: &mut GpuBuffer<T>) -> Result<()> {
+        self.check_owner("buffer", buffer.memory.stream())?;
+        self.stream.memset_zeros(&mut buffer.memory).or_fail("clearing memory")
     }
 
     fn len<T: Scalar>(buffer: &GpuBuffer<T>) -> usize {

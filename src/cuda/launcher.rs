@@ -113,6 +113,8 @@ pub unsafe trait Launcher: Clone + Send + Sync + Sized + 'static {
     fn download<T: Scalar>(&self, buffer: &Self::Buffer<T>) -> Result<Vec<T>>;
     /// A buffer of the same contents.
     fn duplicate<T: Scalar>(&self, buffer: &Self::Buffer<T>) -> Result<Self::Buffer<T>>;
+    /// Fills a buffer with zeros, where it is.
+    fn clear<T: Scalar>(&self, buffer: &mut Self::Buffer<T>) -> Result<()>;
     /// Elements of a buffer.
     fn len<T: Scalar>(buffer: &Self::Buffer<T>) -> usize;
     /// The whole of a buffer.

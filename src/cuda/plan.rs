@@ -286,7 +286,10 @@ pub(super) fn pack_of(walk: Walk, pass: Pass, problem: &Problem, alignment: Alig
     let fits = match (walk, alignment.offset) {
         (_, None) => false,
         // Planes may begin anywhere, but a mask's bytes begin with them.
-        (Walk::Planes, Some(offset)) => !touches_mask || (offset == 0 && row.is_multiple_of(8)),
+        (Walk::Planes, Some(offset)) => {
+            !touches_mask
+                || (offset == 0 && row.is_multiple_of(8) && samples_are_aligned(problem, pack))
+        }
         (Walk::Columns, Some(offset)) => {
             offset == 0 && row.is_multiple_of(pack) && samples_are_aligned(problem, pack)
         }
@@ -416,9 +419,9 @@ impl Plan {
         problem.channels() as u64 * u64::from(self.parts) * PARTIAL_WORDS
     }
 
-    /// Counters of the blocks that finish together, and one of all blocks.
+    /// Two counters for each group of blocks that finish together, and one for all blocks.
     pub(super) fn counters(&self) -> u64 {
-        if self.pass.reduces() { self.groups + 1 } else { 0 }
+        if self.pass.reduces() { 2 * self.groups + 1 } else { 0 }
     }
 }
 

@@ -8,15 +8,15 @@ use super::plan::{
 };
 use crate::problem::Problem;
 
-/// Batches are whole: `PACKS` in `kernels/entries.h` divides it.
-const SLOT_GRANULE: u64 = 4;
+/// Rounds are whole batches: `Rounds` in `kernels/tile.cuh`.
+pub(super) const SLOT_GRANULE: u64 = 4;
 
 /// Blocks that a multiprocessor's registers hold: `RESIDENT_ENTRY` in `kernels/resident.cu`.
 const RESIDENTS: u64 = 2;
 /// What a pack's bits of mask take on chip.
 const MASK_BYTES: u64 = 2;
 
-/// Seconds of a launch, and of one that is not the first of its call.
+/// Seconds of a launch.
 const LAUNCH: f64 = 2.5e-6;
 /// Seconds of an exchange within a block, and of one between blocks.
 const BLOCK_EXCHANGE: f64 = 0.3e-6;

@@ -2,6 +2,7 @@
 
 use super::launcher::DeviceFacts;
 use super::plan::{BLOCK, Geometry, Pass, Plan};
+use super::resident::SLOT_GRANULE;
 use crate::config::Activation;
 use crate::problem::{Operand, Problem};
 
@@ -100,9 +101,10 @@ impl Plan {
         if slots == 0 || self.steps() <= slots {
             return 0;
         }
-        // Of each part: the windows or rows of all rounds but its last.
+        // Of each part: the windows or rows of all rounds but its last, which is full.
         let evicted = |count: u64, per_step: u64| {
-            (count.div_ceil(per_step).div_ceil(slots).max(1) - 1) * slots * per_step
+            let steps = count.div_ceil(per_step).next_multiple_of(SLOT_GRANULE);
+            steps.saturating_sub(slots) * per_step
         };
         let parts = |whole: u64, part: u64| {
             (0..u64::from(self.parts)).map(move |index| {

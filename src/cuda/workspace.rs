@@ -30,8 +30,8 @@ impl Size {
         let sums = (SUM_ROWS * problem.channels()) as u64;
         let mut size = Size { counters: 0, partials: 0, sums };
         let mut hold = |plan: &Plan| {
-            // Two counters a word.
-            size.counters = size.counters.max(plan.counters().div_ceil(2));
+            // Two counters a word; partial results begin at a multiple of 16 bytes.
+            size.counters = size.counters.max(plan.counters().div_ceil(2).next_multiple_of(2));
             size.partials = size.partials.max(plan.partial_words(problem));
         };
         let offsets = [Alignment::ALIGNED, Alignment { offset: Some(1) }, Alignment::MIXED];
@@ -85,13 +85,13 @@ impl<L: Launcher> Workspace<L> {
         Ok(Workspace { buffer: launcher.zeros(size.words() as usize)?, size })
     }
 
-    /// Makes the workspace usable again after a launch was aborted half-way.
+    /// Makes the workspace usable again after a launch was aborted half-way. It stays where it is,
+    /// so that captured calls may go on with it.
     ///
     /// # Errors
-    /// The device has no memory left.
+    /// The launcher is of another context, or its device has failed for good.
     pub fn reset(&mut self, launcher: &L) -> Result<()> {
-        self.buffer = launcher.zeros(self.size.words() as usize)?;
-        Ok(())
+        launcher.clear(&mut self.buffer)
     }
 
     /// Bytes on the device.

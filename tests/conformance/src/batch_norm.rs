@@ -62,10 +62,13 @@ pub(crate) fn strides<S: Subject, E: Element>(subject: &S) {
     use Operand::*;
     let odd = [(X, 5), (Residual, 0), (Y, 3), (Dy, 8), (Dx, 1), (Dresidual, 2)];
     let whole = [(X, 8), (Residual, 16), (Y, 0), (Dy, 8), (Dx, 24), (Dresidual, 8)];
-    let dims = [(5, 7, 1), (4, 16, 1), (3, 8, 49), (3, 16, 9), (2, 3, 520), (2, 2, 1031)];
+    // Alike, but no sample after the first begins with a pack.
+    let alike = [X, Residual, Y, Dy, Dx, Dresidual].map(|operand| (operand, 1));
+    let dims =
+        [(5, 7, 1), (4, 16, 1), (3, 8, 49), (3, 16, 9), (2, 3, 520), (3, 2, 1032), (2, 2, 1031)];
     for (seed, dim) in (2..).zip(dims) {
         for layout in LAYOUTS {
-            for gaps in [odd, whole] {
+            for gaps in [odd, whole, alike] {
                 for epilogue in [Epilogue::NONE, ADD_RELU] {
                     check::<E>(subject, Case::new(dim, layout, epilogue), &gaps, seed);
                 }
@@ -149,20 +152,32 @@ fn constant_channel<E: Element>(subject: &impl Subject, case: Case) {
 pub(crate) fn a_nan_stays_in_its_channel<S: Subject>(subject: &S) {
     for bad in [f32::NAN, f32::INFINITY] {
         for layout in LAYOUTS {
-            for dim in [(9, 24, 1), (3, 8, 49), (3, 4, 1031), (5, 7, 3)] {
-                let mut data = Data::<f32>::new(Case::new(dim, layout, Epilogue::NONE));
-                data.x[[1, 2, 0]] = bad;
-                let mut buffers = Buffers::dense(&data);
-                run(&subject.device(1), &mut buffers, Mode::Train);
-                for operand in [Operand::Y, Operand::Dx] {
-                    for ((n, c, s), value) in buffers.tensor(operand).indexed_iter() {
-                        assert_eq!(value.is_finite(), c != 2, "{operand:?}[{n}, {c}, {s}]");
-                    }
-                }
-                for (c, var) in buffers.running_var.iter().enumerate() {
-                    assert_eq!(var.is_finite(), c != 2, "running_var[{c}]");
+            for dim in [(9, 24, 1), (7, 48, 4), (3, 8, 49), (3, 4, 1031), (5, 7, 3)] {
+                for channel in [0, 2, dim.1 - 1] {
+                    stays_in(subject, Case::new(dim, layout, Epilogue::NONE), bad, channel);
                 }
             }
+        }
+    }
+}
+
+fn stays_in<S: Subject>(subject: &S, case: Case, bad: f32, channel: usize) {
+    let mut data = Data::<f32>::new(case);
+    data.x[[1, channel, 0]] = bad;
+    let mut buffers = Buffers::dense(&data);
+    run(&subject.device(1), &mut buffers, Mode::Train);
+    for operand in [Operand::Y, Operand::Dx] {
+        for ((n, c, s), value) in buffers.tensor(operand).indexed_iter() {
+            assert_eq!(value.is_finite(), c != channel, "{operand:?}[{n}, {c}, {s}] {case:?}");
+        }
+    }
+    let of_channels = [
+        (&buffers.running_var, "running_var"),
+        (buffers.dweight.as_ref().expect("asked for"), "dweight"),
+    ];
+    for (values, name) in of_channels {
+        for (c, value) in values.iter().enumerate() {
+            assert_eq!(value.is_finite(), c != channel, "{name}[{c}] {case:?}");
         }
     }
 }

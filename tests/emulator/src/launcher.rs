@@ -134,6 +134,11 @@ unsafe impl Launcher for Emulator {
         self.upload(&buffer.read(..))
     }
 
+    fn clear<T: Scalar>(&self, buffer: &mut Buffer<T>) -> Result<()> {
+        buffer.write(0, &vec![T::default(); buffer.len()]);
+        Ok(())
+    }
+
     fn len<T: Scalar>(buffer: &Buffer<T>) -> usize {
         buffer.len()
     }
