@@ -55,6 +55,7 @@ enum LayoutName {
 enum TierName {
     Streaming,
     Block,
+    Cluster,
     Grid,
 }
 
@@ -63,6 +64,7 @@ impl TierName {
         match self {
             TierName::Streaming => Tier::Streaming,
             TierName::Block => Tier::Block,
+            TierName::Cluster => Tier::Cluster,
             TierName::Grid => Tier::Grid,
         }
     }
@@ -201,7 +203,7 @@ fn print_plans(args: &Args, best: &Best) -> Result<()> {
 fn kept(plan: &Plan, problem: &Problem) -> String {
     let evicted = match plan.tier {
         Tier::Streaming => problem.elements() as u64,
-        Tier::Block | Tier::Grid => plan.evicted_elements(problem),
+        Tier::Block | Tier::Cluster | Tier::Grid => plan.evicted_elements(problem),
     };
     let kept = 1.0 - evicted as f64 / problem.elements().max(1) as f64;
     format!("{:.0} %", 100.0 * kept)

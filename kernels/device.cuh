@@ -286,6 +286,63 @@ __device__ __forceinline__ void async_copy_pack(Pack<T, N> *to, const T *from) {
 __device__ __forceinline__ void async_copy_wait() {}
 #endif
 
+// ---- thread block clusters --------------------------------------------------------------------
+
+// Blocks of this block's cluster: 1 where the launch asked for none, or the device knows none. Those
+// of one cluster are neighbours, and `rank` counts them.
+__device__ __forceinline__ unsigned cluster_size() {
+#ifdef WARPNORM_EMULATOR
+    return emulator::cluster_size();
+#elif __CUDA_ARCH__ >= 900
+    unsigned size;
+    asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(size));
+    return size;
+#else
+    return 1;
+#endif
+}
+
+__device__ __forceinline__ unsigned cluster_rank() {
+#ifdef WARPNORM_EMULATOR
+    return emulator::cluster_rank();
+#elif __CUDA_ARCH__ >= 900
+    unsigned rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+#else
+    return 0;
+#endif
+}
+
+// All threads of the cluster come here before any of them goes on, and then see what the others have
+// written, in shared and in global memory. Before the first time other blocks need not have started;
+// a block whose shared memory others read must not return before they have come here once more.
+__device__ inline void cluster_sync() {
+#ifdef WARPNORM_EMULATOR
+    emulator::cluster_barrier();
+#elif __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+#else
+    __syncthreads();
+#endif
+}
+
+// Where the cluster's block `rank` has in its shared memory what this block has at `own`: a generic
+// address, to be read.
+template <class T>
+__device__ __forceinline__ const T *map_cluster_shared(const T *own, unsigned rank) {
+#ifdef WARPNORM_EMULATOR
+    return static_cast<const T *>(emulator::peer_shared(own, rank));
+#elif __CUDA_ARCH__ >= 900
+    const T *theirs;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(theirs) : "l"(own), "r"(rank));
+    return theirs;
+#else
+    return own;
+#endif
+}
+
 // ---- waiting for other blocks -----------------------------------------------------------------
 
 // A load that sees what another block has stored there, in time.

@@ -55,6 +55,7 @@ struct Params {
     // How the tensor is walked: see walk.cuh.
     unsigned parts;          // blocks that share a channel
     unsigned slots;          // packs of each tensor that a thread keeps on chip
+    Extent tile_bytes;       // of dynamic shared memory, before what blocks leave for each other there
     Extent groups;           // of channels that are finished together
     Extent misalignment;     // planes: elements from the last pack boundary to the first element
     Extent windows;          // planes: windows of one plane

@@ -135,9 +135,9 @@ struct Every {
 };
 
 // Hands the merged partial results of each of `channels` channels, or of `some` of them, to
-// `finish(channel, item)`. `partials` is [channels, parts].
-template <int THREADS, class Item, class Finish>
-__device__ inline void merge_parts(const Item *partials, unsigned channels, unsigned parts,
+// `finish(channel, item)`. `partial(channel, part)` points at one.
+template <int THREADS, class Item, class Partial, class Finish>
+__device__ inline void merge_parts(unsigned channels, unsigned parts, const Partial &partial,
                                    const Finish &finish, const Every &some = {0, 1}) {
     const unsigned lanes = lanes_for(parts), lane = threadIdx.x % lanes;
 #pragma unroll 1
@@ -147,7 +147,7 @@ __device__ inline void merge_parts(const Item *partials, unsigned channels, unsi
         if (channel < channels) {
 #pragma unroll 1
             for (unsigned part = lane; part < parts; part += lanes) {
-                item.merge(partials[(size_t)channel * parts + part]);
+                item.merge(*partial(channel, part));
             }
         }
         warp_reduce(item, lanes);

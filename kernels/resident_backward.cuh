@@ -7,6 +7,7 @@
 #include "leave.cuh"
 #include "params.h"
 #include "reduce.cuh"
+#include "team.cuh"
 #include "tile.cuh"
 #include "walk.cuh"
 

@@ -8,6 +8,7 @@
 #include "moments.cuh"
 #include "params.h"
 #include "reduce.cuh"
+#include "team.cuh"
 #include "tile.cuh"
 #include "walk.cuh"
 

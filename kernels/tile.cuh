@@ -55,11 +55,3 @@ __device__ inline void walk_round(unsigned packs, Walk &walk, const Each &each) 
         each(slot);
     }
 }
-
-// The groups that this block's team works on, one after the other.
-template <class Each>
-__device__ inline void each_group(const Params &params, const Each &each) {
-    const Place first = place_of_block(params);
-    const unsigned teams = gridDim.x / params.parts;
-    for (Extent group = first.group; group < params.groups; group += teams) each(group, first.part);
-}

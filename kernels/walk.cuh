@@ -167,6 +167,7 @@ struct Planes {
     __device__ Extent group() const { return channel; }
     __device__ Extent first_channel() const { return channel; }
     __device__ unsigned channels() const { return 1; }
+    __device__ unsigned max_channels() const { return 1; }  // of any group
 };
 
 template <int V, int BATCH>
@@ -263,4 +264,5 @@ struct Columns {
         const Extent end = min((tile + 1) * width * V, params.columns);
         return (unsigned)((end - 1) / params.columns_per_channel - first_channel() + 1);
     }
+    __device__ unsigned max_channels() const { return width * V / params.columns_per_channel; }
 };

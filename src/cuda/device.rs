@@ -60,6 +60,7 @@ impl<L: Launcher> Device<L> {
             block: BLOCK,
             shared_bytes: plan.shared_bytes,
             is_cooperative: plan.tier == Tier::Grid,
+            cluster: if plan.tier == Tier::Cluster { plan.parts } else { 1 },
             params: bytemuck::bytes_of(&params),
         })
     }
@@ -71,6 +72,7 @@ impl<L: Launcher> Device<L> {
             block: BLOCK,
             shared_bytes: 0,
             is_cooperative: false,
+            cluster: 1,
             params: bytemuck::bytes_of(params),
         })
     }
@@ -116,7 +118,7 @@ fn activation_kind(activation: Activation) -> u32 {
 
 fn with_geometry(params: Params, plan: &Plan) -> Params {
     let (parts, slots, groups) = (plan.parts, plan.slots, plan.groups);
-    let params = Params { parts, slots, groups, ..params };
+    let params = Params { parts, slots, groups, tile_bytes: plan.tile_bytes.into(), ..params };
     match plan.geometry {
         Geometry::Planes { misalignment, windows, windows_per_part } => {
             Params { misalignment: misalignment.into(), windows, windows_per_part, ..params }

@@ -4,7 +4,9 @@
 #![allow(unsafe_code)]
 
 use super::images;
-use super::launcher::{DeviceFacts, Launch, Launcher, MemoryRef};
+use super::launcher::{Clusters, DeviceFacts, Launch, Launcher, MemoryRef};
+use super::plan::{BLOCK, Pass, Walk};
+use super::resident::static_shared_bytes;
 use super::target::Target;
 use crate::element::Scalar;
 use crate::error::{Error, Result};
@@ -107,7 +109,7 @@ fn driver_version() -> Result<(u32, u32)> {
 
 /// What cudarc calls, directly or when it drops something. It looks a function up when it first
 /// calls it, and panics where library or function is missing.
-const DRIVER_FUNCTIONS: [&str; 37] = [
+const DRIVER_FUNCTIONS: [&str; 38] = [
     "cuCtxDestroy_v2",
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
@@ -140,6 +142,7 @@ const DRIVER_FUNCTIONS: [&str; 37] = [
     "cuModuleGetFunction",
     "cuModuleLoadData",
     "cuModuleUnload",
+    "cuOccupancyMaxActiveClusters",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
     "cuStreamIsCapturing",
@@ -275,6 +278,11 @@ impl CudaLauncher {
     }
 }
 
+/// The compute capability that has thread block clusters first.
+const FIRST_WITH_CLUSTERS: (u32, u32) = (9, 0);
+/// Any of the kernels that teams run.
+const STANDS_FOR_RESIDENT_KERNELS: &str = "forward_planes_f32x4_identity";
+
 /// The kernels, loaded into one context.
 struct Kernels {
     modules: Vec<Arc<CudaModule>>,
@@ -315,7 +323,43 @@ impl Kernels {
         facts.compute_capability = (target.capability() / 10, target.capability() % 10);
         let modules = images.into_iter().map(|image| load_module(context, target, image));
         let modules = modules.collect::<Result<_>>()?;
-        Ok(Self { modules, functions: RwLock::default(), facts })
+        context.bind_to_thread().or_fail("asking the device for its clusters")?;
+        let mut kernels = Self { modules, functions: RwLock::default(), facts };
+        if facts.compute_capability >= FIRST_WITH_CLUSTERS {
+            kernels.facts.clusters = kernels.clusters()?;
+        }
+        Ok(kernels)
+    }
+
+    /// How many clusters of each size the device holds, of blocks that leave each other as much
+    /// shared memory as plans give them. Any kernel that keeps tensors on chip stands for all: their
+    /// registers are for as many blocks.
+    fn clusters(&self) -> Result<Clusters> {
+        let function = self.function(STANDS_FOR_RESIDENT_KERNELS, true)?;
+        Clusters::of(|residents, size| {
+            let share = self.facts.shared_bytes_per_multiprocessor / residents;
+            let of_a_block = share.saturating_sub(self.facts.shared_bytes_reserved);
+            // Less what such a kernel has of its own.
+            let of_its_own = static_shared_bytes(Pass::Forward, Walk::Planes);
+            let shared_bytes = of_a_block.min(self.facts.shared_bytes_per_block) - of_its_own;
+            let mut attributes = [cluster(size)];
+            let mut config = config(size, BLOCK, shared_bytes);
+            (config.attrs, config.numAttrs) = (attributes.as_mut_ptr(), 1);
+            let mut count = 0;
+            // SAFETY: the function is of the context that is current; the driver writes the count,
+            // and reads the config and its one attribute, which outlive the call.
+            let outcome =
+                unsafe { sys::cuOccupancyMaxActiveClusters(&mut count, function, &config) };
+            match outcome {
+                // A size that this device does not have.
+                CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE
+                | CUresult::CUDA_ERROR_INVALID_VALUE => Ok(0),
+                outcome => {
+                    outcome.result().or_fail("asking the device for its clusters")?;
+                    Ok(count.unsigned_abs())
+                }
+            }
+        })
     }
 
     /// A kernel by its name, looked up once. `keeps`: whether it is launched with dynamic shared
@@ -350,7 +394,8 @@ impl Kernels {
 
     /// Beyond 48 KB a kernel must be told beforehand how much dynamic shared memory a launch may
     /// ask for. All the device has: this is a limit and costs nothing by itself. What keeps
-    /// tensors there wants no L1 cache in its place.
+    /// tensors there wants no L1 cache in its place, and may be launched in clusters of more blocks
+    /// than all devices of its kind have.
     fn allow_shared(
         &self,
         function: &CudaFunction,
@@ -358,10 +403,14 @@ impl Kernels {
     ) -> std::result::Result<(), DriverError> {
         use sys::CUfunction_attribute::{
             CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as LIMIT,
+            CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED as LARGE_CLUSTERS,
             CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as PERCENT,
         };
         if keeps {
             function.set_attribute(PERCENT, 100)?;
+            if self.facts.compute_capability >= FIRST_WITH_CLUSTERS {
+                function.set_attribute(LARGE_CLUSTERS, 1)?;
+            }
         }
         let of_its_own = function.shared_size_bytes()?;
         let limit = self.facts.shared_bytes_per_block.saturating_sub(of_its_own.unsigned_abs());
@@ -411,6 +460,8 @@ fn facts(context: &CudaContext) -> Result<DeviceFacts> {
         shared_bytes_reserved: attribute(
             Attribute::CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK,
         )?,
+        // Known when there are kernels to ask with.
+        clusters: Clusters::NONE,
         l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.into(),
         memory_bandwidth: bandwidth(
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?,
@@ -756,24 +807,27 @@ unsafe impl Launcher for CudaLauncher {
 
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         let what = || {
-            let Launch { kernel, grid, block, shared_bytes, .. } = launch;
-            format!("launching {kernel}, {grid} x {block} threads, {shared_bytes} B shared")
+            let Launch { kernel, grid, block, shared_bytes, cluster, .. } = launch;
+            format!(
+                "launching {kernel}, {grid} x {block} threads in clusters of {cluster}, \
+                 {shared_bytes} B shared"
+            )
         };
+        let is_clustered = launch.cluster > 1;
+        if is_clustered && launch.cluster > self.kernels.facts.clusters.largest() {
+            return Err(Error::system(what(), "the device holds no cluster of so many blocks"));
+        }
         self.context().bind_to_thread().or_fail(&what())?;
         let function = self.kernels.function(launch.kernel, launch.shared_bytes > 0)?;
         let mut params = Params::new(launch.params);
-        let mut cooperative = cooperative();
+        let mut attributes = [cooperative(), cluster(launch.cluster)];
+        let first = usize::from(!launch.is_cooperative);
+        let wanted = &mut attributes[first..1 + usize::from(is_clustered)];
         let config = sys::CUlaunchConfig {
-            gridDimX: launch.grid,
-            gridDimY: 1,
-            gridDimZ: 1,
-            blockDimX: launch.block,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: launch.shared_bytes,
             hStream: self.stream.cu_stream(),
-            attrs: &raw mut cooperative,
-            numAttrs: launch.is_cooperative.into(),
+            attrs: wanted.as_mut_ptr(),
+            numAttrs: wanted.len() as u32,
+            ..config(launch.grid, launch.block, launch.shared_bytes)
         };
         // SAFETY: function and stream are of the context that is current; config and `params`
         // outlive the call, which copies them. The addresses in it are those of memory that the
@@ -782,6 +836,32 @@ unsafe impl Launcher for CudaLauncher {
             sys::cuLaunchKernelEx(&config, function, ptr::null_mut(), params.extra().as_mut_ptr())
         };
         outcome.result().or_fail(&what())
+    }
+}
+
+/// A launch on the default stream that asks for nothing out of the ordinary.
+fn config(grid: u32, block: u32, shared_bytes: u32) -> sys::CUlaunchConfig {
+    sys::CUlaunchConfig {
+        gridDimX: grid,
+        gridDimY: 1,
+        gridDimZ: 1,
+        blockDimX: block,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: shared_bytes,
+        hStream: ptr::null_mut(),
+        attrs: ptr::null_mut(),
+        numAttrs: 0,
+    }
+}
+
+/// Has each `size` neighbouring blocks be a cluster.
+fn cluster(size: u32) -> sys::CUlaunchAttribute {
+    let cluster = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: size, y: 1, z: 1 };
+    sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { clusterDim: cluster },
     }
 }
 
@@ -875,6 +955,7 @@ mod tests {
                 block: 32,
                 shared_bytes: 0,
                 is_cooperative: false,
+                cluster: 1,
                 params: &[],
             };
             let error = gpu.launch(&launch).unwrap_err().to_string();

@@ -18,10 +18,77 @@ pub struct DeviceFacts {
     pub shared_bytes_per_multiprocessor: u32,
     /// Bytes of it that each block takes beyond what it asks for.
     pub shared_bytes_reserved: u32,
+    /// Thread block clusters that it holds.
+    pub clusters: Clusters,
     /// Bytes of the second-level cache.
     pub l2_bytes: u64,
     /// Bytes a second that memory moves at best.
     pub memory_bandwidth: u64,
+}
+
+/// How many thread block clusters of each size can be resident together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clusters {
+    /// For one block on a multiprocessor and for two: those of 1 block, of 2, ...
+    counts: [[u32; Clusters::LARGEST]; 2],
+}
+
+impl Clusters {
+    /// Blocks that a cluster may have on any device.
+    pub const LARGEST: usize = 16;
+    /// What a device before compute capability 9.0 has.
+    pub const NONE: Clusters = Clusters { counts: [[0; Self::LARGEST]; 2] };
+
+    /// Of a device whose multiprocessors are grouped so: a cluster is within one group.
+    pub const fn of_gpcs(multiprocessors: &[u32]) -> Clusters {
+        let mut clusters = Self::NONE;
+        let mut gpc = 0;
+        while gpc < multiprocessors.len() {
+            let mut size = 1;
+            while size <= Self::LARGEST as u32 {
+                let [one, two] = &mut clusters.counts;
+                one[size as usize - 1] += multiprocessors[gpc] / size;
+                two[size as usize - 1] += 2 * multiprocessors[gpc] / size;
+                size += 1;
+            }
+            gpc += 1;
+        }
+        clusters
+    }
+
+    /// Of what a device says: `count(blocks on a multiprocessor, size)`.
+    ///
+    /// # Errors
+    /// Those of `count`.
+    pub fn of(mut count: impl FnMut(u32, u32) -> Result<u32>) -> Result<Clusters> {
+        let mut clusters = Self::NONE;
+        for (residents, counts) in (1..).zip(&mut clusters.counts) {
+            for (size, clusters) in (1..).zip(counts) {
+                *clusters = count(residents, size)?;
+            }
+        }
+        Ok(clusters)
+    }
+
+    /// The same without all sizes but one, for tests and measurements.
+    pub fn only(self, size: u32) -> Clusters {
+        let of = |residents, it| if it == size { self.resident(residents, it) } else { 0 };
+        Self::of(|residents, it| Ok(of(residents, it))).unwrap_or(Self::NONE)
+    }
+
+    /// Clusters of `size` blocks, `residents` of which share a multiprocessor.
+    pub fn resident(&self, residents: u32, size: u32) -> u32 {
+        let of = |number: u32| (number as usize).checked_sub(1);
+        let counts = of(residents).and_then(|index| self.counts.get(index));
+        let count = counts.zip(of(size)).and_then(|(counts, index)| counts.get(index));
+        count.copied().unwrap_or(0)
+    }
+
+    /// The most blocks of a cluster; 0: there are none.
+    pub fn largest(&self) -> u32 {
+        let holds = |size: &u32| (1..=2).any(|residents| self.resident(residents, *size) > 0);
+        (2..=Self::LARGEST as u32).rev().find(holds).unwrap_or(0)
+    }
 }
 
 /// One kernel launch. Only a [`Device`](super::Device) makes one, of addresses that it holds.
@@ -32,6 +99,7 @@ pub struct Launch<'a> {
     pub(super) block: u32,
     pub(super) shared_bytes: u32,
     pub(super) is_cooperative: bool,
+    pub(super) cluster: u32,
     pub(super) params: &'a [u8],
 }
 
@@ -59,6 +127,11 @@ impl Launch<'_> {
     /// Whether blocks wait for each other, so that all must be resident together.
     pub fn is_cooperative(&self) -> bool {
         self.is_cooperative
+    }
+
+    /// Neighbouring blocks that are a thread block cluster; 1: none are.
+    pub fn cluster(&self) -> u32 {
+        self.cluster
     }
 
     /// The bytes of the one struct that the kernel takes by value.

@@ -52,6 +52,7 @@ pub struct Params {
     pub activation: ::core::ffi::c_uint,
     pub parts: ::core::ffi::c_uint,
     pub slots: ::core::ffi::c_uint,
+    pub tile_bytes: Extent,
     pub groups: Extent,
     pub misalignment: Extent,
     pub windows: Extent,

@@ -47,6 +47,8 @@ pub enum Tier {
     Streaming,
     /// On chip, a group of channels in each block.
     Block,
+    /// On chip, a group of channels spread over a thread block cluster.
+    Cluster,
     /// On chip, a group of channels spread over blocks that wait for each other.
     Grid,
 }
@@ -151,6 +153,8 @@ pub struct Plan {
     pub tier: Tier,
     /// Packs of each tensor that a thread keeps on chip.
     pub slots: u32,
+    /// Bytes of dynamic shared memory that tensors take in a block.
+    pub tile_bytes: u32,
     /// Bytes of dynamic shared memory of a block.
     pub shared_bytes: u32,
 }
@@ -215,7 +219,7 @@ impl Plan {
             as u32;
         let kernel = kernel_name(pass, walk, dtype, pack, problem);
         let parts = parts as u32;
-        let (tier, slots, shared_bytes) = (Tier::Streaming, 0, 0);
+        let (tier, slots, tile_bytes, shared_bytes) = (Tier::Streaming, 0, 0, 0);
         Ok(Plan {
             pass,
             kernel,
@@ -227,6 +231,7 @@ impl Plan {
             geometry,
             tier,
             slots,
+            tile_bytes,
             shared_bytes,
         })
     }
@@ -413,7 +418,7 @@ pub(super) fn packs_per_tile(columns: u64, pack: u64, columns_per_channel: u64) 
 impl Plan {
     /// f64 words of scratch that this plan's blocks leave results in.
     pub(super) fn partial_words(&self, problem: &Problem) -> u64 {
-        if !self.pass.reduces() {
+        if !self.pass.reduces() || matches!(self.tier, Tier::Block | Tier::Cluster) {
             return 0;
         }
         problem.channels() as u64 * u64::from(self.parts) * PARTIAL_WORDS
@@ -471,7 +476,8 @@ impl fmt::Display for Plan {
         write!(f, "{kernel}: {grid} blocks of {BLOCK} threads, {parts} per channel")?;
         match self.tier {
             Tier::Streaming => Ok(()),
-            Tier::Block | Tier::Grid => write!(f, ", {} B of each on chip", self.shared_bytes),
+            Tier::Block | Tier::Grid => write!(f, ", {} B of each on chip", self.tile_bytes),
+            Tier::Cluster => write!(f, " in a cluster, {} B of each on chip", self.tile_bytes),
         }
     }
 }

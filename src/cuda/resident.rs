@@ -1,9 +1,9 @@
 //! Plans that keep a training pass's tensors on chip between its sweeps: which team of blocks holds
 //! a group of channels, and what that should cost.
 
-use super::launcher::DeviceFacts;
+use super::launcher::{Clusters, DeviceFacts};
 use super::plan::{
-    Alignment, BLOCK, Geometry, PACK_BYTES, Pass, Plan, Tier, Walk, columns, kernel_name, pack_of,
+    Alignment, BLOCK, Geometry, PACK_BYTES, PARTIAL_WORDS, Pass, Plan, Tier, Walk, columns, kernel_name, pack_of,
     planes, share,
 };
 use crate::problem::Problem;
@@ -15,11 +15,17 @@ pub(super) const SLOT_GRANULE: u64 = 4;
 const RESIDENTS: u64 = 2;
 /// What a pack's bits of mask take on chip.
 const MASK_BYTES: u64 = 2;
+/// Areas for partial results in shared memory, which groups use in turn: `Team` in
+/// `kernels/team.cuh`.
+const EXCHANGE_AREAS: u64 = 2;
+/// Partial results that every block merges for itself: `MERGED_ALONE` in `kernels/leave.cuh`.
+const MERGED_ALONE: u64 = 512;
 
 /// Seconds of a launch.
 const LAUNCH: f64 = 2.5e-6;
-/// Seconds of an exchange within a block, and of one between blocks.
+/// Seconds of an exchange within a block, within a cluster, and by way of memory.
 const BLOCK_EXCHANGE: f64 = 0.3e-6;
+const CLUSTER_EXCHANGE: f64 = 1.0e-6;
 const GRID_EXCHANGE: f64 = 2.5e-6;
 /// Seconds in which memory idles where nothing overlaps an exchange.
 const RAMP: f64 = 1.5e-6;
@@ -31,7 +37,8 @@ const FROM_L2: f64 = 0.4;
 /// Static shared memory of a resident kernel, at most: the report of the kernels holds them to it.
 pub const fn static_shared_bytes(pass: Pass, walk: Walk) -> u32 {
     match (pass, walk) {
-        (_, Walk::Planes) => 1 << 10,
+        // With what blocks leave for each other, less than a kilobyte.
+        (_, Walk::Planes) => 768,
         (Pass::Backward, Walk::Columns) => 24 << 10,
         (_, Walk::Columns) => 14 << 10,
     }
@@ -40,10 +47,12 @@ pub const fn static_shared_bytes(pass: Pass, walk: Walk) -> u32 {
 /// A way to spread groups of channels over the device.
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
+    tier: Tier,
     /// Blocks that a multiprocessor holds together.
     residents: u64,
     geometry: Geometry,
     groups: u64,
+    channels: u64,
     parts: u64,
     teams: u64,
     slots: u64,
@@ -51,16 +60,17 @@ struct Candidate {
     evicted: f64,
 }
 
-impl Candidate {
-    fn tier(&self) -> Tier {
-        if self.parts == 1 { Tier::Block } else { Tier::Grid }
-    }
+/// What blocks leave for each other in the shared memory of each.
+fn exchange_bytes(channels: u64) -> u64 {
+    EXCHANGE_AREAS * channels * PARTIAL_WORDS * 8
 }
 
 /// How a group is cut among blocks.
 #[derive(Clone, Copy)]
 struct Cut {
     groups: u64,
+    /// Of a group.
+    channels: u64,
     /// Windows or rows, and how many of them the threads of a block take in one step.
     whole: u64,
     per_step: u64,
@@ -103,7 +113,7 @@ impl Cut {
     }
 }
 
-/// The best plan of `tier`, or of either where it is `None`, and its predicted seconds. `None`: no
+/// The best plan of `tier`, or of any where it is `None`, and its predicted seconds. `None`: no
 /// plan keeps anything on chip.
 pub(super) fn resident(
     pass: Pass,
@@ -121,11 +131,14 @@ pub(super) fn resident(
     let cuts = cuts(walk, pass, problem, facts, alignment, pack);
     let all = cuts.iter().flat_map(|cut| {
         (1..=RESIDENTS).flat_map(move |residents| {
-            candidates(cut, facts, residents, slots_of(pass, walk, facts, residents, slot_bytes))
+            let slots = |reserved| slots_of(pass, walk, facts, residents, reserved, slot_bytes);
+            let (near, far) = (slots(exchange_bytes(cut.channels)), slots(0));
+            near_candidates(cut, facts, residents, near)
+                .chain(far_candidates(cut, facts, residents, far))
         })
     });
     let (best, time) = all
-        .filter(|candidate| tier.is_none_or(|tier| tier == candidate.tier()))
+        .filter(|candidate| tier.is_none_or(|tier| tier == candidate.tier))
         .map(|candidate| (candidate, seconds(pass, problem, facts, &candidate)))
         .min_by(|(_, a), (_, b)| a.total_cmp(b))?;
     Some((plan_of(pass, problem, walk, pack, slot_bytes, &best), time))
@@ -142,13 +155,24 @@ fn slot_bytes(pass: Pass, problem: &Problem) -> u64 {
     u64::from(BLOCK) * (tensors * PACK_BYTES + mask)
 }
 
-/// Slots of a block that shares its multiprocessor with others.
-fn slots_of(pass: Pass, walk: Walk, facts: &DeviceFacts, residents: u64, slot_bytes: u64) -> u64 {
+/// Slots of a block that shares its multiprocessor with others; `reserved` bytes are for something
+/// else.
+fn slots_of(
+    pass: Pass,
+    walk: Walk,
+    facts: &DeviceFacts,
+    residents: u64,
+    reserved: u64,
+    slot_bytes: u64,
+) -> u64 {
+    if residents * u64::from(BLOCK) > facts.threads_per_multiprocessor.into() {
+        return 0;
+    }
     let share = (u64::from(facts.shared_bytes_per_multiprocessor) / residents)
         .saturating_sub(facts.shared_bytes_reserved.into());
     let bytes = share
         .min(facts.shared_bytes_per_block.into())
-        .saturating_sub(static_shared_bytes(pass, walk).into());
+        .saturating_sub(u64::from(static_shared_bytes(pass, walk)) + reserved);
     bytes / slot_bytes / SLOT_GRANULE * SLOT_GRANULE
 }
 
@@ -167,7 +191,8 @@ fn cuts(
             let (groups, geometry) = planes(pass, problem, facts, alignment, pack);
             let Geometry::Planes { windows, .. } = geometry else { return Vec::new() };
             let whole = problem.batch() as u64 * windows;
-            vec![Cut { groups, whole, per_step: BLOCK.into(), granule: 32, geometry }]
+            let per_step = BLOCK.into();
+            vec![Cut { groups, channels: 1, whole, per_step, granule: 32, geometry }]
         }
         Walk::Columns => {
             let (_, widest) = columns(pass, problem, facts, pack);
@@ -195,6 +220,7 @@ fn columns_cut(geometry: Geometry, width: u32, pack: u32) -> Cut {
     let height = u64::from(BLOCK / width);
     Cut {
         groups: columns.div_ceil(u64::from(width * pack)),
+        channels: u64::from(width * pack / columns_per_channel),
         whole: rows,
         per_step: height,
         granule: height,
@@ -209,41 +235,78 @@ fn columns_cut(geometry: Geometry, width: u32, pack: u32) -> Cut {
     }
 }
 
-/// With so many slots a thread: a group in one block; a group in as few blocks as hold it; the
-/// same with as many as there are for it; and where it does not fit, all blocks on one group.
-fn candidates(
+/// With so many slots a thread, teams whose blocks reach each other's shared memory: one block, and
+/// clusters of every size that gives a block less to hold.
+fn near_candidates(
     cut: &Cut,
     facts: &DeviceFacts,
     residents: u64,
     slots: u64,
 ) -> impl Iterator<Item = Candidate> {
-    let threads_fit = residents * u64::from(BLOCK) <= facts.threads_per_multiprocessor.into();
+    let mut held = u64::MAX;
+    (1..=Clusters::LARGEST as u64).filter_map(move |parts| {
+        let (tier, at_once) = match parts {
+            1 => (Tier::Block, cut.groups),
+            _ => {
+                let clusters = facts.clusters.resident(residents as u32, parts as u32);
+                (Tier::Cluster, clusters.into())
+            }
+        };
+        let (share, steps) = (cut.per_part(parts), cut.steps(parts));
+        if at_once == 0 || steps > slots || share >= held {
+            return None;
+        }
+        held = share;
+        Some(Candidate {
+            tier,
+            residents,
+            geometry: cut.geometry(parts),
+            groups: cut.groups,
+            channels: cut.channels,
+            parts,
+            teams: cut.groups.min(at_once),
+            slots: steps,
+            evicted: 0.0,
+        })
+    })
+}
+
+/// The same for teams that meet in memory: as few blocks as hold a group and as many as there are
+/// for it, and where it does not fit, all blocks on one group.
+fn far_candidates(
+    cut: &Cut,
+    facts: &DeviceFacts,
+    residents: u64,
+    slots: u64,
+) -> impl Iterator<Item = Candidate> {
     let blocks = residents * u64::from(facts.multiprocessors);
-    let of = move |cut: &Cut, parts: u64, slots: u64| Candidate {
-        residents,
-        geometry: cut.geometry(parts),
-        groups: cut.groups,
-        parts: cut.whole.div_ceil(cut.per_part(parts)).max(1),
-        teams: if parts == 1 { cut.groups } else { cut.groups.min(blocks / parts) },
-        slots,
-        evicted: 1.0 - (slots as f64 / cut.steps(parts) as f64).min(1.0),
+    let of = move |parts: u64, slots: u64| {
+        let parts = cut.whole.div_ceil(cut.per_part(parts)).max(1);
+        (parts > 1).then(|| Candidate {
+            tier: Tier::Grid,
+            residents,
+            geometry: cut.geometry(parts),
+            groups: cut.groups,
+            channels: cut.channels,
+            parts,
+            teams: cut.groups.min(blocks / parts),
+            slots,
+            evicted: 1.0 - (slots as f64 / cut.steps(parts) as f64).min(1.0),
+        })
     };
-    let mut found = Vec::new();
-    if threads_fit && slots > 0 {
+    let mut found = [None, None];
+    if slots > 0 {
         let least = cut.whole.div_ceil(slots * cut.per_step).max(1);
         let least = (least..=least + 1).find(|parts| cut.steps(*parts) <= slots);
-        match least {
+        found = match least {
             Some(least) if least <= blocks => {
-                found.push(of(cut, least, cut.steps(least)));
                 let most = (blocks / cut.groups).min(cut.whole.div_ceil(cut.per_step));
-                if most > least {
-                    found.push(of(cut, most, cut.steps(most)));
-                }
+                [least, most.max(least)].map(|parts| of(parts, cut.steps(parts)))
             }
-            _ => found.push(of(cut, blocks, slots)),
-        }
+            _ => [of(blocks, slots), None],
+        };
     }
-    found.into_iter()
+    found.into_iter().flatten()
 }
 
 fn plan_of(
@@ -254,6 +317,11 @@ fn plan_of(
     slot_bytes: u64,
     candidate: &Candidate,
 ) -> Plan {
+    let tile_bytes = candidate.slots * slot_bytes;
+    let exchange_bytes = match candidate.tier {
+        Tier::Block | Tier::Cluster => exchange_bytes(candidate.channels),
+        _ => 0,
+    };
     Plan {
         pass,
         kernel: kernel_name(pass, walk, problem.dtype(), pack, problem),
@@ -263,9 +331,10 @@ fn plan_of(
         parts: candidate.parts as u32,
         grid: (candidate.teams * candidate.parts) as u32,
         geometry: candidate.geometry,
-        tier: candidate.tier(),
+        tier: candidate.tier,
         slots: candidate.slots as u32,
-        shared_bytes: (candidate.slots * slot_bytes) as u32,
+        tile_bytes: tile_bytes as u32,
+        shared_bytes: (tile_bytes + exchange_bytes) as u32,
     }
 }
 
@@ -281,7 +350,7 @@ pub(super) fn streaming_seconds(pass: Pass, problem: &Problem, facts: &DeviceFac
 /// What a launch should take: bytes over the bandwidth that its multiprocessors reach, and
 /// exchanges where nothing hides them.
 fn seconds(pass: Pass, problem: &Problem, facts: &DeviceFacts, candidate: &Candidate) -> f64 {
-    let Candidate { residents, groups, parts, teams, evicted, .. } = *candidate;
+    let Candidate { residents, groups, channels, parts, teams, evicted, .. } = *candidate;
     let multiprocessors = f64::from(facts.multiprocessors);
     let tensor = (problem.elements() * problem.dtype().size()) as f64;
     let inputs = if pass == Pass::Backward { 2.0 } else { 1.0 };
@@ -294,7 +363,14 @@ fn seconds(pass: Pass, problem: &Problem, facts: &DeviceFacts, candidate: &Candi
         * (busy.min(multiprocessors) / (SATURATING * multiprocessors)).min(1.0);
     let balance = groups as f64 / (waves * at_once as f64);
     let balance = if waves > 1.0 { balance.max(0.5) } else { 1.0 };
-    let exchange = if parts == 1 { BLOCK_EXCHANGE } else { GRID_EXCHANGE };
+    let meeting = match candidate.tier {
+        Tier::Cluster => CLUSTER_EXCHANGE,
+        Tier::Grid => GRID_EXCHANGE,
+        _ => BLOCK_EXCHANGE,
+    };
+    // Where there is much to merge they meet once more.
+    let meetings = if parts > 1 && parts * channels > MERGED_ALONE { 2.0 } else { 1.0 };
+    let exchange = meetings * meeting;
     let exposed = if residents > 1 { exchange } else { waves * (exchange + RAMP) };
     LAUNCH + bytes / bandwidth / balance + exposed
 }

@@ -42,7 +42,7 @@ impl Size {
         }
         for pass in [Pass::Forward, Pass::Backward] {
             for alignment in offsets {
-                for tier in [None, Some(Tier::Block), Some(Tier::Grid)] {
+                for tier in [None, Some(Tier::Block), Some(Tier::Cluster), Some(Tier::Grid)] {
                     if let Some((plan, _)) = resident(pass, problem, facts, alignment, tier) {
                         hold(&plan);
                     }

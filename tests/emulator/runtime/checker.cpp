@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "cluster.h"
 #include "interface.h"
 #include "launch.h"
 
@@ -63,17 +64,33 @@ static void check_cells(const Region &region, const char *address, size_t bytes,
 
 // ---- shared memory ----------------------------------------------------------------------------
 
-static void observe_shared(const char *address, size_t bytes, Access access, const void *site) {
-    const Options &options = active->device.options;
-    Block &block = *current->block;
+// Of this block or of another one of its cluster.
+static void check_shared(const Block &block, const char *address, size_t bytes, Access access) {
     const size_t offset = address - block.shared.base();
     const SharedLayout::Array *array = active->layout.owner(offset);
+    if (!array || offset + bytes > array->offset + array->bytes)
+        fail("%s of %zu bytes outside every shared array", verb(access), bytes);
+    const Region region = block.shared.region(*array, block.times.start - 1);
+    check_cells(region, address, bytes, access, "shared");
+}
+
+static void observe_peer(Block &peer, const char *address, size_t bytes, Access access) {
+    const Options &options = active->device.options;
+    if (access != Access::read)
+        fail("%s of shared memory of block %u: other blocks may read it", verb(access), peer.index);
     if (options.checks) {
-        if (!array || offset + bytes > array->offset + array->bytes)
-            fail("%s of %zu bytes outside every shared array", verb(access), bytes);
-        const Region region = block.shared.region(*array, block.times.start - 1);
-        check_cells(region, address, bytes, access, "shared");
+        require_alive(peer);
+        check_shared(peer, address, bytes, access);
+        peer.read_by_peer = active->ordering.now();
     }
+    if (options.counters) active->counters.shared.peer_read_bytes += bytes;
+}
+
+static void observe_shared(const char *address, size_t bytes, Access access, const void *site) {
+    const Options &options = active->device.options;
+    const Block &block = *current->block;
+    const size_t offset = address - block.shared.base();
+    if (options.checks) check_shared(block, address, bytes, access);
     if (options.counters && access != Access::atomic) {
         SharedCounters &counters = active->counters.shared;
         (access == Access::read ? counters.read_bytes : counters.written_bytes) += bytes;
@@ -165,6 +182,8 @@ void observe(const void *pointer, size_t bytes, Access access, const void *site)
         return;
     if (current->block->shared.holds(address))
         observe_shared(address, bytes, access, site);
+    else if (Block *peer = peer_that_holds(address))
+        observe_peer(*peer, address, bytes, access);
     else
         observe_global(address, bytes, access, site);
 }

@@ -24,6 +24,13 @@ void *shared_array(const void *site, size_t bytes, size_t alignment);
 void block_barrier();
 void fence();
 
+// Of a launch without clusters each block is one by itself.
+__attribute__((const)) unsigned cluster_rank();
+__attribute__((const)) unsigned cluster_size();
+void cluster_barrier();
+// Where in the shared memory of the cluster's block `rank` this block has `own`. To be read only.
+const void *peer_shared(const void *own, unsigned rank);
+
 enum class Collective : uint8_t { shuffle, shuffle_xor, shuffle_down, shuffle_up, ballot, sync };
 uint64_t warp_collective(Collective operation, unsigned mask, uint64_t value, unsigned bytes,
                          unsigned argument, unsigned width);

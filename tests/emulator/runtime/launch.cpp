@@ -16,7 +16,7 @@ Launch::Launch(Device &device, const Kernel &kernel, const LaunchSpec &spec)
       kernel(kernel),
       spec(spec),
       params(spec.params_bytes),
-      ordering(device.clock + 1),
+      ordering(device.clock + 1, spec.cluster),
       layout(spec.shared_bytes),
       scheduler(*this, device.options.seed),
       observed(device.options.checks || device.options.counters) {
@@ -92,6 +92,12 @@ static std::string refusal(const Device &device, const Kernel *kernel, const Lau
     if (spec.shared_bytes > device.options.shared_bytes_per_block)
         return text("%u bytes of shared memory: the device has %u a block", spec.shared_bytes,
                     device.options.shared_bytes_per_block);
+    if (spec.cluster == 0 || (spec.cluster > 1 && spec.cluster > device.options.largest_cluster))
+        return text("clusters of %u blocks: the device has them up to %u", spec.cluster,
+                    device.options.largest_cluster);
+    if (spec.grid % spec.cluster != 0)
+        return text("a grid of %u blocks is no whole number of clusters of %u", spec.grid,
+                    spec.cluster);
     if (spec.cooperative && spec.grid > capacity(device.options, spec))
         return text("a cooperative grid of %u blocks: the device holds %llu", spec.grid,
                     static_cast<unsigned long long>(capacity(device.options, spec)));

@@ -23,6 +23,7 @@ struct Options {
     // What limits a launch whose blocks must all be resident.
     uint32_t multiprocessors, threads_per_multiprocessor, shared_bytes_per_multiprocessor;
     uint32_t shared_bytes_reserved;  // by each block
+    uint32_t largest_cluster;        // blocks of a cluster, at most; 0: it has none
     uint8_t checks, counters;
 };
 
@@ -39,6 +40,7 @@ struct LaunchSpec {
     size_t params_bytes;
     uint32_t grid, block, shared_bytes;
     uint32_t cooperative;  // 1: all blocks are resident together
+    uint32_t cluster;      // blocks of a cluster; 1: each is by itself
 };
 
 struct Launch {

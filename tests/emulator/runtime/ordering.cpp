@@ -20,6 +20,10 @@ static Time synchronised(const Thread &thread, ThreadId other) {
     return std::max(both, warp.pairs->seen[thread.lane][thread_of(other) % 32]);
 }
 
+void Ordering::cluster_started(Cluster &cluster) {
+    cluster.times.start = cluster.times.sync = tick();
+}
+
 void Ordering::block_started(Block &block) {
     block.times = BlockTimes{};
     block.times.start = block.times.sync = tick();
@@ -61,6 +65,11 @@ void Ordering::block_synchronised(Block &block) {
     times.fenced = false;
 }
 
+void Ordering::cluster_synchronised(Cluster &cluster) {
+    for (unsigned rank = 0; rank < cluster_; ++rank) block_synchronised(cluster.blocks[rank]);
+    cluster.times.sync = tick();
+}
+
 void Ordering::fenced(Thread &thread) {
     BlockTimes &times = thread.block->times;
     const Time time = tick();
@@ -97,11 +106,19 @@ void Ordering::did_atomic(Thread &thread, uintptr_t address) {
     releases.push_back(Release{address, id, time, thread.fences, times.settled});
 }
 
+bool Ordering::in_cluster_of(ThreadId other, const Block &block) const {
+    return block_of(other) / cluster_ == block.index / cluster_;
+}
+
 bool Ordering::ordered_in_launch(Stamp before, const Thread &thread, uintptr_t address) const {
     const ThreadId me = id_of(thread);
     if (before.thread == me) return true;
     const bool same_block = block_of(before.thread) == thread.block->index;
     if (same_block && before.time < synchronised(thread, before.thread)) return true;
+    // Whatever a thread of the cluster did before all met, wherever in memory.
+    if (before.time < thread.block->cluster->times.sync &&
+        in_cluster_of(before.thread, *thread.block))
+        return true;
     if (before.atomic) {
         // Atomics on one address have an order of their own: whoever did a later one comes after.
         for (const Acquire &acquire : thread.block->times.acquires) {

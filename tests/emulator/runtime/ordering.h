@@ -3,7 +3,8 @@
 // A logical clock ticks at every synchronisation. An access is stamped with the time it was made
 // at; it is ordered before what a thread does now if the two threads have synchronised since.
 //
-// Threads synchronise by warp collectives, block barriers, and, across blocks, by this pattern:
+// Threads synchronise by warp collectives, block barriers, cluster barriers, and, across blocks, by
+// this pattern:
 //   one block: write; __threadfence(); atomic on X         (a release)
 //   another:   atomic on X; __threadfence(); read          (an acquire)
 // with barriers spreading it to the other threads of either block. Chains through a third block
@@ -20,6 +21,7 @@ namespace emulator {
 struct Thread;
 struct Warp;
 struct Block;
+struct Cluster;
 
 using Time = uint32_t;
 
@@ -82,19 +84,27 @@ struct BlockTimes {
     std::vector<Acquire> acquires;
 };
 
+struct ClusterTimes {
+    Time start = 0;
+    Time sync = 0;  // latest barrier
+};
+
 // One launch's order of events.
 class Ordering {
   public:
     // Accesses before `start` are the host's or an earlier launch's: ordered before everything.
-    explicit Ordering(Time start) : start_(start), now_(start) {}
+    // A cluster has so many blocks.
+    Ordering(Time start, unsigned cluster) : start_(start), now_(start), cluster_(cluster) {}
 
     Time now() const { return now_; }
     Time start() const { return start_; }
     bool exhausted() const { return now_ >= last_time; }
 
+    void cluster_started(Cluster &cluster);
     void block_started(Block &block);
     void lanes_synchronised(Warp &warp, unsigned lanes);
     void block_synchronised(Block &block);
+    void cluster_synchronised(Cluster &cluster);
     void fenced(Thread &thread);
     void did_atomic(Thread &thread, uintptr_t address);
 
@@ -105,10 +115,12 @@ class Ordering {
 
   private:
     Time tick() { return ++now_; }
+    bool in_cluster_of(ThreadId other, const Block &block) const;
     bool ordered_in_launch(Stamp before, const Thread &thread, uintptr_t address) const;
     bool published(Stamp access, const Thread &thread) const;
 
     Time start_, now_;
+    unsigned cluster_;
     std::vector<std::vector<Release>> releases_;  // by block
 };
 

@@ -29,6 +29,7 @@ struct SharedCounters {
     uint64_t read_bytes = 0, written_bytes = 0;
     uint64_t requests = 0;
     uint64_t extra_wavefronts = 0;  // beyond those that a request of its width needs anyway
+    uint64_t peer_read_bytes = 0;   // of other blocks of the cluster; not in any of the above
 };
 
 struct LaunchCounters {

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "barrier.h"
+#include "cluster.h"
 #include "collectives.h"
 #include "launch.h"
 
@@ -73,8 +74,6 @@ Scheduler::Scheduler(Launch &launch, uint64_t seed)
                               : Policy::uniform),
       random_(seed) {}
 
-std::vector<Block> &Scheduler::blocks() { return places_; }
-
 static void lay_out(Block &block, unsigned threads) {
     block.threads = std::vector<Thread>(threads);
     block.warps = std::vector<Warp>((threads + 31) / 32);
@@ -92,23 +91,44 @@ static void lay_out(Block &block, unsigned threads) {
 }
 
 bool Scheduler::run_all() {
-    const unsigned grid = launch_.spec.grid;
-    const bool random = policy_ >= Policy::precedence;
+    const unsigned size = launch_.spec.cluster, clusters = launch_.spec.grid / size;
 
-    // Several blocks at a time, so that they meet each other in all stages; alone, too.
-    unsigned resident = policy_ == Policy::forwards ? 1 : launch_.device.options.resident_blocks;
-    if (random) resident = 1 + random_.below(resident);
-    if (launch_.spec.cooperative) resident = grid;
-    places_ = std::vector<Block>(std::min(resident, grid));
+    // Several at a time, so that they meet each other in all stages; alone, too.
+    unsigned resident = launch_.device.options.resident_blocks / size;
+    if (policy_ == Policy::forwards) resident = 1;
+    resident = std::max(resident, 1u);
+    if (policy_ >= Policy::precedence) resident = 1 + random_.below(resident);
+    if (launch_.spec.cooperative) resident = clusters;
 
-    order_.resize(grid);
+    order_clusters(clusters);
+    if (!make_places(std::min(resident, clusters))) return false;
+    for (Cluster &place : clusters_) start_cluster(place);
+    char *stack = stack_pool().take();
+    if (!stack) return false;
+    stack_pool().give(stack);
+    run_next();
+    return true;
+}
+
+void Scheduler::order_clusters(unsigned clusters) {
+    order_.resize(clusters);
     std::iota(order_.begin(), order_.end(), 0);
     if (policy_ == Policy::backwards) std::reverse(order_.begin(), order_.end());
-    if (random)
-        for (unsigned i = grid; i > 1; --i) std::swap(order_[i - 1], order_[random_.below(i)]);
+    if (policy_ < Policy::precedence) return;
+    for (unsigned i = clusters; i > 1; --i) std::swap(order_[i - 1], order_[random_.below(i)]);
+}
 
-    for (Block &place : places_) {
+// Room for so many resident clusters. False: no memory.
+bool Scheduler::make_places(unsigned clusters) {
+    const unsigned size = launch_.spec.cluster;
+    places_ = std::vector<Block>(clusters * size);
+    clusters_ = std::vector<Cluster>(clusters);
+    for (unsigned i = 0; i < places_.size(); ++i) {
+        Block &place = places_[i];
         lay_out(place, launch_.spec.block);
+        place.rank = i % size;
+        place.cluster = &clusters_[i / size];
+        if (place.rank == 0) place.cluster->blocks = &place;
         if (!place.shared.allocate(launch_.layout)) return false;
         for (Warp &warp : place.warps) {
             warp.slot = static_cast<unsigned>(warps_.size());
@@ -119,24 +139,27 @@ bool Scheduler::run_all() {
     ready_.resize(slots);
     if (policy_ == Policy::backwards)
         for (unsigned i = 0; i < slots / 2; ++i) ready_.swap_ranks(i, slots - 1 - i);
-    if (random)
+    if (policy_ >= Policy::precedence)
         for (unsigned i = slots; i > 1; --i) ready_.swap_ranks(i - 1, random_.below(i));
-
-    for (Block &place : places_) start_block(place);
-    char *stack = stack_pool().take();
-    if (!stack) return false;
-    stack_pool().give(stack);
-    run_next();
     return true;
 }
 
-// Has the next block of the grid take a place. False: there is none left.
-bool Scheduler::start_block(Block &place) {
-    if (next_block_ == order_.size()) return false;
-    place.index = order_[next_block_++];
+// Has the next cluster of the grid take a place, if there is one left.
+void Scheduler::start_cluster(Cluster &place) {
+    if (next_cluster_ == order_.size()) return;
+    const unsigned size = launch_.spec.cluster, first = order_[next_cluster_++] * size;
+    place.live = size * launch_.spec.block;
+    place.at_barrier = 0;
+    launch_.ordering.cluster_started(place);
+    for (unsigned rank = 0; rank < size; ++rank) start_block(place.blocks[rank], first + rank);
+}
+
+void Scheduler::start_block(Block &place, unsigned index) {
+    place.index = index;
     place.live = launch_.spec.block;
     place.at_barrier = 0;
     place.barriers = 0;
+    place.read_by_peer = 0;
     place.shared.clear(launch_.layout);
     launch_.ordering.block_started(place);
     for (Warp &warp : place.warps) {
@@ -149,7 +172,6 @@ bool Scheduler::start_block(Block &place) {
         thread.waiting = Waiting::nothing;
     }
     live_ += place.live;
-    return true;
 }
 
 static void count_block(LaunchCounters &counters, Block &block) {
@@ -165,14 +187,18 @@ void Scheduler::finish(Thread &thread) {
     if (!thread.copies.empty()) fail("it returns with %zu copies under way", thread.copies.size());
     wait(thread, Waiting::finished);
     thread.warp->exited |= 1u << thread.lane;
+    Cluster &cluster = *block.cluster;
     --block.live;
+    --cluster.live;
     --live_;
     collective_lane_left(*thread.warp);
     barrier_thread_left(block);
+    cluster_thread_left(cluster);
     if (block.live == 0) {
+        require_no_late_reader(block);
         count_block(launch_.counters, block);
-        start_block(block);
     }
+    if (cluster.live == 0) start_cluster(cluster);
 }
 
 // ---- threads ----------------------------------------------------------------------------------
@@ -283,6 +309,7 @@ const char *waiting_for(Waiting waiting) {
     case Waiting::nothing: return "nothing";
     case Waiting::collective: return "a warp collective";
     case Waiting::block_barrier: return "__syncthreads";
+    case Waiting::cluster_barrier: return "the cluster's barrier";
     case Waiting::atomic: return "an atomic of another thread";
     case Waiting::finished: return "the end of the launch";
     }
@@ -293,7 +320,8 @@ const char *waiting_for(Waiting waiting) {
 void Scheduler::report_deadlock() {
     char text[800];
     int length = 0;
-    for (const Waiting reason : {Waiting::collective, Waiting::block_barrier, Waiting::atomic}) {
+    for (const Waiting reason : {Waiting::collective, Waiting::block_barrier,
+                                 Waiting::cluster_barrier, Waiting::atomic}) {
         int named = 0;
         for (const Block &block : places_)
             for (const Thread &thread : block.threads) {

@@ -13,6 +13,7 @@ namespace emulator {
 struct Thread;
 struct Warp;
 struct Block;
+struct Cluster;
 struct Launch;
 enum class Waiting : uint8_t;
 
@@ -66,7 +67,6 @@ class Scheduler {
     // Abandons all threads, and the current one's stack with them.
     [[noreturn]] void abandon();
 
-    std::vector<Block> &blocks();
     uint64_t switches() const { return switches_; }
 
   private:
@@ -75,7 +75,10 @@ class Scheduler {
 
     static void thread_main();
     void finish(Thread &thread);
-    bool start_block(Block &place);
+    bool make_places(unsigned clusters);
+    void order_clusters(unsigned clusters);
+    void start_cluster(Cluster &place);
+    void start_block(Block &place, unsigned index);
     Thread *pick();
     unsigned pick_lane(const Warp &warp);
     void begin(Thread &thread, char *stack);
@@ -85,10 +88,11 @@ class Scheduler {
     Policy policy_;
     Random random_;
     ReadyWarps ready_;
-    std::vector<Block> places_;        // resident blocks
+    std::vector<Block> places_;        // resident blocks, cluster by cluster
+    std::vector<Cluster> clusters_;
     std::vector<Warp *> warps_;        // by slot
-    std::vector<unsigned> order_;      // in which blocks begin
-    size_t next_block_ = 0;
+    std::vector<unsigned> order_;      // in which clusters begin
+    size_t next_cluster_ = 0;
     std::vector<Thread *> spinning_;
     unsigned live_ = 0;  // threads of resident blocks that have not returned
     uint64_t switches_ = 0;

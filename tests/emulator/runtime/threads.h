@@ -15,9 +15,17 @@ namespace emulator {
 
 struct Warp;
 struct Block;
+struct Cluster;
 
 // Where a thread waits. A new kind of barrier adds a word here and one in `waiting_for`.
-enum class Waiting : uint8_t { nothing, collective, block_barrier, atomic, finished };
+enum class Waiting : uint8_t {
+    nothing,
+    collective,
+    block_barrier,
+    cluster_barrier,
+    atomic,
+    finished,
+};
 const char *waiting_for(Waiting waiting);
 
 // What a lane brings to a warp collective, and takes from it.
@@ -63,13 +71,25 @@ struct Warp {
 
 struct Block {
     unsigned index;  // blockIdx.x
+    unsigned rank;   // in its cluster
     unsigned live;   // threads that have not returned
     unsigned at_barrier;
     uint64_t barriers;
+    Time read_by_peer;  // when another block of the cluster last read its shared memory
+    Cluster *cluster;
     std::vector<Thread> threads;
     std::vector<Warp> warps;
     SharedMemory shared;
     BlockTimes times;
+};
+
+// Blocks that live together, meet, and read each other's shared memory. One block, where the launch
+// has no clusters.
+struct Cluster {
+    Block *blocks;  // as many as the launch says, in order of their ranks
+    unsigned live;  // threads that have not returned
+    unsigned at_barrier;
+    ClusterTimes times;
 };
 
 // The thread that runs on this host thread, null outside a launch.

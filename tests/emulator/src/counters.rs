@@ -39,6 +39,8 @@ pub struct SharedTraffic {
     /// Wavefronts beyond those that a request without bank conflicts takes: one up to 4 bytes a
     /// lane, two for 8, four for 16.
     pub extra_wavefronts: u64,
+    /// Bytes that threads loaded from other blocks of their cluster, which no other number counts.
+    pub peer_read_bytes: u64,
 }
 
 /// What one launch did.
@@ -52,9 +54,9 @@ pub struct Counters {
     pub written: Traffic,
     /// Shared memory.
     pub shared: SharedTraffic,
-    /// Block barriers, over all blocks.
+    /// Barriers of blocks and of their clusters, over all blocks.
     pub barriers: u64,
-    /// Block barriers of the block that had most.
+    /// Barriers of the block that had most.
     pub barriers_per_block: u64,
     /// Threads that ran.
     pub threads: u64,
@@ -81,6 +83,7 @@ impl Counters {
                 written_bytes: totals.shared_written_bytes,
                 requests: totals.shared_requests,
                 extra_wavefronts: totals.shared_extra_wavefronts,
+                peer_read_bytes: totals.peer_read_bytes,
             },
             barriers: totals.barriers,
             barriers_per_block: totals.most_barriers,

@@ -72,8 +72,31 @@ impl Emulator {
         [grid, block, shared_bytes]: [u32; 3],
         params: &[u8],
     ) -> Result<()> {
+        self.run_clusters(kernel, 1, [grid, block, shared_bytes], params)
+    }
+
+    /// The same, each `cluster` blocks in a row being a thread block cluster.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run); clusters that the device does not hold, or that the grid is no whole
+    /// number of.
+    pub fn run_clusters(
+        &self,
+        kernel: &str,
+        cluster: u32,
+        [grid, block, shared_bytes]: [u32; 3],
+        params: &[u8],
+    ) -> Result<()> {
         let is_cooperative = false;
-        self.enqueue(AnyLaunch { kernel, grid, block, shared_bytes, is_cooperative, params })
+        self.enqueue(AnyLaunch {
+            kernel,
+            grid,
+            block,
+            shared_bytes,
+            is_cooperative,
+            cluster,
+            params,
+        })
     }
 
     /// The same, all blocks resident together.
@@ -87,7 +110,15 @@ impl Emulator {
         params: &[u8],
     ) -> Result<()> {
         let is_cooperative = true;
-        self.enqueue(AnyLaunch { kernel, grid, block, shared_bytes, is_cooperative, params })
+        self.enqueue(AnyLaunch {
+            kernel,
+            grid,
+            block,
+            shared_bytes,
+            is_cooperative,
+            cluster: 1,
+            params,
+        })
     }
 
     fn enqueue(&self, launch: AnyLaunch<'_>) -> Result<()> {
@@ -169,6 +200,7 @@ unsafe impl Launcher for Emulator {
             block: launch.block(),
             shared_bytes: launch.shared_bytes(),
             is_cooperative: launch.is_cooperative(),
+            cluster: launch.cluster(),
             params: launch.params(),
         })
     }

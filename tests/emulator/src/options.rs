@@ -1,6 +1,6 @@
 //! How an emulator is to behave.
 
-use warpnorm::cuda::{DeviceFacts, Pass, Walk, static_shared_bytes};
+use warpnorm::cuda::{Clusters, DeviceFacts, Pass, Walk, static_shared_bytes};
 
 /// Steps that a launch may take: less than a minute.
 const DEFAULT_BUDGET: u64 = 1_000_000_000;
@@ -56,6 +56,7 @@ pub fn default_facts() -> DeviceFacts {
         shared_bytes_per_block: 227 << 10,
         shared_bytes_per_multiprocessor: 228 << 10,
         shared_bytes_reserved: 1 << 10,
+        clusters: Clusters::of_gpcs(&[4]),
         l2_bytes: 4 << 20,
         memory_bandwidth: 100_000_000_000,
     }

@@ -15,6 +15,7 @@ struct RawOptions {
     threads_per_multiprocessor: u32,
     shared_bytes_per_multiprocessor: u32,
     shared_bytes_reserved: u32,
+    largest_cluster: u32,
     checks: u8,
     counters: u8,
 }
@@ -28,6 +29,7 @@ struct RawLaunch {
     block: u32,
     shared_bytes: u32,
     cooperative: u32,
+    cluster: u32,
 }
 
 /// One launch, of any addresses: the checker finds those that are wrong.
@@ -38,6 +40,7 @@ pub(crate) struct AnyLaunch<'a> {
     pub block: u32,
     pub shared_bytes: u32,
     pub is_cooperative: bool,
+    pub cluster: u32,
     pub params: &'a [u8],
 }
 
@@ -65,6 +68,7 @@ pub(crate) struct RawTotals {
     pub shared_written_bytes: u64,
     pub shared_requests: u64,
     pub shared_extra_wavefronts: u64,
+    pub peer_read_bytes: u64,
     pub barriers: u64,
     pub most_barriers: u64,
     pub threads: u64,
@@ -168,6 +172,7 @@ impl Device {
             threads_per_multiprocessor: options.facts.threads_per_multiprocessor,
             shared_bytes_per_multiprocessor: options.facts.shared_bytes_per_multiprocessor,
             shared_bytes_reserved: options.facts.shared_bytes_reserved,
+            largest_cluster: options.facts.clusters.largest(),
             checks: options.checks.into(),
             counters: options.counters.into(),
         };
@@ -221,6 +226,7 @@ impl Device {
             block: launch.block,
             shared_bytes: launch.shared_bytes,
             cooperative: launch.is_cooperative.into(),
+            cluster: launch.cluster,
         };
         let device = self.lock();
         let mut site = 0;

@@ -1,0 +1,75 @@
+// A team: the blocks that hold a group of channels together, and how what each has found comes to
+// the others. One block, a thread block cluster, or any blocks that are resident together.
+//
+//              leaves its results in     and meets by
+//   block      its shared memory         __syncthreads
+//   cluster    its shared memory         the cluster's barrier
+//   grid       global memory             a counter there
+//
+// Which of them it is follows from the launch: only within a cluster do as many blocks as share a
+// channel reach each other's shared memory.
+#pragma once
+#include "device.cuh"
+#include "params.h"
+#include "reduce.cuh"
+#include "walk.cuh"
+
+__device__ inline bool is_cluster_team(const Params &params) {
+    return params.parts > 1 && params.parts == cluster_size();
+}
+
+// Where blocks leave results of one group, an item for each of its channels.
+template <class Wide>
+struct Team {
+    const Params &params;
+    Extent group;
+    unsigned part;   // this block
+    bool is_near;    // within reach of each other's shared memory
+    Wide *results;   // near: this block's, [channels]; else all blocks', [channels, parts]
+
+    template <class Walk>
+    __device__ Team(const Params &params, const Walk &walk)
+        : params(params), group(walk.group()), part(walk.part) {
+        is_near = params.parts == 1 || is_cluster_team(params);
+        if (is_near) {
+            auto *shared = reinterpret_cast<Wide *>(block_shared<uint8_t>() + params.tile_bytes);
+            // Two areas in turn: who meets for one group has read what was left for the last but
+            // one, so that a single meeting keeps writers and readers apart.
+            const bool is_odd = (unsigned)group / (gridDim.x / params.parts) % 2;
+            results = shared + (is_odd ? walk.max_channels() : 0);
+        } else {
+            results = reinterpret_cast<Wide *>(params.partials) + walk.first_channel() * params.parts;
+        }
+    }
+
+    __device__ Wide *own(unsigned channel) const {
+        return results + (is_near ? channel : (size_t)channel * params.parts + part);
+    }
+    __device__ const Wide *of(unsigned channel, unsigned part) const {
+        if (params.parts == 1) return results + channel;
+        if (is_near) return map_cluster_shared(results + channel, part);
+        return results + (size_t)channel * params.parts + part;
+    }
+
+    // All blocks come here before any of them goes on; what each has left can then be read. Two
+    // meetings of one group, the `first` and another.
+    __device__ void meet(bool first) const {
+        if (params.parts == 1) {
+            __syncthreads();
+        } else if (is_near) {
+            cluster_sync();
+        } else {
+            team_barrier(params.counters, (first ? 0 : params.groups + 1) + group, params.parts);
+        }
+    }
+};
+
+// The groups that this block's team works on, one after the other.
+template <class Each>
+__device__ inline void each_group(const Params &params, const Each &each) {
+    const Place first = place_of_block(params);
+    const unsigned teams = gridDim.x / params.parts;
+    for (Extent group = first.group; group < params.groups; group += teams) each(group, first.part);
+    // The others may still read what this block has left for them.
+    if (is_cluster_team(params)) cluster_sync();
+}
