@@ -23,32 +23,31 @@ template <class Wide>
 struct Team {
     const Params &params;
     Extent group;
-    unsigned part;   // this block
-    bool is_near;    // within reach of each other's shared memory
-    Wide *results;   // near: this block's, [channels]; else all blocks', [channels, parts]
+    unsigned part;  // this block
+    bool is_near;   // within reach of each other's shared memory
+    Wide *mine;     // near: of [channels] in shared memory; else of [channels, parts] in global memory
+    unsigned step;  // from one channel to the next
 
     template <class Walk>
     __device__ Team(const Params &params, const Walk &walk)
         : params(params), group(walk.group()), part(walk.part) {
         is_near = params.parts == 1 || is_cluster_team(params);
         if (is_near) {
-            auto *shared = reinterpret_cast<Wide *>(block_shared<uint8_t>() + params.tile_bytes);
+            mine = reinterpret_cast<Wide *>(block_shared<uint8_t>() + params.tile_bytes);
+            step = 1;
             // Two areas in turn: who meets for one group has read what was left for the last but
             // one, so that a single meeting keeps writers and readers apart.
-            const bool is_odd = (unsigned)group / (gridDim.x / params.parts) % 2;
-            results = shared + (is_odd ? walk.max_channels() : 0);
+            if ((unsigned)group / (gridDim.x / params.parts) % 2) mine += walk.max_channels();
         } else {
-            results = reinterpret_cast<Wide *>(params.partials) + walk.first_channel() * params.parts;
+            step = params.parts;
+            mine = reinterpret_cast<Wide *>(params.partials) + walk.first_channel() * step + part;
         }
     }
 
-    __device__ Wide *own(unsigned channel) const {
-        return results + (is_near ? channel : (size_t)channel * params.parts + part);
-    }
-    __device__ const Wide *of(unsigned channel, unsigned part) const {
-        if (params.parts == 1) return results + channel;
-        if (is_near) return map_cluster_shared(results + channel, part);
-        return results + (size_t)channel * params.parts + part;
+    __device__ Wide *own(unsigned channel) const { return mine + (size_t)channel * step; }
+    __device__ const Wide *of(unsigned channel, unsigned block) const {
+        if (!is_near) return own(channel) - part + block;
+        return params.parts == 1 ? own(channel) : map_cluster_shared(own(channel), block);
     }
 
     // All blocks come here before any of them goes on; what each has left can then be read. Two

@@ -236,7 +236,8 @@ fn columns_cut(geometry: Geometry, width: u32, pack: u32) -> Cut {
 }
 
 /// With so many slots a thread, teams whose blocks reach each other's shared memory: one block, and
-/// clusters of every size that gives a block less to hold.
+/// clusters of every size that gives a block less to hold than smaller ones do. The smallest need not
+/// give each of its blocks anything.
 fn near_candidates(
     cut: &Cut,
     facts: &DeviceFacts,
@@ -256,7 +257,9 @@ fn near_candidates(
         if at_once == 0 || steps > slots || share >= held {
             return None;
         }
-        held = share;
+        if tier == Tier::Cluster {
+            held = share;
+        }
         Some(Candidate {
             tier,
             residents,

@@ -3,7 +3,7 @@
 use crate::common::{LAYOUTS, epilogues};
 use proptest::prelude::*;
 use warpnorm::cuda::{
-    Alignment, DeviceFacts, Geometry, Pass, Plan, Tier, Walk, profiles, static_shared_bytes,
+    Alignment, Clusters, DeviceFacts, Geometry, Pass, Plan, Tier, Walk, profiles, static_shared_bytes,
     training_plans,
 };
 use warpnorm::{DType, Epilogue, Layout, Operand, Problem};
@@ -19,7 +19,9 @@ fn check_plan(plan: &Plan, problem: &Problem, alignment: Alignment) {
     let what = format!("{plan} {:?} {problem}", plan.geometry);
     let teams = u64::from(plan.grid) / u64::from(plan.parts);
     assert_eq!(u64::from(plan.grid), teams * u64::from(plan.parts), "{what}");
-    assert!(teams == plan.groups || (plan.tier == Tier::Grid && teams < plan.groups), "{what}");
+    let takes_turns = matches!(plan.tier, Tier::Cluster | Tier::Grid) && teams < plan.groups;
+    assert!(teams == plan.groups || takes_turns, "{what}");
+    let any_may_be_idle = plan.tier == Tier::Cluster;
     assert!(plan.grid >= 1 && plan.grid <= i32::MAX as u32, "{what}");
     assert_eq!(plan.walk, Walk::of(problem), "{what}");
     let pack = u64::from(plan.pack);
@@ -29,7 +31,8 @@ fn check_plan(plan: &Plan, problem: &Problem, alignment: Alignment) {
             assert_eq!(plan.groups, problem.channels() as u64, "{what}");
             let all = problem.batch() as u64 * windows;
             assert!(u64::from(plan.parts) * windows_per_part >= all, "{what}");
-            assert!((u64::from(plan.parts) - 1) * windows_per_part < all.max(1), "{what}");
+            let before_last = (u64::from(plan.parts) - 1) * windows_per_part;
+            assert!(before_last < all.max(1) || any_may_be_idle, "{what}");
             assert_eq!(windows_per_part % 32, 0, "{what}");
             assert!(u64::from(misalignment) < pack, "{what}");
             assert!(windows * pack >= problem.spatial() as u64 + u64::from(misalignment), "{what}");
@@ -47,7 +50,8 @@ fn check_plan(plan: &Plan, problem: &Problem, alignment: Alignment) {
             assert!(plan.groups * tile >= columns, "{what}");
             assert_eq!(columns % pack, 0, "{what}");
             assert!(u64::from(plan.parts) * rows_per_part >= rows, "{what}");
-            assert!((u64::from(plan.parts) - 1) * rows_per_part < rows.max(1), "{what}");
+            let before_last = (u64::from(plan.parts) - 1) * rows_per_part;
+            assert!(before_last < rows.max(1) || any_may_be_idle, "{what}");
             let folds = !matches!(plan.pass, Pass::Apply | Pass::Gradient);
             if folds {
                 assert_eq!(tile % u64::from(columns_per_channel), 0, "a cut channel: {what}");
@@ -61,17 +65,24 @@ fn check_plan(plan: &Plan, problem: &Problem, alignment: Alignment) {
 fn check_resident(plan: &Plan, problem: &Problem, facts: &DeviceFacts) {
     let what = format!("{plan} {:?} {problem} {facts:?}", plan.geometry);
     let shared = plan.shared_bytes + static_shared_bytes(plan.pass, plan.walk);
+    // Registers are for two blocks.
+    let by_shared = facts.shared_bytes_per_multiprocessor / (shared + facts.shared_bytes_reserved);
+    let residents = by_shared.min(2);
     assert!(shared <= facts.shared_bytes_per_block, "{what}");
     assert!(plan.slots > 0 && plan.slots.is_multiple_of(4), "{what}");
     match plan.tier {
         Tier::Streaming => panic!("{what}"),
         Tier::Block => assert_eq!(plan.parts, 1, "{what}"),
+        Tier::Cluster => {
+            assert!((2..=16).contains(&plan.parts), "{what}");
+            assert!(facts.compute_capability >= (9, 0), "{what}");
+            let resident = facts.clusters.resident(residents, plan.parts) * plan.parts;
+            assert!(plan.grid <= resident, "{resident} resident: {what}");
+            assert_eq!(plan.evicted_elements(problem), 0, "{what}");
+        }
         Tier::Grid => {
             assert!(plan.parts > 1, "{what}");
-            // Registers are for two blocks.
-            let by_shared =
-                facts.shared_bytes_per_multiprocessor / (shared + facts.shared_bytes_reserved);
-            let resident = facts.multiprocessors * by_shared.min(2);
+            let resident = facts.multiprocessors * residents;
             assert!(plan.grid <= resident, "{resident} resident: {what}");
         }
     }
@@ -132,12 +143,14 @@ proptest! {
     }
 }
 
-const TRAINING: [(Pass, Option<Tier>); 6] = [
+const TRAINING: [(Pass, Option<Tier>); 8] = [
     (Pass::Forward, None),
     (Pass::Forward, Some(Tier::Block)),
+    (Pass::Forward, Some(Tier::Cluster)),
     (Pass::Forward, Some(Tier::Grid)),
     (Pass::Backward, None),
     (Pass::Backward, Some(Tier::Block)),
+    (Pass::Backward, Some(Tier::Cluster)),
     (Pass::Backward, Some(Tier::Grid)),
 ];
 
@@ -186,6 +199,65 @@ fn what_fits_on_chip_costs_the_floor() {
             }
         }
     }
+}
+
+fn plans_for(
+    pass: Pass,
+    problem: &Problem,
+    facts: &DeviceFacts,
+    tier: Option<Tier>,
+) -> Vec<Plan> {
+    let aligned = Alignment::ALIGNED;
+    training_plans(pass, problem, facts, aligned, aligned, tier).unwrap()
+}
+
+/// Clusters are for what one block cannot hold and as many as a cluster has can, on devices that
+/// have them.
+#[test]
+fn clusters_hold_what_a_block_cannot() {
+    let stage_1 =
+        Problem::new(&[32, 64, 112, 112], LAYOUTS[0], DType::F16, Epilogue::NONE).unwrap();
+    for (name, facts) in profiles::ALL {
+        let has_clusters = facts.compute_capability >= (9, 0);
+        assert_eq!(facts.clusters.largest() > 0, has_clusters, "{name}");
+        let plans = plans_for(Pass::Forward, &stage_1, &facts, None);
+        assert_eq!(plans[0].tier == Tier::Cluster, has_clusters, "{name}: {}", plans[0]);
+        for pass in [Pass::Forward, Pass::Backward] {
+            let forced = plans_for(pass, &stage_1, &facts, Some(Tier::Cluster));
+            let tier = if has_clusters { Tier::Cluster } else { Tier::Streaming };
+            assert_eq!(forced[0].tier, tier, "{name}");
+        }
+    }
+}
+
+/// A device that holds clusters of one size only gets those, whole or with blocks that have nothing.
+#[test]
+fn clusters_of_every_size() {
+    for size in 2..=Clusters::LARGEST as u32 {
+        let facts = DeviceFacts { clusters: profiles::H200.clusters.only(size), ..profiles::H200 };
+        assert_eq!(facts.clusters.largest(), size);
+        for layout in LAYOUTS {
+            for extents in [[32, 64, 14, 14], [3, 5, 9, 31], [70, 24, 1, 1]] {
+                let problem = Problem::new(&extents, layout, DType::F16, Epilogue::NONE).unwrap();
+                let plans = plans_for(Pass::Forward, &problem, &facts, Some(Tier::Cluster));
+                let is_whole = plans[0].tier == Tier::Cluster && plans[0].parts == size;
+                // Some rows hold no whole packs.
+                let streams = plans[0].pack == 1;
+                assert!(is_whole || streams, "{} {problem}", plans[0]);
+            }
+        }
+    }
+}
+
+/// How clusters fit groups of multiprocessors.
+#[test]
+fn clusters_stay_within_a_group() {
+    let clusters = Clusters::of_gpcs(&[16, 18]);
+    let of = |residents| [1, 2, 3, 5, 16].map(|size| clusters.resident(residents, size));
+    assert_eq!(of(1), [34, 17, 11, 6, 2]);
+    assert_eq!(of(2), [68, 34, 22, 13, 4]);
+    assert_eq!([clusters.resident(0, 2), clusters.resident(3, 2), clusters.resident(1, 17)], [0; 3]);
+    assert_eq!(clusters.resident(1, 0), 0);
 }
 
 /// The shapes of the benchmarks get whole packs and enough blocks to fill the device.

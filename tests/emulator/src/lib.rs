@@ -18,5 +18,5 @@ mod source;
 pub use buffer::{Buffer, Slice, SliceMut};
 pub use counters::{BufferTraffic, Counters, SharedTraffic, Traffic};
 pub use launcher::Emulator;
-pub use options::{Options, cramped_facts, default_facts};
+pub use options::{Options, clustered_facts, cramped_facts, default_facts};
 pub use runtime::{KernelFacts, kernels};

@@ -47,6 +47,14 @@ pub fn cramped_facts() -> DeviceFacts {
     }
 }
 
+/// One that holds clusters, of `size` blocks only, so that tensors of any shape are spread over so
+/// many where the plan is to use clusters.
+pub fn clustered_facts(size: u32) -> DeviceFacts {
+    let multiprocessors = Clusters::LARGEST as u32;
+    let clusters = Clusters::of_gpcs(&[multiprocessors]).only(size);
+    DeviceFacts { multiprocessors, clusters, ..default_facts() }
+}
+
 /// A small device with the limits of compute capability 9.0.
 pub fn default_facts() -> DeviceFacts {
     DeviceFacts {

@@ -26,10 +26,11 @@ fn every_plan_names_a_kernel() {
 /// Of every call, in every tier and alignment.
 fn plans(problem: &Problem) -> Vec<Plan> {
     let facts = emulator::default_facts();
-    let tiers = [None, Some(Tier::Streaming), Some(Tier::Block), Some(Tier::Grid)];
+    let named = [Tier::Streaming, Tier::Block, Tier::Cluster, Tier::Grid];
+    let tiers = named.map(Some).into_iter().chain([None]);
     let mut plans = Vec::new();
     for all in [Alignment::ALIGNED, Alignment::MIXED] {
-        for tier in tiers {
+        for tier in tiers.clone() {
             // Statistics see x alone, which agrees with itself.
             let of = |pass, inputs| training_plans(pass, problem, &facts, inputs, all, tier);
             plans.extend(of(Pass::Forward, Alignment::ALIGNED).unwrap());

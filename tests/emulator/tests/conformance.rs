@@ -3,7 +3,9 @@
 #[cfg(emulated)]
 mod emulated {
     use conformance::{Check, Subject, checks};
-    use emulator::{Buffer, Emulator, Options, Slice, SliceMut, cramped_facts, default_facts};
+    use emulator::{
+        Buffer, Emulator, Options, Slice, SliceMut, clustered_facts, cramped_facts, default_facts,
+    };
     use libtest_mimic::Trial;
     use warpnorm::Scalar;
     use warpnorm::cuda::{Device, DeviceFacts, Tier};
@@ -36,7 +38,8 @@ mod emulated {
         }
     }
 
-    fn trials_of(name: &str, subject: Emulated) -> impl Iterator<Item = Trial> {
+    fn trials_of(name: &str, subject: Emulated) -> impl Iterator<Item = Trial> + use<> {
+        let name = name.to_owned();
         let wanted =
             move |check: &Check<_>| subject.tier == Tier::Streaming || check.is_about_tiers();
         checks().into_iter().filter(wanted).map(move |check| {
@@ -52,9 +55,15 @@ mod emulated {
         let streaming = Emulated { tier: Tier::Streaming, facts };
         let block = Emulated { tier: Tier::Block, facts };
         let grid = Emulated { tier: Tier::Grid, facts: cramped_facts() };
+        // Others are those of `tests/cluster_sizes.rs`.
+        let clusters = [2, 7].into_iter().flat_map(|size| {
+            let facts = clustered_facts(size);
+            trials_of(&format!("cluster_{size}"), Emulated { tier: Tier::Cluster, facts })
+        });
         trials_of("streaming", streaming)
             .chain(trials_of("block", block))
             .chain(trials_of("grid", grid))
+            .chain(clusters)
             .collect()
     }
 }

@@ -6,7 +6,7 @@ mod counted;
 mod suite;
 
 use counted::{ByTensor, Setting, pass_of, without_mask};
-use emulator::{BufferTraffic, Counters, Emulator, cramped_facts};
+use emulator::{BufferTraffic, Counters, Emulator, clustered_facts, cramped_facts};
 use half::f16;
 use suite::flat::Buffers;
 use suite::on_backend::{OnBackend, on_backend};
@@ -86,10 +86,12 @@ fn as_many_bytes_as_planned() {
 #[test]
 fn what_stays_on_chip_is_read_once() {
     let roomy = Setting::of(Some(Tier::Block));
+    let cluster = Setting { facts: clustered_facts(3), tier: Some(Tier::Cluster) };
     let cramped = Setting { facts: cramped_facts(), tier: Some(Tier::Grid) };
     let mut plans = Vec::new();
     for (setting, dims) in [
         (roomy, &[(3, 8, 49), (2, 24, 9), (2, 3, 520), (3, 5, 169)][..]),
+        (cluster, &[(12, 8, 49), (20, 24, 9), (5, 3, 520), (9, 5, 169)]),
         (cramped, &[(40, 2, 1031), (12, 4, 1032), (400, 24, 9), (50, 24, 9), (90, 8, 49)]),
     ] {
         for &dim in dims {
@@ -105,6 +107,7 @@ fn what_stays_on_chip_is_read_once() {
             plans.iter().filter(move |it| it.pass == pass && it.walk == walk && it.tier == tier)
         };
         assert!(of(Tier::Block).next().is_some(), "{pass:?} {walk:?}");
+        assert!(of(Tier::Cluster).any(|plan| plan.parts == 3), "{pass:?} {walk:?}");
         let rounds = |plan: &&Plan| match plan.geometry {
             Geometry::Planes { windows_per_part, .. } => windows_per_part.div_ceil(256),
             Geometry::Columns { rows_per_part, packs_per_tile, .. } => {
@@ -133,6 +136,7 @@ fn aligned_shapes_are_fully_coalesced() {
             (Tier::Streaming, Mode::Train),
             (Tier::Streaming, Mode::Eval),
             (Tier::Block, Mode::Train),
+            (Tier::Cluster, Mode::Train),
             (Tier::Grid, Mode::Train),
         ] {
             let setting = Setting::of(Some(tier));

@@ -32,5 +32,5 @@ pub mod sync;
 pub mod tensor;
 pub mod walk;
 
-pub use report::{Device, Options, Report, Verdict, replay};
+pub use report::{Device, Options, Report, Tier, Verdict, replay};
 pub use walk::find_cases;

@@ -1,7 +1,7 @@
 //! `replay`: runs case folders and prints a line for each.
 
 use clap::{Parser, ValueEnum};
-use replay::{Device, Options, Verdict, find_cases, replay};
+use replay::{Device, Options, Tier, Verdict, find_cases, replay};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,6 +19,10 @@ struct Arguments {
     /// How the tensors lie in memory.
     #[arg(long, value_enum, default_value_t = MemoryLayout::ChannelsFirst)]
     layout: MemoryLayout,
+    /// Where the CUDA kernels are to keep a training call's tensors between its sweeps; what has no
+    /// such plan streams [default: what should be fastest].
+    #[arg(long, value_enum)]
+    tier: Option<Tier>,
     /// Case folders, or folders of case folders.
     #[arg(required = true, value_name = "CASE_DIR")]
     folders: Vec<PathBuf>,
@@ -43,7 +47,8 @@ impl From<MemoryLayout> for warpnorm::Layout {
 
 fn main() -> io::Result<ExitCode> {
     let arguments = Arguments::parse();
-    let options = Options { device: arguments.device, layout: arguments.layout.into() };
+    let Arguments { device, layout, tier, .. } = arguments;
+    let options = Options { device, layout: layout.into(), tier };
     let mut out = io::stdout().lock();
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     for case in arguments.folders.iter().flat_map(|folder| find_cases(folder)) {

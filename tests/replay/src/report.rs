@@ -43,6 +43,30 @@ impl Device {
     }
 }
 
+/// Where a GPU keeps a training call's tensors between its two sweeps: see `docs/kernels.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Tier {
+    /// In memory.
+    Streaming,
+    /// In the shared memory of a block.
+    Block,
+    /// In that of a thread block cluster.
+    Cluster,
+    /// In that of blocks which wait for each other.
+    Grid,
+}
+
+impl From<Tier> for warpnorm::cuda::Tier {
+    fn from(tier: Tier) -> Self {
+        match tier {
+            Tier::Streaming => warpnorm::cuda::Tier::Streaming,
+            Tier::Block => warpnorm::cuda::Tier::Block,
+            Tier::Cluster => warpnorm::cuda::Tier::Cluster,
+            Tier::Grid => warpnorm::cuda::Tier::Grid,
+        }
+    }
+}
+
 /// How the cases are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
@@ -50,12 +74,15 @@ pub struct Options {
     pub device: Device,
     /// How the tensors lie in memory.
     pub layout: Layout,
+    /// Where the CUDA kernels are to keep tensors; what has no such plan streams. `None`: what should
+    /// be fastest.
+    pub tier: Option<Tier>,
 }
 
 impl Default for Options {
     /// On the CPU, channels-first.
     fn default() -> Self {
-        Options { device: Device::default(), layout: Layout::ChannelsFirst }
+        Options { device: Device::default(), layout: Layout::ChannelsFirst, tier: None }
     }
 }
 
@@ -122,9 +149,12 @@ fn judge(folder: &Path, options: Options) -> Result<(Verdict, String), Malformed
     match options.device {
         Device::Cpu => judge_on(&case, &Arrays::new(options.layout)),
         #[cfg(emulated)]
-        Device::Emulator => judge_on(&case, &emulated::subject(options.layout)),
+        Device::Emulator => judge_on(&case, &emulated::subject(options)),
         Device::Cuda => match gpu::first() {
-            Ok(gpu) => judge_on(&case, &Buffers::new(gpu, options.layout)),
+            Ok(gpu) => {
+                let gpu = gpu.with_tier(options.tier.map(Into::into));
+                judge_on(&case, &Buffers::new(gpu, options.layout))
+            }
             Err(error) => Ok((Verdict::Fail, format!("no GPU: {error}"))),
         },
     }

@@ -1,8 +1,8 @@
-//! Every public case, in both layouts, with the CPU backend, with the emulated kernels and with a GPU,
-//! as a test of its own. Where there is no GPU its tests are listed as ignored.
+//! Every public case, in both layouts, with the CPU backend, and in every tier with the emulated
+//! kernels and with a GPU, as a test of its own. Where there is no GPU its tests are listed as ignored.
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use replay::{Device, Options, Verdict, find_cases, replay};
+use replay::{Device, Options, Tier, Verdict, find_cases, replay};
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,14 +15,20 @@ const DEVICES: &[Device] = &[
     Device::Cuda,
 ];
 
+/// Of the CUDA kernels.
+const TIERS: [Tier; 4] = [Tier::Streaming, Tier::Block, Tier::Cluster, Tier::Grid];
+
 fn main() -> ExitCode {
     let cases = find_cases(&folder());
     assert_eq!(cases.len(), 35, "the 26 cases of PyTorch and the 9 of ONNX");
     let mut trials = Vec::new();
     for &device in DEVICES {
-        for layout in [Layout::ChannelsFirst, Layout::ChannelsLast] {
-            let options = Options { device, layout };
-            trials.extend(cases.iter().map(|case| trial(case, options)));
+        let tiers = if device == Device::Cpu { &[] } else { &TIERS[..] };
+        for tier in tiers.iter().copied().map(Some).chain([None]) {
+            for layout in [Layout::ChannelsFirst, Layout::ChannelsLast] {
+                let options = Options { device, layout, tier };
+                trials.extend(cases.iter().map(|case| trial(case, options)));
+            }
         }
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
@@ -37,9 +43,11 @@ fn folder() -> PathBuf {
 fn trial(case: &Path, options: Options) -> Trial {
     let case: PathBuf = case.to_owned();
     let name = case.file_name().unwrap_or_default().to_string_lossy();
-    let Options { device, layout } = options;
+    let Options { device, layout, tier } = options;
+    let tier = tier.map_or(String::new(), |tier| format!("::{tier:?}"));
     let has_device = device != Device::Cuda || replay::gpu::first().is_ok();
-    let trial = Trial::test(format!("{device:?}::{layout}::{name}").to_lowercase(), move || {
+    let name = format!("{device:?}{tier}::{layout}::{name}").to_lowercase();
+    let trial = Trial::test(name, move || {
         let report = replay(&case, options);
         match report.verdict {
             Verdict::Pass => Ok(()),

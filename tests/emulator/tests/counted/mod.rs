@@ -1,6 +1,8 @@
 //! What the tests of counters share: the counters of every launch of a call, and what the launch's
 //! plan says of them.
 
+#![allow(dead_code, reason = "no test file uses all of it")]
+
 use crate::suite::on_backend::OnBackend;
 use emulator::{BufferTraffic, Counters, Emulator, Options, default_facts};
 use warpnorm::cuda::{
@@ -35,7 +37,11 @@ impl Setting {
     }
 
     pub fn device(&self) -> Device<Emulator> {
-        let options = Options { seed: 1, facts: self.facts, ..Options::default() };
+        self.device_with_seed(1)
+    }
+
+    pub fn device_with_seed(&self, seed: u64) -> Device<Emulator> {
+        let options = Options { seed, facts: self.facts, ..Options::default() };
         Device::new(Emulator::new(options)).with_tier(self.tier)
     }
 

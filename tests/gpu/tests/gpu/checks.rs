@@ -42,6 +42,11 @@ pub fn tests() -> Vec<Test> {
         };
         checks().into_iter().filter(wanted).map(of_check)
     };
-    let tiers = [("streaming", Tier::Streaming), ("block", Tier::Block), ("grid", Tier::Grid)];
+    let tiers = [
+        ("streaming", Tier::Streaming),
+        ("block", Tier::Block),
+        ("cluster", Tier::Cluster),
+        ("grid", Tier::Grid),
+    ];
     tiers.into_iter().flat_map(of_tier).collect()
 }

@@ -5,7 +5,7 @@ use replay::{Device, Options, Report, Verdict, replay};
 use warpnorm::Layout;
 
 fn emulated(copy: &Copy, layout: Layout) -> Report {
-    replay(&copy.folder, Options { device: Device::Emulator, layout })
+    replay(&copy.folder, Options { device: Device::Emulator, layout, tier: None })
 }
 
 #[test]
