@@ -272,6 +272,7 @@ __device__ inline void widen_all(const ThreadSums<CHANNELS> &sums, Item (&wide)[
 
 template <Gate GATE, class T, int V, int BATCH, template <int, int> class Walk>
 __device__ void reduce(const Params &params) {
+    let_next_launch_begin();
     SHARED_ARRAY(float, shelf, Centre::WORDS *MAX_COLUMNS);
     Walk<V, BATCH> walk(params, place_of_block(params));
     fill_shelf<Centre>(shelf, walk, [&](Extent channel) { return channel_centre(params, channel); });
@@ -289,6 +290,7 @@ __device__ void reduce(const Params &params) {
 
 template <Gate GATE, class T, int V, int BATCH, template <int, int> class Walk>
 __device__ void gradient(const Params &params) {
+    wait_for_launch_before();
     SHARED_ARRAY(float, shelf, Gradient::WORDS *MAX_COLUMNS);
     Walk<V, BATCH> walk(params, place_of_block(params));
     fill_shelf<Gradient>(shelf, walk, [&](Extent channel) { return channel_gradient(params, channel); });

@@ -343,6 +343,25 @@ __device__ __forceinline__ const T *map_cluster_shared(const T *own, unsigned ra
 #endif
 }
 
+// ---- launches that overlap --------------------------------------------------------------------
+
+// Where the next launch of the stream is one that may begin early, it does when all blocks have come
+// here or returned.
+__device__ inline void let_next_launch_begin() {
+#if !defined(WARPNORM_EMULATOR) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// In a launch that may begin early, before any memory is touched: waits for the end of the one before.
+__device__ inline void wait_for_launch_before() {
+#ifdef WARPNORM_EMULATOR
+    emulator::wait_for_launch_before();
+#elif __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // ---- waiting for other blocks -----------------------------------------------------------------
 
 // A load that sees what another block has stored there, in time.

@@ -108,6 +108,7 @@ __device__ inline void take_moments(const Params &params, Walk &walk,
 
 template <class T, int V, int BATCH, template <int, int> class Walk>
 __device__ void statistics(const Params &params) {
+    let_next_launch_begin();
     Walk<V, BATCH> walk(params, place_of_block(params));
     CountedMoments moments[Walk<V, BATCH>::CHANNELS];
     for (CountedMoments &of : moments) of = CountedMoments::empty();
@@ -161,6 +162,7 @@ __device__ inline unsigned apply_pack(const Params &params, const CoefficientsOf
 
 template <Kind KIND, class T, int V, int BATCH, template <int, int> class Walk>
 __device__ void apply(const Params &params) {
+    wait_for_launch_before();
     SHARED_ARRAY(float, shelf, Coefficients::WORDS *MAX_COLUMNS);
     Walk<V, BATCH> walk(params, place_of_block(params));
     fill_shelf<Coefficients>(shelf, walk, [&](Extent channel) { return channel_coefficients(params, channel); });

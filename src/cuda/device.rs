@@ -1,10 +1,10 @@
 //! [`Device`]: every call of [`Backend`] on a GPU, or whatever else launches the kernels.
 
 use super::bind::{Bound, check_element, check_residual, norm_values};
-use super::launcher::{Launch, Launcher};
+use super::launcher::{Launch, Launched, Launcher};
 use super::params::Params;
 use super::plan::{Alignment, BLOCK, Geometry, Pass, Plan, Tier, training_plans};
-use super::workspace::Workspace;
+use super::workspace::{Size, Workspace};
 use crate::backend::*;
 use crate::config::Activation;
 use crate::element::{Element, Scalar};
@@ -41,18 +41,40 @@ impl<L: Launcher> Device<L> {
         Plan::new(pass, problem, &self.launcher.facts(), alignment)
     }
 
-    fn training_plans(
+    /// A training pass: on chip as planned, or streaming where the device turns out to hold too few
+    /// blocks together. `inputs` is how the tensors of the first sweep lie.
+    fn train(
         &self,
         pass: Pass,
         problem: &Problem,
-        inputs: Alignment,
-        all: Alignment,
-    ) -> Result<Vec<Plan>> {
-        training_plans(pass, problem, &self.launcher.facts(), inputs, all, self.tier)
+        [inputs, all]: [Alignment; 2],
+        size: Size,
+        params: &Params,
+    ) -> Result<()> {
+        let facts = self.launcher.facts();
+        let plans = |tier| training_plans(pass, problem, &facts, inputs, all, tier);
+        let mut chosen = plans(self.tier)?;
+        size.check(problem, &chosen)?;
+        if let [resident] = &chosen[..] {
+            if self.try_launch(resident, params, false)? == Launched::Enqueued {
+                return Ok(());
+            }
+            chosen = plans(Some(Tier::Streaming))?;
+            size.check(problem, &chosen)?;
+        }
+        // The second reads what the first has found, after it has waited for it.
+        for (plan, is_second) in chosen.iter().zip([false, true]) {
+            self.try_launch(plan, params, is_second)?.required(&plan.kernel)?;
+        }
+        Ok(())
     }
 
     /// Launches one pass.
     fn launch(&self, plan: &Plan, params: &Params) -> Result<()> {
+        self.try_launch(plan, params, false)?.required(&plan.kernel)
+    }
+
+    fn try_launch(&self, plan: &Plan, params: &Params, early: bool) -> Result<Launched> {
         let params = with_geometry(*params, plan);
         self.launcher.launch(&Launch {
             kernel: &plan.kernel,
@@ -61,20 +83,23 @@ impl<L: Launcher> Device<L> {
             shared_bytes: plan.shared_bytes,
             is_cooperative: plan.tier == Tier::Grid,
             cluster: if plan.tier == Tier::Cluster { plan.parts } else { 1 },
+            may_begin_early: early,
             params: bytemuck::bytes_of(&params),
         })
     }
 
     fn launch_kernel(&self, kernel: &str, grid: u32, params: &Params) -> Result<()> {
-        self.launcher.launch(&Launch {
+        let launched = self.launcher.launch(&Launch {
             kernel,
             grid,
             block: BLOCK,
             shared_bytes: 0,
             is_cooperative: false,
             cluster: 1,
+            may_begin_early: false,
             params: bytemuck::bytes_of(params),
-        })
+        })?;
+        launched.required(kernel)
     }
 }
 
@@ -222,9 +247,7 @@ impl<L: Launcher> Backend for Device<L> {
 
         let alone = alignment_of(problem, &[(params.x, Operand::X)]);
         let all = forward_alignment(problem, &params);
-        let plans = self.training_plans(Pass::Forward, problem, alone, all)?;
-        size.check(problem, &plans)?;
-        plans.iter().try_for_each(|plan| self.launch(plan, &params))
+        self.train(Pass::Forward, problem, [alone, all], size, &params)
     }
 
     fn backward_train<E: Element>(
@@ -255,9 +278,7 @@ impl<L: Launcher> Backend for Device<L> {
 
         let inputs = inputs_alignment(problem, &params);
         let all = backward_alignment(problem, &params);
-        let plans = self.training_plans(Pass::Backward, problem, inputs, all)?;
-        size.check(problem, &plans)?;
-        plans.iter().try_for_each(|plan| self.launch(plan, &params))
+        self.train(Pass::Backward, problem, [inputs, all], size, &params)
     }
 
     fn inference<E: Element>(

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use super::images;
-use super::launcher::{Clusters, DeviceFacts, Launch, Launcher, MemoryRef};
+use super::launcher::{Clusters, DeviceFacts, Launch, Launched, Launcher, MemoryRef};
 use super::plan::{BLOCK, Pass, Walk};
 use super::resident::static_shared_bytes;
 use super::target::Target;
@@ -20,6 +20,7 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::ptr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
@@ -109,9 +110,10 @@ fn driver_version() -> Result<(u32, u32)> {
 
 /// What cudarc calls, directly or when it drops something. It looks a function up when it first
 /// calls it, and panics where library or function is missing.
-const DRIVER_FUNCTIONS: [&str; 38] = [
+const DRIVER_FUNCTIONS: [&str; 40] = [
     "cuCtxDestroy_v2",
     "cuCtxGetCurrent",
+    "cuCtxGetExecAffinity",
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
     "cuDeviceGet",
@@ -142,6 +144,7 @@ const DRIVER_FUNCTIONS: [&str; 38] = [
     "cuModuleGetFunction",
     "cuModuleLoadData",
     "cuModuleUnload",
+    "cuOccupancyMaxActiveBlocksPerMultiprocessor",
     "cuOccupancyMaxActiveClusters",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
@@ -280,6 +283,9 @@ impl CudaLauncher {
 
 /// The compute capability that has thread block clusters first.
 const FIRST_WITH_CLUSTERS: (u32, u32) = (9, 0);
+/// The first whose kernels can wait for the launch before by themselves, and the first version of
+/// CUDA that captures such launches in graphs.
+const FIRST_TO_BEGIN_EARLY: ((u32, u32), (u32, u32)) = ((9, 0), (12, 3));
 /// Any of the kernels that teams run.
 const STANDS_FOR_RESIDENT_KERNELS: &str = "forward_planes_f32x4_identity";
 
@@ -288,6 +294,8 @@ struct Kernels {
     modules: Vec<Arc<CudaModule>>,
     functions: RwLock<HashMap<String, CudaFunction>>,
     facts: DeviceFacts,
+    /// Whether launches may begin before the one before them has ended.
+    begin_early: bool,
 }
 
 /// A context's kernels. Those of a primary context stay: it belongs to the process, and a launcher
@@ -323,43 +331,84 @@ impl Kernels {
         facts.compute_capability = (target.capability() / 10, target.capability() % 10);
         let modules = images.into_iter().map(|image| load_module(context, target, image));
         let modules = modules.collect::<Result<_>>()?;
-        context.bind_to_thread().or_fail("asking the device for its clusters")?;
-        let mut kernels = Self { modules, functions: RwLock::default(), facts };
-        if facts.compute_capability >= FIRST_WITH_CLUSTERS {
-            kernels.facts.clusters = kernels.clusters()?;
-        }
+        let (capability, version) = FIRST_TO_BEGIN_EARLY;
+        let begin_early = facts.compute_capability >= capability && driver_version()? >= version;
+        let functions = RwLock::default();
+        let mut kernels = Self { modules, functions, facts, begin_early };
+        kernels.find_what_fits(context)?;
         Ok(kernels)
     }
 
-    /// How many clusters of each size the device holds, of blocks that leave each other as much
-    /// shared memory as plans give them. Any kernel that keeps tensors on chip stands for all: their
-    /// registers are for as many blocks.
-    fn clusters(&self) -> Result<Clusters> {
+    /// Fills in what of the facts needs a kernel to ask with: any that keeps tensors on chip stands
+    /// for all of them, whose registers are for as many blocks.
+    fn find_what_fits(&mut self, context: &CudaContext) -> Result<()> {
+        let what = "asking the device how much it holds";
+        context.bind_to_thread().or_fail(what)?;
         let function = self.function(STANDS_FOR_RESIDENT_KERNELS, true)?;
-        Clusters::of(|residents, size| {
-            let share = self.facts.shared_bytes_per_multiprocessor / residents;
-            let of_a_block = share.saturating_sub(self.facts.shared_bytes_reserved);
-            // Less what such a kernel has of its own.
-            let of_its_own = static_shared_bytes(Pass::Forward, Walk::Planes);
-            let shared_bytes = of_a_block.min(self.facts.shared_bytes_per_block) - of_its_own;
-            let mut attributes = [cluster(size)];
-            let mut config = config(size, BLOCK, shared_bytes);
-            (config.attrs, config.numAttrs) = (attributes.as_mut_ptr(), 1);
-            let mut count = 0;
-            // SAFETY: the function is of the context that is current; the driver writes the count,
-            // and reads the config and its one attribute, which outlive the call.
-            let outcome =
-                unsafe { sys::cuOccupancyMaxActiveClusters(&mut count, function, &config) };
-            match outcome {
-                // A size that this device does not have.
-                CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE
-                | CUresult::CUDA_ERROR_INVALID_VALUE => Ok(0),
-                outcome => {
-                    outcome.result().or_fail("asking the device for its clusters")?;
-                    Ok(count.unsigned_abs())
-                }
+        let multiprocessors = multiprocessors_of_context(self.facts.multiprocessors);
+        self.facts.multiprocessors = multiprocessors;
+        let cooperates = Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH;
+        if context.attribute(cooperates).or_fail(what)? != 0 {
+            for residents in 1..=2 {
+                let fit = self.resident_blocks(function, residents).or_fail(what)?;
+                self.facts.cooperative_blocks[residents as usize - 1] = fit * multiprocessors;
             }
-        })
+        }
+        if self.facts.compute_capability >= FIRST_WITH_CLUSTERS {
+            let resident = |residents, size| self.resident_clusters(function, residents, size);
+            self.facts.clusters = Clusters::of(resident).or_fail(what)?;
+        }
+        Ok(())
+    }
+
+    /// Dynamic shared memory of a block that shares its multiprocessor with others: what plans give
+    /// it at most.
+    fn shared_bytes_of(&self, residents: u32) -> u32 {
+        let share = self.facts.shared_bytes_per_multiprocessor / residents;
+        let of_a_block = share.saturating_sub(self.facts.shared_bytes_reserved);
+        let of_its_own = static_shared_bytes(Pass::Forward, Walk::Planes);
+        of_a_block.min(self.facts.shared_bytes_per_block).saturating_sub(of_its_own)
+    }
+
+    /// Blocks of so many that do share a multiprocessor.
+    fn resident_blocks(
+        &self,
+        function: sys::CUfunction,
+        residents: u32,
+    ) -> std::result::Result<u32, DriverError> {
+        let (mut count, shared_bytes) = (0, self.shared_bytes_of(residents) as usize);
+        // SAFETY: the function is of the context that is current; the driver writes the count.
+        let outcome = unsafe {
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                &mut count,
+                function,
+                BLOCK as i32,
+                shared_bytes,
+            )
+        };
+        outcome.result()?;
+        Ok(count.unsigned_abs().min(residents))
+    }
+
+    /// Clusters of `size` blocks that the device holds, 0 for a size that it does not have.
+    fn resident_clusters(
+        &self,
+        function: sys::CUfunction,
+        residents: u32,
+        size: u32,
+    ) -> std::result::Result<u32, DriverError> {
+        let (mut count, mut attribute) = (0, cluster(size));
+        let config = sys::CUlaunchConfig {
+            attrs: &raw mut attribute,
+            numAttrs: 1,
+            ..config(size, BLOCK, self.shared_bytes_of(residents))
+        };
+        // SAFETY: the function is of the context that is current; the driver writes the count, and
+        // reads the config and its one attribute, which outlive the call.
+        match unsafe { sys::cuOccupancyMaxActiveClusters(&mut count, function, &config) } {
+            CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE | CUresult::CUDA_ERROR_INVALID_VALUE => Ok(0),
+            outcome => outcome.result().map(|()| count.unsigned_abs()),
+        }
     }
 
     /// A kernel by its name, looked up once. `keeps`: whether it is launched with dynamic shared
@@ -460,7 +509,8 @@ fn facts(context: &CudaContext) -> Result<DeviceFacts> {
         shared_bytes_reserved: attribute(
             Attribute::CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK,
         )?,
-        // Known when there are kernels to ask with.
+        // These are known when there are kernels to ask with.
+        cooperative_blocks: [0, 0],
         clusters: Clusters::NONE,
         l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.into(),
         memory_bandwidth: bandwidth(
@@ -468,6 +518,19 @@ fn facts(context: &CudaContext) -> Result<DeviceFacts> {
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?,
         ),
     })
+}
+
+/// Those that the current context may use of the device's: MPS can hold it to fewer.
+fn multiprocessors_of_context(of_device: u32) -> u32 {
+    let mut affinity = MaybeUninit::<sys::CUexecAffinityParam>::zeroed();
+    let kind = sys::CUexecAffinityType::CU_EXEC_AFFINITY_TYPE_SM_COUNT;
+    // SAFETY: a struct of the right type to write to.
+    match unsafe { sys::cuCtxGetExecAffinity(affinity.as_mut_ptr(), kind) } {
+        // SAFETY: zeros are a value of each of its fields; the driver has set the one for this type.
+        CUresult::CUDA_SUCCESS => unsafe { affinity.assume_init().param.smCount.val },
+        // There is no such limit.
+        _ => of_device,
+    }
 }
 
 /// Of memory that moves two bits a clock on each line.
@@ -805,7 +868,7 @@ unsafe impl Launcher for CudaLauncher {
         Ok(MemoryRef { address, bytes, hold: GpuHold { _record: record } })
     }
 
-    fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+    fn launch(&self, launch: &Launch<'_>) -> Result<Launched> {
         let what = || {
             let Launch { kernel, grid, block, shared_bytes, cluster, .. } = launch;
             format!(
@@ -813,20 +876,18 @@ unsafe impl Launcher for CudaLauncher {
                  {shared_bytes} B shared"
             )
         };
-        let is_clustered = launch.cluster > 1;
-        if is_clustered && launch.cluster > self.kernels.facts.clusters.largest() {
+        let facts = &self.kernels.facts;
+        if launch.cluster > 1 && launch.cluster > facts.clusters.largest() {
             return Err(Error::system(what(), "the device holds no cluster of so many blocks"));
         }
         self.context().bind_to_thread().or_fail(&what())?;
         let function = self.kernels.function(launch.kernel, launch.shared_bytes > 0)?;
         let mut params = Params::new(launch.params);
-        let mut attributes = [cooperative(), cluster(launch.cluster)];
-        let first = usize::from(!launch.is_cooperative);
-        let wanted = &mut attributes[first..1 + usize::from(is_clustered)];
+        let (mut attributes, count) = attributes(launch, self.kernels.begin_early);
         let config = sys::CUlaunchConfig {
             hStream: self.stream.cu_stream(),
-            attrs: wanted.as_mut_ptr(),
-            numAttrs: wanted.len() as u32,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: count,
             ..config(launch.grid, launch.block, launch.shared_bytes)
         };
         // SAFETY: function and stream are of the context that is current; config and `params`
@@ -835,8 +896,29 @@ unsafe impl Launcher for CudaLauncher {
         let outcome = unsafe {
             sys::cuLaunchKernelEx(&config, function, ptr::null_mut(), params.extra().as_mut_ptr())
         };
-        outcome.result().or_fail(&what())
+        match outcome {
+            CUresult::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE
+            | CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE => Ok(Launched::TooLarge),
+            outcome => outcome.result().or_fail(&what()).map(|()| Launched::Enqueued),
+        }
     }
+}
+
+/// What a launch asks for out of the ordinary, and how many of these attributes are meant.
+fn attributes(launch: &Launch<'_>, begin_early: bool) -> ([sys::CUlaunchAttribute; 3], u32) {
+    let mut attributes = [cooperative(); 3];
+    let mut count = u32::from(launch.is_cooperative);
+    let mut add = |attribute| {
+        attributes[count as usize] = attribute;
+        count += 1;
+    };
+    if launch.cluster > 1 {
+        add(cluster(launch.cluster));
+    }
+    if launch.may_begin_early && begin_early {
+        add(early());
+    }
+    (attributes, count)
 }
 
 /// A launch on the default stream that asks for nothing out of the ordinary.
@@ -862,6 +944,15 @@ fn cluster(size: u32) -> sys::CUlaunchAttribute {
         id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
         pad: [0; 4],
         value: sys::CUlaunchAttributeValue { clusterDim: cluster },
+    }
+}
+
+/// Lets a launch begin while the one before it in the stream ends.
+fn early() -> sys::CUlaunchAttribute {
+    sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
     }
 }
 
@@ -956,6 +1047,7 @@ mod tests {
                 shared_bytes: 0,
                 is_cooperative: false,
                 cluster: 1,
+                may_begin_early: false,
                 params: &[],
             };
             let error = gpu.launch(&launch).unwrap_err().to_string();

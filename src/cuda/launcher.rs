@@ -1,7 +1,7 @@
 //! [`Launcher`]: the last step of a call, the only one that differs between a GPU and the emulator.
 
 use crate::element::Scalar;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What a plan needs to know of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct DeviceFacts {
     pub shared_bytes_per_multiprocessor: u32,
     /// Bytes of it that each block takes beyond what it asks for.
     pub shared_bytes_reserved: u32,
+    /// Blocks that a cooperative launch may have, for one of them on a multiprocessor and for two.
+    pub cooperative_blocks: [u32; 2],
     /// Thread block clusters that it holds.
     pub clusters: Clusters,
     /// Bytes of the second-level cache.
@@ -60,7 +62,9 @@ impl Clusters {
     ///
     /// # Errors
     /// Those of `count`.
-    pub fn of(mut count: impl FnMut(u32, u32) -> Result<u32>) -> Result<Clusters> {
+    pub fn of<E>(
+        mut count: impl FnMut(u32, u32) -> std::result::Result<u32, E>,
+    ) -> std::result::Result<Clusters, E> {
         let mut clusters = Self::NONE;
         for (residents, counts) in (1..).zip(&mut clusters.counts) {
             for (size, clusters) in (1..).zip(counts) {
@@ -72,8 +76,13 @@ impl Clusters {
 
     /// The same without all sizes but one, for tests and measurements.
     pub fn only(self, size: u32) -> Clusters {
-        let of = |residents, it| if it == size { self.resident(residents, it) } else { 0 };
-        Self::of(|residents, it| Ok(of(residents, it))).unwrap_or(Self::NONE)
+        let mut clusters = Self::NONE;
+        for (residents, counts) in (1..).zip(&mut clusters.counts) {
+            if let Some(count) = counts.get_mut((size as usize).wrapping_sub(1)) {
+                *count = self.resident(residents, size);
+            }
+        }
+        clusters
     }
 
     /// Clusters of `size` blocks, `residents` of which share a multiprocessor.
@@ -100,6 +109,7 @@ pub struct Launch<'a> {
     pub(super) shared_bytes: u32,
     pub(super) is_cooperative: bool,
     pub(super) cluster: u32,
+    pub(super) may_begin_early: bool,
     pub(super) params: &'a [u8],
 }
 
@@ -134,9 +144,37 @@ impl Launch<'_> {
         self.cluster
     }
 
+    /// Whether it waits by itself for the launch before, and so may begin before that has ended.
+    pub fn may_begin_early(&self) -> bool {
+        self.may_begin_early
+    }
+
     /// The bytes of the one struct that the kernel takes by value.
     pub fn params(&self) -> &[u8] {
         self.params
+    }
+}
+
+/// What became of a launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Launched {
+    /// It will run.
+    Enqueued,
+    /// Nothing was enqueued: not so many blocks can be resident together, as may be found out only
+    /// then on a GPU that others share.
+    TooLarge,
+}
+
+impl Launched {
+    /// Of what needs no blocks to be resident together.
+    pub(super) fn required(self, kernel: &str) -> Result<()> {
+        match self {
+            Launched::Enqueued => Ok(()),
+            Launched::TooLarge => {
+                Err(Error::system(format!("launching {kernel}"), "too large for the device"))
+            }
+        }
     }
 }
 
@@ -207,6 +245,6 @@ pub unsafe trait Launcher: Clone + Send + Sync + Sized + 'static {
     /// Enqueues one kernel.
     ///
     /// # Errors
-    /// No such kernel, a launch that the device refuses.
-    fn launch(&self, launch: &Launch<'_>) -> Result<()>;
+    /// No such kernel, a launch that the device refuses for another reason than its size.
+    fn launch(&self, launch: &Launch<'_>) -> Result<Launched>;
 }

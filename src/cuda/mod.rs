@@ -47,7 +47,7 @@ pub use launch::GpuHold;
 #[cfg(feature = "cuda")]
 pub use launch::{CudaLauncher, DeviceInfo, GpuBuffer, GpuSlice, GpuSliceMut, devices};
 #[doc(hidden)]
-pub use launcher::{Clusters, DeviceFacts, Launch, Launcher, MemoryRef};
+pub use launcher::{Clusters, DeviceFacts, Launch, Launched, Launcher, MemoryRef};
 #[doc(hidden)]
 pub use plan::{Alignment, Geometry, Pass, Plan, Tier, Walk, training_plans};
 #[doc(hidden)]

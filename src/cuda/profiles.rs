@@ -19,6 +19,7 @@ const fn profile(
         shared_bytes_per_block: per_block << 10,
         shared_bytes_per_multiprocessor: per_multiprocessor << 10,
         shared_bytes_reserved: reserved << 10,
+        cooperative_blocks: [multiprocessors, 2 * multiprocessors],
         clusters,
         l2_bytes: l2_mib << 20,
         memory_bandwidth: gigabytes_per_second * 1_000_000_000,

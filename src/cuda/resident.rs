@@ -3,8 +3,8 @@
 
 use super::launcher::{Clusters, DeviceFacts};
 use super::plan::{
-    Alignment, BLOCK, Geometry, PACK_BYTES, PARTIAL_WORDS, Pass, Plan, Tier, Walk, columns, kernel_name, pack_of,
-    planes, share,
+    Alignment, BLOCK, Geometry, PACK_BYTES, PARTIAL_WORDS, Pass, Plan, Tier, Walk, columns,
+    kernel_name, pack_of, planes, share,
 };
 use crate::problem::Problem;
 
@@ -274,15 +274,15 @@ fn near_candidates(
     })
 }
 
-/// The same for teams that meet in memory: as few blocks as hold a group and as many as there are
-/// for it, and where it does not fit, all blocks on one group.
+/// The same for teams that meet in memory: as many of them as hold a group each, fewer and larger
+/// ones, and where a group does not fit, all blocks on one.
 fn far_candidates(
     cut: &Cut,
     facts: &DeviceFacts,
     residents: u64,
     slots: u64,
 ) -> impl Iterator<Item = Candidate> {
-    let blocks = residents * u64::from(facts.multiprocessors);
+    let blocks = u64::from(facts.cooperative_blocks[residents as usize - 1]);
     let of = move |parts: u64, slots: u64| {
         let parts = cut.whole.div_ceil(cut.per_part(parts)).max(1);
         (parts > 1).then(|| Candidate {
@@ -297,16 +297,23 @@ fn far_candidates(
             evicted: 1.0 - (slots as f64 / cut.steps(parts) as f64).min(1.0),
         })
     };
-    let mut found = [None, None];
-    if slots > 0 {
+    // What as many turns leave to each team, with all blocks at it.
+    let of_teams = move |teams: u64, least: u64| {
+        let turns = cut.groups.div_ceil(teams);
+        let parts = blocks / cut.groups.div_ceil(turns);
+        let parts = parts.min(cut.whole.div_ceil(cut.per_step)).max(least);
+        of(parts, cut.steps(parts))
+    };
+    let mut found = [None; 4];
+    if slots > 0 && blocks > 0 {
         let least = cut.whole.div_ceil(slots * cut.per_step).max(1);
         let least = (least..=least + 1).find(|parts| cut.steps(*parts) <= slots);
         found = match least {
             Some(least) if least <= blocks => {
-                let most = (blocks / cut.groups).min(cut.whole.div_ceil(cut.per_step));
-                [least, most.max(least)].map(|parts| of(parts, cut.steps(parts)))
+                let most = (blocks / least).min(cut.groups);
+                [1, 2, 4, most].map(|divisor| of_teams((most / divisor).max(1), least))
             }
-            _ => [of(blocks, slots), None],
+            _ => [of(blocks, slots), None, None, None],
         };
     }
     found.into_iter().flatten()

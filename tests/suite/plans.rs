@@ -3,8 +3,8 @@
 use crate::common::{LAYOUTS, epilogues};
 use proptest::prelude::*;
 use warpnorm::cuda::{
-    Alignment, Clusters, DeviceFacts, Geometry, Pass, Plan, Tier, Walk, profiles, static_shared_bytes,
-    training_plans,
+    Alignment, Clusters, DeviceFacts, Geometry, Pass, Plan, Tier, Walk, profiles,
+    static_shared_bytes, training_plans,
 };
 use warpnorm::{DType, Epilogue, Layout, Operand, Problem};
 
@@ -82,7 +82,7 @@ fn check_resident(plan: &Plan, problem: &Problem, facts: &DeviceFacts) {
         }
         Tier::Grid => {
             assert!(plan.parts > 1, "{what}");
-            let resident = facts.multiprocessors * residents;
+            let resident = facts.cooperative_blocks[residents as usize - 1];
             assert!(plan.grid <= resident, "{resident} resident: {what}");
         }
     }
@@ -201,12 +201,7 @@ fn what_fits_on_chip_costs_the_floor() {
     }
 }
 
-fn plans_for(
-    pass: Pass,
-    problem: &Problem,
-    facts: &DeviceFacts,
-    tier: Option<Tier>,
-) -> Vec<Plan> {
+fn plans_for(pass: Pass, problem: &Problem, facts: &DeviceFacts, tier: Option<Tier>) -> Vec<Plan> {
     let aligned = Alignment::ALIGNED;
     training_plans(pass, problem, facts, aligned, aligned, tier).unwrap()
 }
@@ -256,7 +251,10 @@ fn clusters_stay_within_a_group() {
     let of = |residents| [1, 2, 3, 5, 16].map(|size| clusters.resident(residents, size));
     assert_eq!(of(1), [34, 17, 11, 6, 2]);
     assert_eq!(of(2), [68, 34, 22, 13, 4]);
-    assert_eq!([clusters.resident(0, 2), clusters.resident(3, 2), clusters.resident(1, 17)], [0; 3]);
+    assert_eq!(
+        [clusters.resident(0, 2), clusters.resident(3, 2), clusters.resident(1, 17)],
+        [0; 3]
+    );
     assert_eq!(clusters.resident(1, 0), 0);
 }
 

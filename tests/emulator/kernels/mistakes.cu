@@ -137,6 +137,16 @@ __device__ void deadlock(const TestParams &params) {
 
 KERNEL(test_deadlock, 64, TestParams, deadlock)
 
+// One float a thread is copied.
+template <bool waits> __device__ void copy_early(const TestParams &params) {
+    if (waits) wait_for_launch_before();
+    static_cast<float *>(params.output)[global_thread()] =
+        static_cast<const float *>(params.input)[global_thread()];
+}
+
+KERNEL(test_copy_early, 64, TestParams, copy_early<true>)
+KERNEL(test_copy_early_without_waiting, 64, TestParams, copy_early<false>)
+
 // The parameters are the launch's, not the kernel's.
 __device__ void write_params(const TestParams &params) {
     const_cast<TestParams &>(params).count = 0;

@@ -36,9 +36,11 @@ void emulator_wrote(Device *device, Allocation *allocation, size_t offset, size_
 
 // The failure's text, for `emulator_free_text`; null: the launch went through. `site` becomes the
 // place in the program of the failing access, counted from the program's start; 0: unknown.
-char *emulator_launch(Device *device, const LaunchSpec *spec, uint64_t *site) {
+// `too_large` becomes whether the device holds too few blocks together.
+char *emulator_launch(Device *device, const LaunchSpec *spec, uint64_t *site, bool *too_large) {
     const Outcome outcome = run(*device, *spec);
     *site = 0;
+    *too_large = outcome.too_large;
     if (outcome.failure.empty()) return nullptr;
     if (outcome.site) *site = static_cast<const char *>(outcome.site) - &__executable_start;
     return strdup(outcome.failure.c_str());

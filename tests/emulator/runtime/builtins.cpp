@@ -12,6 +12,8 @@ uint3 block_index() { return uint3{current->block->index, 0, 0}; }
 uint3 block_size() { return uint3{active->spec.block, 1, 1}; }
 uint3 grid_size() { return uint3{active->spec.grid, 1, 1}; }
 
+void wait_for_launch_before() { current->has_waited = true; }
+
 void *dynamic_shared() { return current->block->shared.base(); }
 
 void *shared_array(const void *site, size_t bytes, size_t alignment) {

@@ -146,6 +146,8 @@ static void count_global(Allocation &allocation, const char *address, size_t byt
 
 static void observe_global(const char *address, size_t bytes, Access access, const void *site) {
     const Options &options = active->device.options;
+    if (!current->has_waited && options.checks)
+        fail("%s of global memory before it has waited for the launch before", verb(access));
     const unsigned index = active->sites.index(site);
     if (index >= active->latest_allocation.size()) active->latest_allocation.resize(index + 1);
     // A place in the code mostly stays with one allocation.

@@ -23,6 +23,7 @@ void *shared_array(const void *site, size_t bytes, size_t alignment);
 
 void block_barrier();
 void fence();
+void wait_for_launch_before();
 
 // Of a launch without clusters each block is one by itself.
 __attribute__((const)) unsigned cluster_rank();

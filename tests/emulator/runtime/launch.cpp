@@ -92,18 +92,24 @@ static std::string refusal(const Device &device, const Kernel *kernel, const Lau
     if (spec.shared_bytes > device.options.shared_bytes_per_block)
         return text("%u bytes of shared memory: the device has %u a block", spec.shared_bytes,
                     device.options.shared_bytes_per_block);
-    if (spec.cluster == 0 || (spec.cluster > 1 && spec.cluster > device.options.largest_cluster))
-        return text("clusters of %u blocks: the device has them up to %u", spec.cluster,
-                    device.options.largest_cluster);
+    if (spec.cluster == 0) return "clusters of no blocks";
     if (spec.grid % spec.cluster != 0)
         return text("a grid of %u blocks is no whole number of clusters of %u", spec.grid,
                     spec.cluster);
-    if (spec.cooperative && spec.grid > capacity(device.options, spec))
-        return text("a cooperative grid of %u blocks: the device holds %llu", spec.grid,
-                    static_cast<unsigned long long>(capacity(device.options, spec)));
     // The clock may tick as often as the budget allows, at most.
     if (device.clock > last_time / 2)
         return "the emulator's clock is about to run out: make a new emulator";
+    return "";
+}
+
+// The same of blocks that must be resident together.
+static std::string too_large(const Options &options, const LaunchSpec &spec) {
+    if (spec.cluster > 1 && spec.cluster > options.largest_cluster)
+        return text("clusters of %u blocks: the device has them up to %u", spec.cluster,
+                    options.largest_cluster);
+    if (spec.cooperative && spec.grid > capacity(options, spec))
+        return text("a cooperative grid of %u blocks: the device holds %llu", spec.grid,
+                    static_cast<unsigned long long>(capacity(options, spec)));
     return "";
 }
 
@@ -114,6 +120,8 @@ Outcome run(Device &device, const LaunchSpec &spec) {
     device.counters = LaunchCounters{};
     const std::string refused = refusal(device, kernel, spec);
     if (!refused.empty()) return Outcome{refused};
+    const std::string larger = too_large(device.options, spec);
+    if (!larger.empty()) return Outcome{larger, true};
 
     Launch launch(device, *kernel, spec);
     active = &launch;
@@ -126,7 +134,7 @@ Outcome run(Device &device, const LaunchSpec &spec) {
     device.clock = launch.ordering.now() + 1;
     launch.counters.switches = launch.scheduler.switches();
     device.counters = std::move(launch.counters);
-    return Outcome{launch.failure, launch.latest_site};
+    return Outcome{launch.failure, false, launch.latest_site};
 }
 
 }  // namespace emulator

@@ -41,6 +41,7 @@ struct LaunchSpec {
     uint32_t grid, block, shared_bytes;
     uint32_t cooperative;  // 1: all blocks are resident together
     uint32_t cluster;      // blocks of a cluster; 1: each is by itself
+    uint32_t early;        // 1: it may begin before the launch before has ended
 };
 
 struct Launch {
@@ -79,6 +80,7 @@ inline void spend() {
 
 struct Outcome {
     std::string failure;  // empty when the launch went through
+    bool too_large = false;  // the device was asked for more blocks together than it holds
     const void *site = nullptr;  // the latest access of the thread that failed
 };
 Outcome run(Device &device, const LaunchSpec &spec);

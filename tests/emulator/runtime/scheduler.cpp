@@ -170,6 +170,7 @@ void Scheduler::start_block(Block &place, unsigned index) {
     for (Thread &thread : place.threads) {
         thread.fiber = Fiber{};
         thread.waiting = Waiting::nothing;
+        thread.has_waited = !launch_.spec.early;
     }
     live_ += place.live;
 }

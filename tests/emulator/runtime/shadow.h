@@ -6,7 +6,8 @@
 namespace emulator {
 
 // The latest accesses to one granule of memory. Two readers, of different warps, are enough: a
-// later writer belongs to at most one of the two.
+// later writer belongs to at most one of the two. Where several blocks read it, a reader of another
+// block may be forgotten for two of the writer's own: then another seed finds what is wrong.
 struct Cell {
     Stamp writer;
     Stamp readers[2];

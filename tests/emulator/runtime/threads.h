@@ -53,6 +53,7 @@ struct Thread {
     unsigned index;  // in its block
     uint8_t lane;
     Waiting waiting;
+    bool has_waited;  // for the launch before
     LaneCall call;
     FenceTimes fences;
     std::vector<PendingCopy> copies;

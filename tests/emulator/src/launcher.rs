@@ -3,9 +3,9 @@
 use crate::buffer::{Buffer, Slice, SliceMut};
 use crate::counters::Counters;
 use crate::options::Options;
-use crate::runtime::{AnyLaunch, Device};
+use crate::runtime::{AnyLaunch, Device, Failure};
 use std::sync::{Arc, Mutex, PoisonError};
-use warpnorm::cuda::{DeviceFacts, Launch, Launcher, MemoryRef};
+use warpnorm::cuda::{DeviceFacts, Launch, Launched, Launcher, MemoryRef};
 use warpnorm::{Error, Result, Scalar};
 
 /// Memory up to this size is filled with NaN where a buffer is not initialised. The checker does
@@ -66,13 +66,16 @@ impl Emulator {
     ///
     /// # Errors
     /// What a GPU would refuse, and what the checker finds.
-    pub fn run(
-        &self,
-        kernel: &str,
-        [grid, block, shared_bytes]: [u32; 3],
-        params: &[u8],
-    ) -> Result<()> {
-        self.run_clusters(kernel, 1, [grid, block, shared_bytes], params)
+    pub fn run(&self, kernel: &str, shape: [u32; 3], params: &[u8]) -> Result<()> {
+        self.require(any_launch(kernel, shape, params))
+    }
+
+    /// The same, all blocks resident together.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run); more blocks than the device holds.
+    pub fn run_cooperative(&self, kernel: &str, shape: [u32; 3], params: &[u8]) -> Result<()> {
+        self.require(AnyLaunch { is_cooperative: true, ..any_launch(kernel, shape, params) })
     }
 
     /// The same, each `cluster` blocks in a row being a thread block cluster.
@@ -84,48 +87,27 @@ impl Emulator {
         &self,
         kernel: &str,
         cluster: u32,
-        [grid, block, shared_bytes]: [u32; 3],
+        shape: [u32; 3],
         params: &[u8],
     ) -> Result<()> {
-        let is_cooperative = false;
-        self.enqueue(AnyLaunch {
-            kernel,
-            grid,
-            block,
-            shared_bytes,
-            is_cooperative,
-            cluster,
-            params,
-        })
+        self.require(AnyLaunch { cluster, ..any_launch(kernel, shape, params) })
     }
 
-    /// The same, all blocks resident together.
+    /// The same of a launch that may begin before the one before has ended.
     ///
     /// # Errors
-    /// As [`run`](Self::run); more blocks than the device holds.
-    pub fn run_cooperative(
-        &self,
-        kernel: &str,
-        [grid, block, shared_bytes]: [u32; 3],
-        params: &[u8],
-    ) -> Result<()> {
-        let is_cooperative = true;
-        self.enqueue(AnyLaunch {
-            kernel,
-            grid,
-            block,
-            shared_bytes,
-            is_cooperative,
-            cluster: 1,
-            params,
-        })
+    /// As [`run`](Self::run); a thread that does not wait before it touches global memory.
+    pub fn run_early(&self, kernel: &str, shape: [u32; 3], params: &[u8]) -> Result<()> {
+        self.require(AnyLaunch { may_begin_early: true, ..any_launch(kernel, shape, params) })
     }
 
-    fn enqueue(&self, launch: AnyLaunch<'_>) -> Result<()> {
-        let (totals, allocations) = self
-            .device
-            .launch(launch)
-            .map_err(|reason| Error::system(format!("emulating {}", launch.kernel), reason))?;
+    /// Has what is too large fail.
+    fn require(&self, launch: AnyLaunch<'_>) -> Result<()> {
+        self.enqueue(launch).map_err(|failure| error(launch.kernel, failure))
+    }
+
+    fn enqueue(&self, launch: AnyLaunch<'_>) -> std::result::Result<(), Failure> {
+        let (totals, allocations) = self.device.launch(launch)?;
         self.counted().push(Counters::new(launch.kernel, &totals, &allocations));
         Ok(())
     }
@@ -133,6 +115,29 @@ impl Emulator {
     fn counted(&self) -> std::sync::MutexGuard<'_, Vec<Counters>> {
         self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A launch without anything out of the ordinary.
+fn any_launch<'a>(
+    kernel: &'a str,
+    [grid, block, shared_bytes]: [u32; 3],
+    params: &'a [u8],
+) -> AnyLaunch<'a> {
+    let (is_cooperative, cluster, may_begin_early) = (false, 1, false);
+    AnyLaunch {
+        kernel,
+        grid,
+        block,
+        shared_bytes,
+        is_cooperative,
+        cluster,
+        may_begin_early,
+        params,
+    }
+}
+
+fn error(kernel: &str, failure: Failure) -> Error {
+    Error::system(format!("emulating {kernel}"), failure.reason)
 }
 
 // SAFETY: a buffer's memory stays where it is, and slices borrow it.
@@ -193,15 +198,21 @@ unsafe impl Launcher for Emulator {
         Ok(MemoryRef { address: slice.address(), bytes: slice.bytes(), hold: () })
     }
 
-    fn launch(&self, launch: &Launch<'_>) -> Result<()> {
-        self.enqueue(AnyLaunch {
+    fn launch(&self, launch: &Launch<'_>) -> Result<Launched> {
+        let outcome = self.enqueue(AnyLaunch {
             kernel: launch.kernel(),
             grid: launch.grid(),
             block: launch.block(),
             shared_bytes: launch.shared_bytes(),
             is_cooperative: launch.is_cooperative(),
             cluster: launch.cluster(),
+            may_begin_early: launch.may_begin_early(),
             params: launch.params(),
-        })
+        });
+        match outcome {
+            Ok(()) => Ok(Launched::Enqueued),
+            Err(failure) if failure.is_too_large => Ok(Launched::TooLarge),
+            Err(failure) => Err(error(launch.kernel(), failure)),
+        }
     }
 }

@@ -20,6 +20,9 @@ pub struct Options {
     /// The device to be. It decides what launches are refused; blocks that run at a time are two
     /// for each multiprocessor, at most.
     pub facts: DeviceFacts,
+    /// Multiprocessors that launches get where these are fewer than the facts say, as in a part of a
+    /// GPU that others share.
+    pub granted_multiprocessors: Option<u32>,
 }
 
 impl Default for Options {
@@ -30,6 +33,7 @@ impl Default for Options {
             counters: true,
             budget: DEFAULT_BUDGET,
             facts: default_facts(),
+            granted_multiprocessors: None,
         }
     }
 }
@@ -52,7 +56,8 @@ pub fn cramped_facts() -> DeviceFacts {
 pub fn clustered_facts(size: u32) -> DeviceFacts {
     let multiprocessors = Clusters::LARGEST as u32;
     let clusters = Clusters::of_gpcs(&[multiprocessors]).only(size);
-    DeviceFacts { multiprocessors, clusters, ..default_facts() }
+    let cooperative_blocks = [multiprocessors, 2 * multiprocessors];
+    DeviceFacts { multiprocessors, cooperative_blocks, clusters, ..default_facts() }
 }
 
 /// A small device with the limits of compute capability 9.0.
@@ -64,6 +69,7 @@ pub fn default_facts() -> DeviceFacts {
         shared_bytes_per_block: 227 << 10,
         shared_bytes_per_multiprocessor: 228 << 10,
         shared_bytes_reserved: 1 << 10,
+        cooperative_blocks: [4, 8],
         clusters: Clusters::of_gpcs(&[4]),
         l2_bytes: 4 << 20,
         memory_bandwidth: 100_000_000_000,

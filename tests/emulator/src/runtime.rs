@@ -30,6 +30,7 @@ struct RawLaunch {
     shared_bytes: u32,
     cooperative: u32,
     cluster: u32,
+    early: u32,
 }
 
 /// One launch, of any addresses: the checker finds those that are wrong.
@@ -41,7 +42,15 @@ pub(crate) struct AnyLaunch<'a> {
     pub shared_bytes: u32,
     pub is_cooperative: bool,
     pub cluster: u32,
+    pub may_begin_early: bool,
     pub params: &'a [u8],
+}
+
+/// Why a launch failed.
+pub(crate) struct Failure {
+    pub reason: String,
+    /// The device holds too few blocks together.
+    pub is_too_large: bool,
 }
 
 #[repr(C)]
@@ -101,6 +110,7 @@ unsafe extern "C" {
         device: *mut RawDevice,
         launch: *const RawLaunch,
         site: *mut u64,
+        too_large: *mut bool,
     ) -> *mut c_char;
     fn emulator_free_text(text: *mut c_char);
     fn emulator_totals(device: *const RawDevice, totals: *mut RawTotals);
@@ -163,16 +173,18 @@ unsafe impl Sync for Allocation {}
 
 impl Device {
     pub fn new(options: &Options) -> Self {
+        let all = options.facts.multiprocessors;
+        let granted = options.granted_multiprocessors.unwrap_or(all);
         let raw = RawOptions {
             seed: options.seed,
             budget: options.budget.min(i64::MAX as u64),
             shared_bytes_per_block: options.facts.shared_bytes_per_block,
             resident_blocks: (2 * options.facts.multiprocessors).clamp(1, 16),
-            multiprocessors: options.facts.multiprocessors,
+            multiprocessors: granted,
             threads_per_multiprocessor: options.facts.threads_per_multiprocessor,
             shared_bytes_per_multiprocessor: options.facts.shared_bytes_per_multiprocessor,
             shared_bytes_reserved: options.facts.shared_bytes_reserved,
-            largest_cluster: options.facts.clusters.largest(),
+            largest_cluster: options.facts.clusters.largest().min(2 * granted),
             checks: options.checks.into(),
             counters: options.counters.into(),
         };
@@ -216,8 +228,9 @@ impl Device {
     pub fn launch(
         &self,
         launch: AnyLaunch<'_>,
-    ) -> Result<(RawTotals, Vec<RawAllocationCounters>), String> {
-        let name = CString::new(launch.kernel).map_err(|error| error.to_string())?;
+    ) -> Result<(RawTotals, Vec<RawAllocationCounters>), Failure> {
+        let name = CString::new(launch.kernel)
+            .map_err(|error| Failure { reason: error.to_string(), is_too_large: false })?;
         let raw = RawLaunch {
             kernel: name.as_ptr(),
             params: launch.params.as_ptr().cast(),
@@ -227,11 +240,13 @@ impl Device {
             shared_bytes: launch.shared_bytes,
             cooperative: launch.is_cooperative.into(),
             cluster: launch.cluster,
+            early: launch.may_begin_early.into(),
         };
         let device = self.lock();
-        let mut site = 0;
+        let (mut site, mut is_too_large) = (0, false);
         // SAFETY: no other call is in the device, and the params are copied.
-        let failure = unsafe { emulator_launch(device.0.as_ptr(), &raw, &mut site) };
+        let failure =
+            unsafe { emulator_launch(device.0.as_ptr(), &raw, &mut site, &mut is_too_large) };
         if !failure.is_null() {
             // SAFETY: a C string, which is ours to free.
             let text = unsafe {
@@ -240,7 +255,7 @@ impl Device {
                 text
             };
             let place = crate::source::line(site).map(|line| format!(" (latest access: {line})"));
-            return Err(text + &place.unwrap_or_default());
+            return Err(Failure { reason: text + &place.unwrap_or_default(), is_too_large });
         }
         let mut totals = RawTotals::default();
         // SAFETY: the struct has the layout of `Totals`.

@@ -1,9 +1,12 @@
 //! What the calls around the kernels rest on: names that exist, memory that is told apart.
 #![cfg(emulated)]
 
-use conformance::suite::{LAYOUTS, epilogues};
-use warpnorm::cuda::{Alignment, MemoryRef, Pass, Plan, Tier, training_plans};
-use warpnorm::{DType, Problem};
+use conformance::suite::flat::Buffers;
+use conformance::suite::on_backend::on_backend;
+use conformance::suite::{Bars, Case, Data, LAYOUTS, Mode, epilogues};
+use emulator::{Emulator, Options, clustered_facts, cramped_facts};
+use warpnorm::cuda::{Alignment, Device, MemoryRef, Pass, Plan, Tier, training_plans};
+use warpnorm::{Backend, DType, Epilogue, Problem};
 
 /// A plan cannot name a kernel that does not exist.
 #[test]
@@ -39,6 +42,42 @@ fn plans(problem: &Problem) -> Vec<Plan> {
         plans.push(Plan::new(Pass::Frozen, problem, &facts, all).unwrap());
     }
     plans
+}
+
+/// On a GPU that others share a launch may be refused that its facts allow: the call streams.
+#[test]
+fn a_device_that_holds_less_than_it_said() {
+    let grid = (Tier::Grid, cramped_facts(), "forward_planes_f32x4_identity");
+    let cluster = (Tier::Cluster, clustered_facts(4), "forward_planes_f32x4_identity");
+    for (tier, facts, kernel) in [grid, cluster] {
+        let case = Case::new((40, 2, 1032), LAYOUTS[0], Epilogue::NONE);
+        let data = Data::<f32>::new(case);
+        for (granted, expected) in [
+            (None, &[kernel, "backward_planes_f32x4_identity"][..]),
+            (
+                Some(1),
+                &[
+                    "statistics_planes_f32x4",
+                    "apply_planes_f32x4_identity",
+                    "reduce_planes_f32x4_identity",
+                    "gradient_planes_f32x4_identity",
+                ],
+            ),
+        ] {
+            let options = Options { facts, granted_multiprocessors: granted, ..Options::default() };
+            let device = Device::new(Emulator::new(options)).with_tier(Some(tier));
+            let mut buffers = Buffers::dense(&data);
+            let mut workspace = device.workspace(&buffers.problem).unwrap();
+            on_backend(&mut buffers, &device, &mut workspace, |on| {
+                on.forward_train().and_then(|()| on.backward_train())
+            })
+            .unwrap();
+            buffers.assert_results(&data.expected(Mode::Train), Bars::of(DType::F32));
+            let counters = device.launcher().take_counters();
+            let kernels: Vec<&str> = counters.iter().map(|it| it.kernel.as_str()).collect();
+            assert_eq!(kernels, expected, "{tier:?}");
+        }
+    }
 }
 
 /// The same memory as input and output is refused by its addresses (safe code cannot borrow a

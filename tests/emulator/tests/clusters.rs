@@ -14,7 +14,8 @@ const CLUSTERS: u32 = 3;
 
 /// A device that holds clusters of up to 16 blocks.
 fn device(seed: u64) -> Emulator {
-    let facts = DeviceFacts { clusters: Clusters::of_gpcs(&[16]), ..default_facts() };
+    let clusters = Clusters::of_gpcs(&[16]);
+    let facts = DeviceFacts { multiprocessors: 16, clusters, ..default_facts() };
     Emulator::new(Options { seed, facts, ..Options::default() })
 }
 

@@ -399,3 +399,28 @@ fn failures_name_block_and_thread() {
         assert_fails(result, "test_fill_workspace", "mistakes.cu line");
     }
 }
+
+/// Breaks if a launch that may begin early is taken to begin after the one before.
+#[test]
+fn memory_of_the_launch_before() {
+    for seed in SEEDS {
+        let device = Emulator::with_seed(seed);
+        let input = device.upload(&ramp(64)).unwrap();
+        let output: Buffer<f32> = device.uninitialised(64).unwrap();
+        let params = TestParams {
+            input: address(&device, &input, 0),
+            output: address(&device, &output, 0),
+            ..TestParams::default()
+        }
+        .bytes();
+        device.run_early("test_copy_early", [1, 64, 0], &params).unwrap();
+        assert_eq!(output.read(..), ramp(64));
+        let kernel = "test_copy_early_without_waiting";
+        device.run(kernel, [1, 64, 0], &params).unwrap();
+        assert_fails(
+            device.run_early(kernel, [1, 64, 0], &params),
+            kernel,
+            "before it has waited for the launch before",
+        );
+    }
+}

@@ -1,6 +1,6 @@
-//! Per kernel a scaled twin of a real shape, for which the planner picks that kernel by itself. Its
-//! results are held to the textbook and its traffic to the plan, and docs/kernels.md shows its
-//! counters; with `WARPNORM_WRITE_COUNTERS=1` they are written there instead.
+//! Per kernel a scaled twin of a real shape, for which the planner picks that kernel by itself; those
+//! that keep tensors on chip once for each kind of team. Its results are held to the textbook and its
+//! traffic to the plan, and docs/kernels.md shows its counters; with `WARPNORM_WRITE_COUNTERS=1` they are written there instead.
 #![cfg(emulated)]
 
 mod counted;
@@ -10,13 +10,13 @@ mod suite;
 use counted::{ByTensor, Setting, pass_of, without_mask};
 use emulator::{Counters, Emulator};
 use half::{bf16, f16};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 use std::{env, fs, thread};
 use suite::flat::Buffers;
 use suite::on_backend::{OnBackend, on_backend};
 use suite::{Bars, Case, Data, Dim, Mode};
-use warpnorm::cuda::{Alignment, Device, Pass, RequestedBytes};
+use warpnorm::cuda::{Alignment, Device, Pass, Plan, RequestedBytes, Tier};
 use warpnorm::*;
 
 /// A layer to run the kernels on. A kernel's counters are those of the first twin that reaches it.
@@ -81,6 +81,8 @@ const TWINS: [Twin; 12] = [
 #[derive(Debug, Clone, PartialEq)]
 struct Row {
     twin: String,
+    /// The blocks that share a channel on chip.
+    team: String,
     /// By tensor and element: what is read, what is written.
     bytes: [Vec<(&'static str, f64)>; 2],
     /// 32-byte sectors of the tensors, and as few as could hold what was asked for.
@@ -97,6 +99,7 @@ impl Row {
     /// Holds the launch to its plan.
     fn new<E: Element>(
         twin: &Twin,
+        plan: Option<&Plan>,
         mode: Mode,
         problem: &Problem,
         counters: &Counters,
@@ -105,7 +108,11 @@ impl Row {
         let by_tensor = ByTensor::new(counters, on);
         let requested = by_tensor.requested();
         let kernel = &counters.kernel;
-        assert_eq!(requested, planned(twin, mode, problem, kernel), "{kernel}");
+        let planned = plan.map(|plan| match mode {
+            Mode::Train => plan.requested_bytes(problem),
+            Mode::Eval => plan.requested_bytes(&without_mask(problem)),
+        });
+        assert_eq!(requested, planned.unwrap_or_default(), "{kernel}");
         let tensors = by_tensor.tensors().map(|it| [it.read, it.written]);
         let sectors = tensors.iter().flatten().map(|it| it.sectors).sum();
         let shared = counters.shared;
@@ -113,6 +120,7 @@ impl Row {
         let (n, c, s) = twin.dim;
         Row {
             twin: format!("{n}x{c}x{s} for {}", twin.of),
+            team: plan.map_or("-".into(), team),
             bytes: per_element(&requested, problem.elements() as f64),
             sectors: (sectors, whole),
             beside: counters.read.bytes + counters.written.bytes - requested.total(),
@@ -124,18 +132,24 @@ impl Row {
     }
 }
 
-/// What the plan says of the tensors that the kernel goes through, if any.
-fn planned(twin: &Twin, mode: Mode, problem: &Problem, kernel: &str) -> RequestedBytes {
-    let Some(pass) = pass_of(kernel) else { return RequestedBytes::default() };
+fn team(plan: &Plan) -> String {
+    match plan.tier {
+        Tier::Streaming => "-".into(),
+        Tier::Block => "a block".into(),
+        Tier::Cluster => format!("a cluster of {}", plan.parts),
+        Tier::Grid => format!("{} of a grid", plan.parts),
+    }
+}
+
+/// The plan of a kernel that goes through tensors.
+fn plan(twin: &Twin, setting: &Setting, problem: &Problem, kernel: &str) -> Option<Plan> {
+    let pass = pass_of(kernel)?;
     // Statistics see x alone, which agrees with itself about where packs begin.
     let alike = twin.gaps.is_empty() || pass == Pass::Statistics;
     let alignment = if alike { Alignment::ALIGNED } else { Alignment::MIXED };
-    let plan = Setting::of(None).plan(pass, problem, alignment);
+    let plan = setting.plan(pass, problem, alignment);
     assert_eq!(plan.kernel, kernel);
-    match mode {
-        Mode::Train => plan.requested_bytes(problem),
-        Mode::Eval => plan.requested_bytes(&without_mask(problem)),
-    }
+    Some(plan)
 }
 
 fn per_element(bytes: &RequestedBytes, elements: f64) -> [Vec<(&'static str, f64)>; 2] {
@@ -153,8 +167,20 @@ fn per_element(bytes: &RequestedBytes, elements: f64) -> [Vec<(&'static str, f64
     })
 }
 
-/// By kernel.
-type Rows = BTreeMap<String, Row>;
+/// By kernel and the tier of its plan.
+type Rows = BTreeMap<(String, &'static str), Row>;
+
+/// On chip.
+const TEAMS: [Tier; 3] = [Tier::Block, Tier::Cluster, Tier::Grid];
+
+fn tier_name(plan: Option<&Plan>) -> &'static str {
+    match plan.map(|plan| plan.tier) {
+        None | Some(Tier::Streaming) => "streaming",
+        Some(Tier::Block) => "block",
+        Some(Tier::Cluster) => "cluster",
+        Some(Tier::Grid) => "grid",
+    }
+}
 
 static ROWS: LazyLock<Rows> = LazyLock::new(|| {
     thread::scope(|scope| {
@@ -170,9 +196,11 @@ static ROWS: LazyLock<Rows> = LazyLock::new(|| {
 fn rows<E: Element>() -> Rows {
     let mut rows = Rows::new();
     for twin in &TWINS {
-        for &call in twin.calls {
-            for (kernel, row) in run::<E>(twin, call) {
-                rows.entry(kernel).or_insert(row);
+        let chosen = twin.calls.iter().map(|call| (*call, None));
+        let forced = TEAMS.map(|tier| (Call::Train, Some(tier)));
+        for (call, tier) in chosen.chain(forced) {
+            for (key, row) in run::<E>(twin, call, tier) {
+                rows.entry(key).or_insert(row);
             }
         }
     }
@@ -180,14 +208,19 @@ fn rows<E: Element>() -> Rows {
 }
 
 /// Makes a call, holds its results to the textbook, and says what its kernels did.
-fn run<E: Element>(twin: &Twin, call: Call) -> Vec<(String, Row)> {
+fn run<E: Element>(
+    twin: &Twin,
+    call: Call,
+    tier: Option<Tier>,
+) -> Vec<((String, &'static str), Row)> {
     let mode = if call == Call::Eval { Mode::Eval } else { Mode::Train };
     let epilogue = Epilogue { activation: twin.activation, residual: twin.residual };
     let case = Case::new(twin.dim, twin.layout, epilogue);
     let data = Data::<E>::new(case).without_gradients_at_kinks(mode);
     let mut buffers = Buffers::with_gaps(&data, twin.gaps);
     let problem = buffers.problem;
-    let device = Setting::of(None).device();
+    let setting = Setting::of(tier);
+    let device = setting.device();
     let emulator = device.launcher().clone();
     let mut workspace = device.workspace(&problem).unwrap();
     let mut rows = Vec::new();
@@ -197,7 +230,11 @@ fn run<E: Element>(twin: &Twin, call: Call) -> Vec<(String, Row)> {
             Call::Eval => on.inference().and_then(|()| on.inference_backward())?,
             Call::Ranks => train_as_one_rank(&device, on, problem.channels())?,
         }
-        let row = |it: Counters| (it.kernel.clone(), Row::new(twin, mode, &problem, &it, on));
+        let row = |it: Counters| {
+            let plan = plan(twin, &setting, &problem, &it.kernel);
+            let key = (it.kernel.clone(), tier_name(plan.as_ref()));
+            (key, Row::new(twin, plan.as_ref(), mode, &problem, &it, on))
+        };
         rows.extend(emulator.take_counters().into_iter().map(row));
         Ok(())
     })
@@ -223,7 +260,8 @@ fn train_as_one_rank<E: Element>(
     on.backward_apply(&device.download(&merged)?)
 }
 
-/// Breaks if a kernel has no twin, or is none that any plan names.
+/// Breaks if a kernel has no twin, or is none that any plan names; one that keeps tensors on chip, a
+/// twin for each kind of team.
 #[test]
 fn every_kernel_has_a_twin() {
     let all: Vec<String> = emulator::kernels().into_iter().map(|kernel| kernel.name).collect();
@@ -232,16 +270,23 @@ fn every_kernel_has_a_twin() {
         .map(String::as_str)
         .filter(|name| !name.starts_with("test_") && !name.starts_with("train_"))
         .collect();
-    let missing: Vec<&&str> = ours.iter().filter(|name| !ROWS.contains_key(**name)).collect();
-    assert!(missing.is_empty(), "without a twin: {missing:?}");
-    assert_eq!(ours.len(), ROWS.len());
+    let is_on_chip = |name: &str| name.starts_with("forward_") || name.starts_with("backward_");
+    let mut wanted = BTreeSet::new();
+    for name in ours {
+        let tiers =
+            if is_on_chip(name) { &["block", "cluster", "grid"][..] } else { &["streaming"] };
+        wanted.extend(tiers.iter().map(|tier| (name.to_owned(), *tier)));
+    }
+    let found: BTreeSet<_> = ROWS.keys().cloned().collect();
+    let missing: Vec<_> = wanted.symmetric_difference(&found).collect();
+    assert!(missing.is_empty(), "without a twin, or without a name: {missing:?}");
 }
 
 /// The table shows f16 only.
 #[test]
 fn bf16_counts_as_f16_does() {
-    for (kernel, row) in ROWS.iter().filter(|(kernel, _)| kernel.contains("_f16x")) {
-        assert_eq!(*row, ROWS[&kernel.replace("_f16x", "_bf16x")], "{kernel}");
+    for ((kernel, tier), row) in ROWS.iter().filter(|((kernel, _), _)| kernel.contains("_f16x")) {
+        assert_eq!(*row, ROWS[&(kernel.replace("_f16x", "_bf16x"), *tier)], "{kernel}");
     }
 }
 
@@ -254,11 +299,11 @@ fn twins_are_small() {
 
 fn table(rows: &Rows) -> String {
     let mut table = String::from(
-        "| kernel | twin | bytes per element | sectors | beside | conflicts | barriers |\n\
-         | --- | --- | --- | ---: | ---: | ---: | ---: |\n",
+        "| kernel | team | twin | bytes per element | sectors | beside | conflicts | barriers |\n\
+         | --- | --- | --- | --- | ---: | ---: | ---: | ---: |\n",
     );
-    for (kernel, row) in rows.iter().filter(|(kernel, _)| !kernel.contains("_bf16x")) {
-        let Row { twin, beside, barriers, .. } = row;
+    for ((kernel, _), row) in rows.iter().filter(|((kernel, _), _)| !kernel.contains("_bf16x")) {
+        let Row { twin, team, beside, barriers, .. } = row;
         let [read, written] = row.bytes.each_ref().map(|way| {
             let words: Vec<_> = way.iter().map(|(name, bytes)| format!("{name} {bytes}")).collect();
             words.join(", ")
@@ -269,7 +314,7 @@ fn table(rows: &Rows) -> String {
         };
         let conflicts = row.conflicts.map_or("-".into(), |percent| format!("{percent} %"));
         table += &format!(
-            "| `{kernel}` | {twin} | {read} -> {written} | {sectors} | {beside} | {conflicts} | \
+            "| `{kernel}` | {team} | {twin} | {read} -> {written} | {sectors} | {beside} | {conflicts} | \
              {barriers} |\n"
         );
     }
