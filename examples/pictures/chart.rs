@@ -1,6 +1,6 @@
 //! Charts with a name above, grey axes and horizontal lines.
 
-use super::canvas::{Area, GREY, NOTE, Outcome, TEXT, bold, text};
+use super::canvas::{Area, GREY, INK, NOTE, Outcome, TEXT, bold, text};
 use plotters::chart::{ChartBuilder, ChartContext};
 use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
 use plotters::coord::types::RangedCoordf64;
@@ -60,6 +60,26 @@ where
         .x_desc(x_name)
         .axis_desc_style(style)
         .draw()?;
+    Ok(())
+}
+
+/// Names below the x axis, each at its place, where the axis itself has none.
+pub fn x_names<X, Y>(
+    area: &Area,
+    chart: &Chart<X, Y>,
+    bottom: f64,
+    names: impl IntoIterator<Item = (f64, String)>,
+) -> Outcome<()>
+where
+    X: Ranged<ValueType = f64>,
+    Y: Ranged<ValueType = f64>,
+{
+    let style = text(NOTE, INK, HPos::Center, VPos::Top);
+    let (left, top) = area.get_base_pixel();
+    for (x, name) in names {
+        let at = chart.backend_coord(&(x, bottom));
+        area.draw_text(&name, &style, (at.0 - left, at.1 - top + 14))?;
+    }
     Ok(())
 }
 

@@ -7,7 +7,7 @@ pub use canvas::{
     Area, Canvas, EndLabel, GREY, INK, NOTE, Outcome, TEXT, TITLE, WIDTH, bold, draw_end_labels,
     text,
 };
-pub use chart::{Chart, DOT, HEIGHT, LINE, THIN, axes, chart, legend};
+pub use chart::{Chart, DOT, HEIGHT, LINE, THIN, axes, chart, legend, x_names};
 
 use plotters::style::RGBColor;
 

@@ -22,7 +22,7 @@ mod norm;
 mod ops;
 mod options;
 #[path = "../pictures/mod.rs"]
-#[allow(unused_imports, reason = "some is for the report")]
+#[allow(dead_code, unused_imports, reason = "some is for the report")]
 mod pictures;
 mod place;
 mod plots;

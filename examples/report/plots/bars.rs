@@ -3,10 +3,10 @@
 use super::{PASSES, Picture, View, short_shape};
 use crate::cases::{BATCH, RESNET_50};
 use crate::id::{Fused, Pass, Slot};
-use crate::join::Row;
+use crate::join::{Peer, Row};
 use crate::pictures::{
-    Area, Canvas, Chart, GREY, HEIGHT, INK, NOTE, Outcome, TEXT, THIN, axes, bold, chart, legend,
-    text,
+    Area, Canvas, Chart, GREY, HEIGHT, INK, Outcome, TEXT, THIN, axes, bold, chart, legend, text,
+    x_names,
 };
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
@@ -37,12 +37,12 @@ pub fn draw(canvas: &Canvas, view: &View, slot: Slot) -> Outcome<Option<Picture>
         false => "without an epilogue",
     };
     let caption = format!(
-        "A peer’s time over ours: above 1, warpnorm is faster. Calls {epilogues}. {}",
+        "A peer’s time over ours: above 1, warpnorm is faster. Calls {epilogues}.{} {}",
+        refusals(view, &all),
         view.source()
     );
     canvas.picture(&name, HEIGHT + 160, &title, &caption, |area| {
-        let names: Vec<_> = peers.iter().map(|(_, name, color)| (*name, *color)).collect();
-        let names: Vec<_> = names.iter().map(|(name, color)| (*name, *color)).collect();
+        let names: Vec<_> = peers.iter().map(|&(_, name, color)| (name, color)).collect();
         legend(area, &names)?;
         let parts = area.margin(8, 0, 0, 20).split_evenly((2, 1));
         for (part, (pass, rows)) in parts.iter().zip(&panels) {
@@ -51,6 +51,18 @@ pub fn draw(canvas: &Canvas, view: &View, slot: Slot) -> Outcome<Option<Picture>
         Ok(())
     })?;
     Ok(Some(Picture { name, caption: format!("{title}. {caption}") }))
+}
+
+/// ` cuDNN refuses 14 of 18.`
+fn refusals(view: &View, rows: &[&Row]) -> String {
+    let refusal = |peer: &Peer| {
+        let refused = rows.iter().filter(|row| peer.refused.contains_key(&row.id.to_string()));
+        match refused.count() {
+            0 => String::new(),
+            count => format!(" {} refuses {count} of {}.", peer.name, rows.len()),
+        }
+    };
+    view.report.peers.iter().map(refusal).collect()
 }
 
 /// One row for each of the network's shapes that was measured, with the epilogue that most of its
@@ -86,14 +98,11 @@ fn panel(area: &Area, pass: Pass, rows: &[&Row], peers: &[PeerColor]) -> Outcome
     let ratios = rows.iter().flat_map(|row| row.peers.iter().flatten());
     let most = ratios.fold(1.5, |most: f64, against| most.max(1.12 * against.ratio)).min(HIGHEST);
     let mut chart = chart(area, 0.0..rows.len().max(1) as f64, 0.0..most, "")?;
-    // The shapes are drawn where their groups are.
     axes(&mut chart, "", &|_| String::new(), &|ratio| format!("{ratio}×"))?;
+    let shapes = rows.iter().map(|row| short_shape(&row.id.extents[1..]));
+    x_names(area, &chart, 0.0, (0..).map(|group| f64::from(group) + 0.5).zip(shapes))?;
     let width = FILLED / peers.len() as f64;
     for (group, row) in rows.iter().enumerate() {
-        let label = text(NOTE, INK, HPos::Center, VPos::Top);
-        let at = chart.backend_coord(&(group as f64 + 0.5, 0.0));
-        let (left, top) = area.get_base_pixel();
-        area.draw_text(&short_shape(&row.id.extents[1..]), &label, (at.0 - left, at.1 - top + 14))?;
         for (place, (index, _, color)) in peers.iter().enumerate() {
             let Some(against) = row.peers[*index] else { continue };
             let left = group as f64 + (1.0 - FILLED) / 2.0 + place as f64 * width;
@@ -115,7 +124,8 @@ fn bar(
     let top = ratio.min(most);
     let corners = [(across.start, 0.0), (across.end, top)];
     chart.draw_series([Rectangle::new(corners, color.filled())])?;
-    let inside = ratio > 0.92 * most;
+    // Not across the line at 1, and not above the chart.
+    let inside = ratio > 0.92 * most || (ratio < 1.0 && ratio > 1.0 - 0.12 * most);
     let (color, position, shift) =
         if inside { (WHITE, VPos::Top, 6) } else { (color, VPos::Bottom, -3) };
     // Never rounds what is slower up to 1.

@@ -5,7 +5,7 @@ use crate::id::{Element, Fused, Id, Pass};
 use crate::join::Row;
 use crate::pictures::{
     Canvas, Chart, DOT, EndLabel, GREY, HEIGHT, INK, LINE, NOTE, Outcome, axes, chart,
-    draw_end_labels, legend, text,
+    draw_end_labels, legend, text, x_names,
 };
 use plotters::coord::combinators::LogCoord;
 use plotters::prelude::*;
@@ -31,6 +31,13 @@ struct Point<'r> {
     operations: f64,
 }
 
+impl Point<'_> {
+    /// Operations per byte, billions of operations a second.
+    fn at(&self, ns: f64) -> (f64, f64) {
+        (self.per_byte, self.operations / ns)
+    }
+}
+
 pub fn draw(canvas: &Canvas, view: &View) -> Outcome<Option<Picture>> {
     let (Some(bandwidth), points) = (copy_bandwidth(view), points(view)) else {
         return Ok(None);
@@ -40,13 +47,9 @@ pub fn draw(canvas: &Canvas, view: &View) -> Outcome<Option<Picture>> {
     }
     let rows: Vec<&Row> = points.iter().map(|point| point.row).collect();
     let peers = view.peers(&rows);
-    let title = format!(
-        "Roofline: all of batch normalization is bound by memory ({:.0} GB/s)",
-        bandwidth / 1e9
-    );
+    let title = format!("Roofline: what copying at {:.0} GB/s allows", bandwidth / 1e9);
     let caption = format!(
-        "Largest tensors without an epilogue. Operations per element: forward 6, backward 8, \
-         inference 2; bytes: the floor’s. {}",
+        "Largest tensors. Operations per element: forward 6, backward 8, inference 2. {}",
         view.source()
     );
     let x = points.iter().fold(f64::MAX..0.0, |range: std::ops::Range<f64>, point| {
@@ -60,19 +63,23 @@ pub fn draw(canvas: &Canvas, view: &View) -> Outcome<Option<Picture>> {
         let (area, labels) = area.margin(8, 0, 0, 20).split_horizontally(1560);
         let (x_range, y_range) = (x.clone().log_scale(), (y.start / 1e9..y.end / 1e9).log_scale());
         let mut chart = chart(&area, x_range, y_range, "G operations a second")?;
-        axes(&mut chart, "operations per byte", &|x| x.to_string(), &|y| y.to_string())?;
+        axes(&mut chart, "operations per byte", &|_| String::new(), &|y| y.to_string())?;
+        let ticks = [0.25, 0.5, 1.0, 2.0].into_iter().filter(|tick| x.contains(tick));
+        x_names(&area, &chart, y.start / 1e9, ticks.map(|tick| (tick, tick.to_string())))?;
         let roof = [x.start, x.end].map(|x| (x, bandwidth * x / 1e9));
         chart.draw_series(LineSeries::new(roof, GREY.stroke_width(LINE)))?;
         let end = EndLabel { text: "copy".into(), color: GREY, at: chart.backend_coord(&roof[1]) };
         draw_end_labels(&labels, vec![end])?;
         for point in &points {
-            for &(index, _, color) in &peers {
-                if let Some(against) = point.row.peers[index] {
-                    dot(&mut chart, point, against.median_ns, color)?;
-                }
+            let times = peers.iter().filter_map(|&(index, _, color)| {
+                point.row.peers[index].map(|against| (against.median_ns, color))
+            });
+            let times: Vec<_> = times.chain([(point.row.median_ns, OURS)]).collect();
+            for &(ns, color) in &times {
+                let dot = Circle::new(point.at(ns), DOT + 3, color.filled());
+                chart.draw_series([dot])?;
             }
-            dot(&mut chart, point, point.row.median_ns, OURS)?;
-            name(&mut chart, point, bandwidth)?;
+            name(&mut chart, point, times.iter().fold(0.0, |most, (ns, _)| ns.max(most)))?;
         }
         Ok(())
     })?;
@@ -81,33 +88,26 @@ pub fn draw(canvas: &Canvas, view: &View) -> Outcome<Option<Picture>> {
 
 type LogChart<'a, 'b> = Chart<'a, 'b, LogCoord<f64>, LogCoord<f64>>;
 
-fn dot(chart: &mut LogChart, point: &Point, ns: f64, color: RGBColor) -> Outcome<()> {
-    let at = (point.per_byte, point.operations / ns);
-    chart.draw_series([Circle::new(at, DOT + 3, color.filled())])?;
-    Ok(())
-}
-
-/// On the roof, to the side where the neighbour is not.
-fn name(chart: &mut LogChart, point: &Point, bandwidth: f64) -> Outcome<()> {
+/// Beside the lowest dot or below it, where no other kind is.
+fn name(chart: &mut LogChart, point: &Point, slowest_ns: f64) -> Outcome<()> {
     let id = &point.row.id;
     let (pass, side, shift) = match id.pass {
-        Pass::TrainForward => ("forward", HPos::Left, (16, 34)),
-        Pass::TrainBackward => ("backward", HPos::Right, (-16, -34)),
-        _ => ("inference", HPos::Left, (16, 34)),
+        Pass::TrainForward => ("forward", HPos::Left, (20, 0)),
+        Pass::TrainBackward => ("backward", HPos::Right, (20, 32)),
+        _ => ("inference", HPos::Right, (-20, 0)),
     };
     let style = text(NOTE, INK, side, VPos::Center);
-    let at = (point.per_byte, bandwidth * point.per_byte / 1e9);
-    let label = EmptyElement::at(at) + Text::new(format!("{pass} {}", id.element), shift, style);
-    chart.draw_series([label])?;
+    let name = Text::new(format!("{pass} {}", id.element), shift, style);
+    chart.draw_series([EmptyElement::at(point.at(slowest_ns)) + name])?;
     Ok(())
 }
 
-/// Of the largest copy.
+/// Of the fastest copy that no cache has a part in.
 fn copy_bandwidth(view: &View) -> Option<f64> {
-    let plain =
-        |row: &&Row| row.id.pass == Pass::Copy && row.id.slot != crate::id::Slot::NonTemporal;
-    let largest = view.rows().filter(plain).max_by_key(|row| row.floor_bytes)?;
-    Some(largest.floor_bytes as f64 / largest.median_ns * 1e9)
+    let copies = || view.rows().filter(|row| row.id.pass == Pass::Copy);
+    let largest = copies().map(|row| row.floor_bytes).max()?;
+    let large = copies().filter(|row| row.floor_bytes >= largest / 2);
+    large.map(|row| row.floor_bytes as f64 / row.median_ns * 1e9).reduce(f64::max)
 }
 
 /// For each pass, f32 and f16, the largest tensor; of two layouts the faster one.

@@ -83,20 +83,30 @@ fn panel(area: &Area, pass: Pass, curves: &[Curve], sizes: Range<f64>, most: f64
     };
     let style = bold(text(TEXT, GREY, HPos::Left, VPos::Top));
     area.draw_text(heading, &style, (96, 0))?;
-    let area = area.margin(40, 0, 0, 30);
+    let area = area.margin(0, 0, 0, 30);
     let mut chart = chart(&area, sizes.clone().log_scale(), 0.0..most, "")?;
     axes(&mut chart, "tensor, MB", &|&size| megabytes(size), &|&share| percent(share))?;
     let full = [(sizes.start, 1.0), (sizes.end, 1.0)];
     chart.draw_series(LineSeries::new(full, GREY.stroke_width(THIN)))?;
-    let note = text(NOTE, GREY, HPos::Left, VPos::Bottom);
-    let label = EmptyElement::at((sizes.start, 1.0)) + Text::new("copy", (8, -4), note);
+    let note = text(NOTE, GREY, HPos::Right, VPos::Bottom);
+    let label = EmptyElement::at((sizes.end, 1.0)) + Text::new("copy", (-4, -4), note);
     chart.draw_series([label])?;
     for Curve { color, points, .. } in curves.iter().rev() {
-        chart.draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(LINE)))?;
+        chart.draw_series(LineSeries::new(means(points), color.stroke_width(LINE)))?;
         let dots = points.iter().map(|&point| Circle::new(point, DOT, color.filled()));
         chart.draw_series(dots)?;
     }
     Ok(())
+}
+
+/// One point for tensors of the same size.
+fn means(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let same_size = points.chunk_by(|a, b| a.0 == b.0);
+    let mean = |points: &[(f64, f64)]| {
+        let sum: f64 = points.iter().map(|point| point.1).sum();
+        (points[0].0, sum / points.len() as f64)
+    };
+    same_size.map(mean).collect()
 }
 
 fn megabytes(size: f64) -> String {
