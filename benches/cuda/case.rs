@@ -7,9 +7,9 @@ use crate::sampling;
 use crate::score::{self, Expected};
 use crate::timing::driver;
 use std::time::Duration;
-use warpnorm::cuda::Cuda;
 use warpnorm::cuda::cudarc::driver::CudaGraph;
 use warpnorm::cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use warpnorm::cuda::{Cuda, Tier};
 use warpnorm::{Backend, Element, Error, Problem, Result};
 
 /// Calls in a graph, at most.
@@ -20,6 +20,8 @@ type Workspace = <Cuda as Backend>::Workspace;
 /// One problem on one device.
 pub struct Case<'g, E: Element> {
     pub gpu: &'g Gpu,
+    /// With the tier that is forced upon plans, if one is.
+    cuda: Cuda,
     pub problem: Problem,
     pub inputs: Inputs<E>,
     /// They take turns.
@@ -50,6 +52,7 @@ impl<'g, E: Element> Case<'g, E> {
         gpu.cuda.synchronize()?;
         Ok(Case {
             gpu,
+            cuda: gpu.cuda.clone(),
             problem,
             inputs,
             sets,
@@ -60,10 +63,16 @@ impl<'g, E: Element> Case<'g, E> {
         })
     }
 
+    /// Says where training passes keep their tensors.
+    pub fn force_tier(&mut self, tier: Option<Tier>) {
+        self.cuda = self.gpu.cuda.clone().with_tier(tier);
+        self.checked.clear();
+    }
+
     /// One call on one set.
     pub fn call(&mut self, pass: Pass, set: usize) -> Result<()> {
         let (problem, workspace) = (&self.problem, &mut self.workspace);
-        let (tensors, cuda) = (&mut self.sets[set], &self.gpu.cuda);
+        let (tensors, cuda) = (&mut self.sets[set], &self.cuda);
         match pass {
             Pass::TrainForward => tensors.forward_train(cuda, problem, workspace),
             Pass::TrainBackward => tensors.backward_train(cuda, problem, workspace),

@@ -9,6 +9,7 @@
 
 #[path = "../shared/calls.rs"]
 mod calls;
+#[allow(dead_code, reason = "some is for the tuning harness")]
 mod case;
 #[path = "../shared/cases.rs"]
 #[allow(dead_code, reason = "some is for the CPU, some for the report")]

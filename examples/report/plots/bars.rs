@@ -68,7 +68,8 @@ fn refusals(view: &View, rows: &[&Row]) -> String {
 /// One row for each of the network's shapes that was measured, with the epilogue that most of its
 /// layers have, or else without.
 fn layers<'r>(view: &View<'r>, pass: Pass, slot: Slot) -> Vec<&'r Row> {
-    let rows: Vec<&Row> = view.rows_of(pass, slot).collect();
+    let is_layer = |row: &&Row| RESNET_50.iter().any(|layer| row.id.extents[1..] == layer.sample);
+    let rows: Vec<&Row> = view.rows_of(pass, slot).filter(is_layer).collect();
     let batches = || rows.iter().map(|row| row.id.extents[0]);
     let batch = batches().find(|&batch| batch == BATCH).or_else(|| batches().max());
     let find = |sample: &[usize], fused: Fused| {
