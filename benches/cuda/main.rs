@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         .sample_size(sampling::SAMPLES)
         .warm_up_time(sampling::WARM_UP)
         .measurement_time(sampling::MEASUREMENT)
-        .nresamples(1000)
+        .nresamples(2000)
         .without_plots()
         .configure_from_args();
     let gpu = match Gpu::open() {

@@ -97,7 +97,7 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     let libraries = if on_cpu { &all[..] } else { &peers[..] };
     let effort = match args.quick {
         true => Effort { samples: 3, time: Duration::from_millis(20) },
-        false => Effort { samples: 15, time: Duration::from_millis(700) },
+        false => Effort { samples: 5, time: Duration::from_secs(1) },
     };
     let accuracy = hard::measure(libraries, device);
     let memory =

@@ -74,10 +74,8 @@ fn id(pass: Pass, extents: &[usize], device: Device) -> Id {
 
 fn medians(layer: &mut dyn Layer, effort: &Effort) -> (f64, f64) {
     let (mut forward, mut backward) = (Vec::new(), Vec::new());
-    for _ in 0..2 {
-        layer.forward();
-        layer.backward();
-    }
+    layer.forward();
+    layer.backward();
     let start = Instant::now();
     while forward.len() < effort.samples || start.elapsed() < effort.time {
         forward.push(clock(layer, |layer| layer.forward()));
