@@ -99,7 +99,9 @@ fn panel(area: &Area, pass: Pass, rows: &[&Row], peers: &[PeerColor]) -> Outcome
     let ratios = rows.iter().flat_map(|row| row.peers.iter().flatten());
     let most = ratios.fold(1.5, |most: f64, against| most.max(1.12 * against.ratio)).min(HIGHEST);
     let mut chart = chart(area, 0.0..rows.len().max(1) as f64, 0.0..most, "")?;
-    axes(&mut chart, "", &|_| String::new(), &|ratio| format!("{ratio}×"))?;
+    axes(&mut chart, "", &|_| String::new(), &|ratio| {
+        format!("{}×", (100.0 * ratio).round() / 100.0)
+    })?;
     let shapes = rows.iter().map(|row| short_shape(&row.id.extents[1..]));
     x_names(area, &chart, 0.0, (0..).map(|group| f64::from(group) + 0.5).zip(shapes))?;
     let width = FILLED / peers.len() as f64;
