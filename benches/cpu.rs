@@ -3,43 +3,26 @@
 //! `cargo bench --bench cpu`; benches/README.md says what the names and the yardsticks are.
 //! Outputs are allocated and touched before anything is timed.
 
+#[path = "shared/calls.rs"]
+#[allow(dead_code, reason = "some is for GPUs")]
+mod calls;
+#[path = "shared/cases.rs"]
+#[allow(dead_code, reason = "some is for GPUs")]
+mod cases;
 #[path = "../examples/report/id.rs"]
 #[allow(dead_code, reason = "the report reads identifiers, the benchmarks only write them")]
 mod id;
 
+use calls::{Inputs, Tensors};
 use criterion::{Criterion, SamplingMode, Throughput};
 use half::{bf16, f16};
-use id::{Config, Fused, Id, Pass, Slot};
-use rand::{RngExt, SeedableRng};
+use id::{Config, Id, Pass, Slot};
 use rayon::prelude::*;
 use std::time::Duration;
-use warpnorm::{
-    Affine, Backend, BackwardTrain, Cpu, Element, ForwardTrain, GradientsMut, Inference, Norm,
-    Problem, Running, RunningMut, SavedMut, SavedRef,
-};
-
-const SHAPES: [&[usize]; 8] = [
-    &[32, 64, 112, 112],
-    &[32, 256, 56, 56],
-    &[32, 512, 28, 28],
-    &[32, 1024, 14, 14],
-    &[32, 2048, 7, 7],
-    &[8, 64, 56, 56],
-    &[4096, 1024],
-    &[128, 100],
-];
-
-/// Other element types and epilogues are measured on these.
-const SAMPLED_SHAPES: [&[usize]; 2] = [&[32, 256, 56, 56], &[4096, 1024]];
-
-const PASSES: [Pass; 3] = [Pass::TrainForward, Pass::TrainBackward, Pass::Inference];
-
-const NORM: Norm = Norm { eps: 1e-5, momentum: Some(0.1) };
+use warpnorm::{Backend, Cpu, Element};
 
 /// Copies of less than this are not split over threads: waking them takes longer.
 const SPLIT_BYTES: usize = 256 << 10;
-
-type Workspace = <Cpu as Backend>::Workspace;
 
 /// A number of threads, and what runs on them.
 struct Team {
@@ -48,134 +31,16 @@ struct Team {
     pool: rayon::ThreadPool,
 }
 
-/// What a call borrows, all of it written to at least once.
-struct Tensors<E: Element> {
-    x: Vec<E>,
-    residual: Vec<E>,
-    dy: Vec<E>,
-    y: Vec<E>,
-    dx: Vec<E>,
-    dresidual: Vec<E>,
-    mask: Vec<u8>,
-    weight: Vec<E::Param>,
-    bias: Vec<E::Param>,
-    running_mean: Vec<E::Param>,
-    running_var: Vec<E::Param>,
-    num_batches_tracked: Vec<i64>,
-    mean_hi: Vec<E::Param>,
-    mean_lo: Vec<E::Param>,
-    invstd: Vec<E::Param>,
-    dweight: Vec<E::Param>,
-    dbias: Vec<E::Param>,
-}
-
-impl<E: Element> Tensors<E> {
-    fn new(extents: &[usize]) -> Self {
-        let elements = extents.iter().product();
-        let mut random = rand_pcg::Pcg64Mcg::seed_from_u64(1);
-        let mut tensor = || {
-            let value = |_| E::from_f64(random.random_range(-2.0..2.0));
-            (0..elements).map(value).collect()
-        };
-        let vector = |value| vec![E::Param::from_f64(value); extents[1]];
-        Tensors {
-            x: tensor(),
-            residual: tensor(),
-            dy: tensor(),
-            y: tensor(),
-            dx: tensor(),
-            dresidual: tensor(),
-            mask: Vec::new(),
-            weight: vector(1.5),
-            bias: vector(0.25),
-            running_mean: vector(0.0),
-            running_var: vector(1.0),
-            num_batches_tracked: vec![0],
-            mean_hi: vector(1.0),
-            mean_lo: vector(1.0),
-            invstd: vector(1.0),
-            dweight: vector(1.0),
-            dbias: vector(1.0),
+impl Team {
+    /// `to = from` by the team's threads, each with a run of its own.
+    fn copy<E: Element>(&self, to: &mut [E], from: &[E], copy: impl Fn(&mut [E], &[E]) + Sync) {
+        if self.threads == 1 || size_of_val(from) < SPLIT_BYTES {
+            return copy(to, from);
         }
+        let run = from.len().div_ceil(self.threads);
+        let runs = to.par_chunks_mut(run).zip(from.par_chunks(run));
+        self.pool.install(|| runs.for_each(|(to, from)| copy(to, from)));
     }
-}
-
-impl<E: Element> Tensors<E> {
-    fn forward_train(&mut self, team: &Team, problem: &Problem, workspace: &mut Workspace) {
-        let epilogue = problem.epilogue();
-        let args = ForwardTrain {
-            x: (&self.x).into(),
-            residual: epilogue.residual.then(|| (&self.residual).into()),
-            affine: affine(&self.weight, &self.bias),
-            running: Some(RunningMut {
-                mean: (&mut self.running_mean).into(),
-                var: (&mut self.running_var).into(),
-                num_batches_tracked: (&mut self.num_batches_tracked).into(),
-            }),
-            y: (&mut self.y).into(),
-            saved: SavedMut {
-                mean_hi: (&mut self.mean_hi).into(),
-                mean_lo: (&mut self.mean_lo).into(),
-                invstd: (&mut self.invstd).into(),
-                mask: epilogue.has_mask().then(|| (&mut self.mask).into()),
-            },
-            workspace,
-        };
-        let result = team.backend.forward_train(problem, &NORM, args);
-        result.expect("the arguments fit the problem");
-    }
-
-    fn backward_train(&mut self, team: &Team, problem: &Problem, workspace: &mut Workspace) {
-        let epilogue = problem.epilogue();
-        let args = BackwardTrain {
-            x: (&self.x).into(),
-            residual: None,
-            dy: (&self.dy).into(),
-            affine: affine(&self.weight, &self.bias),
-            saved: SavedRef {
-                mean_hi: (&self.mean_hi).into(),
-                mean_lo: (&self.mean_lo).into(),
-                invstd: (&self.invstd).into(),
-                mask: epilogue.has_mask().then(|| (&self.mask).into()),
-            },
-            gradients: GradientsMut {
-                dx: (&mut self.dx).into(),
-                dresidual: epilogue.residual.then(|| (&mut self.dresidual).into()),
-                dweight: Some((&mut self.dweight).into()),
-                dbias: Some((&mut self.dbias).into()),
-            },
-            workspace,
-        };
-        let result = team.backend.backward_train(problem, args);
-        result.expect("the arguments fit the problem");
-    }
-
-    fn inference(&mut self, team: &Team, problem: &Problem, workspace: &mut Workspace) {
-        let args = Inference {
-            x: (&self.x).into(),
-            residual: problem.epilogue().residual.then(|| (&self.residual).into()),
-            affine: affine(&self.weight, &self.bias),
-            running: Running { mean: (&self.running_mean).into(), var: (&self.running_var).into() },
-            y: (&mut self.y).into(),
-            workspace,
-        };
-        let result = team.backend.inference(problem, &NORM, args);
-        result.expect("the arguments fit the problem");
-    }
-
-    /// `y = x` by the team's threads, each with a run of its own.
-    fn copy(&mut self, team: &Team, copy: impl Fn(&mut [E], &[E]) + Sync) {
-        if team.threads == 1 || size_of_val(&self.x[..]) < SPLIT_BYTES {
-            return copy(&mut self.y, &self.x);
-        }
-        let run = self.x.len().div_ceil(team.threads);
-        let runs = self.y.par_chunks_mut(run).zip(self.x.par_chunks(run));
-        team.pool.install(|| runs.for_each(|(y, x)| copy(y, x)));
-    }
-}
-
-fn affine<'a, E: Element>(weight: &'a [E::Param], bias: &'a [E::Param]) -> Affine<'a, Cpu, E> {
-    Affine { weight: Some(weight.into()), bias: Some(bias.into()) }
 }
 
 /// Copies without reading the destination into the cache. Baseline x86-64 has the instruction.
@@ -203,8 +68,9 @@ fn bench<E: Element>(
     criterion: &mut Criterion,
     id: &Id,
     team: &Team,
-    tensors: &mut Option<Tensors<E>>,
+    tensors: &mut Option<Tensors<Cpu, E>>,
 ) {
+    const FITS: &str = "the arguments fit the problem";
     let problem = id.problem().expect("a shape that exists");
     let floor = id.floor_bytes().expect("a shape that exists");
     let mut group = criterion.benchmark_group(id.pass.to_string());
@@ -213,26 +79,32 @@ fn bench<E: Element>(
     let name = id.to_string();
     let (_, rest) = name.split_once('/').expect("a pass and more");
     group.bench_function(rest, |bencher| {
-        let tensors = tensors.get_or_insert_with(|| Tensors::new(&id.extents));
-        tensors.mask.resize(problem.mask_len(), 0);
-        let workspace = team.backend.workspace(&problem);
-        let mut workspace = workspace.expect("memory for the workspace");
+        let backend = &team.backend;
+        let made = || Tensors::new(backend, &problem, &Inputs::random(&problem)).expect(FITS);
+        let tensors = tensors.get_or_insert_with(made);
+        let mut workspace = backend.workspace(&problem).expect("memory for the workspace");
+        let workspace = &mut workspace;
         match (id.pass, id.slot) {
             (Pass::TrainForward, _) => {
-                bencher.iter(|| tensors.forward_train(team, &problem, &mut workspace));
+                let mut call = || tensors.forward_train(backend, &problem, workspace);
+                bencher.iter(|| call().expect(FITS));
             }
             (Pass::TrainBackward, _) => {
-                tensors.forward_train(team, &problem, &mut workspace);
-                bencher.iter(|| tensors.backward_train(team, &problem, &mut workspace));
+                tensors.forward_train(backend, &problem, workspace).expect(FITS);
+                let mut call = || tensors.backward_train(backend, &problem, workspace);
+                bencher.iter(|| call().expect(FITS));
             }
             (Pass::Inference, _) => {
-                bencher.iter(|| tensors.inference(team, &problem, &mut workspace));
+                let mut call = || tensors.inference(backend, &problem, workspace);
+                bencher.iter(|| call().expect(FITS));
             }
             #[cfg(target_arch = "x86_64")]
             (Pass::Copy, Slot::NonTemporal) => {
-                bencher.iter(|| tensors.copy(team, copy_past_cache));
+                bencher.iter(|| team.copy(&mut tensors.y, &tensors.x, copy_past_cache));
             }
-            (Pass::Copy, _) => bencher.iter(|| tensors.copy(team, <[E]>::copy_from_slice)),
+            (Pass::Copy, _) => {
+                bencher.iter(|| team.copy(&mut tensors.y, &tensors.x, <[E]>::copy_from_slice));
+            }
         }
     });
 }
@@ -245,14 +117,15 @@ fn bench_tensors<E: Element>(
     slot: Slot,
     element: id::Element,
 ) {
-    let mut tensors = None;
-    for pass in PASSES.into_iter().chain([Pass::Copy]) {
-        for fused in [Fused::None, Fused::Relu, Fused::AddRelu] {
+    for fused in cases::FUSED {
+        let mut tensors = None;
+        for pass in cases::PASSES {
             for team in teams {
                 let config = Config::Threads(team.threads);
                 let extents = extents.to_vec();
                 let id = Id { pass, slot, element, extents, fused, config };
-                if wanted(&id) {
+                let exists = slot != Slot::NonTemporal || cfg!(target_arch = "x86_64");
+                if exists && cases::is_cpu_case(&id) {
                     bench::<E>(criterion, &id, team, &mut tensors);
                 }
             }
@@ -260,22 +133,9 @@ fn bench_tensors<E: Element>(
     }
 }
 
-/// f32 without an epilogue everywhere; the rest on two shapes, so that a full run stays bearable.
-fn wanted(id: &Id) -> bool {
-    let plain = (id.element, id.fused) == (id::Element::F32, Fused::None);
-    if id.slot == Slot::NonTemporal {
-        return cfg!(target_arch = "x86_64") && id.pass == Pass::Copy && plain;
-    }
-    let layout_exists = id.slot == Slot::ChannelsLast || id.extents.len() > 2;
-    let copies_plainly = id.pass != Pass::Copy || id.fused == Fused::None;
-    let sampled = SAMPLED_SHAPES.contains(&&id.extents[..])
-        && (id.element == id::Element::F32 || id.fused == Fused::None);
-    layout_exists && copies_plainly && (plain || sampled)
-}
-
 fn bench_all(criterion: &mut Criterion) {
     let teams = teams();
-    for extents in SHAPES {
+    for extents in cases::CPU_SHAPES {
         for slot in [Slot::ChannelsFirst, Slot::ChannelsLast, Slot::NonTemporal] {
             bench_tensors::<f32>(criterion, &teams, extents, slot, id::Element::F32);
             bench_tensors::<f64>(criterion, &teams, extents, slot, id::Element::F64);

@@ -46,7 +46,8 @@ state() {
     "$bundle/bin/info" | sed -n '/^kernels: /p'
 }
 
-build build --release -p warpnorm -p replay --example info --example train --bin replay
+build build --release -p warpnorm -p replay --example info --example report --example train \
+    --bin replay
 build test --release --no-run -p warpnorm -p replay -p gpu --lib --test gpu --test public_cases \
     --test train
 build bench --no-run -p warpnorm --benches
@@ -54,6 +55,7 @@ build bench --no-run -p warpnorm --benches
 rm -rf "$bundle"
 mkdir -p "$bundle/bin" "$bundle/peers"
 take example info info
+take example report report
 take example train train
 take bin replay replay
 take test gpu gpu
@@ -64,7 +66,7 @@ while read -r kind name _; do
     if [ "$kind" = bench ]; then take bench "$name" "bench-$name"; fi
 done <"$scratch/programs"
 cp -r tests/replay/cases "$bundle/cases"
-cp benches/peers/*.py "$bundle/peers/"
+cp benches/peers/*.py benches/peers/gpu-ids.txt "$bundle/peers/"
 cp scripts/gpu-bundle/run.sh scripts/gpu-bundle/README.txt LICENSE-* "$bundle/"
 state >"$bundle/built-from.txt"
 

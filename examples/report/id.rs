@@ -44,6 +44,10 @@ pub enum Fused {
 pub enum Config {
     Threads(usize),
     Gpu,
+    /// A GPU on the same tensors again and again, which its L2 then holds.
+    GpuInCache,
+    /// A GPU that replays calls captured in a CUDA graph.
+    GpuGraph,
 }
 
 /// An identifier, taken apart.
@@ -72,6 +76,8 @@ const ELEMENTS: [(&str, Element); 4] =
     [("f32", Element::F32), ("f64", Element::F64), ("f16", Element::F16), ("bf16", Element::Bf16)];
 const FUSED: [(&str, Fused); 3] =
     [("none", Fused::None), ("relu", Fused::Relu), ("add_relu", Fused::AddRelu)];
+const GPU_CONFIGS: [(&str, Config); 3] =
+    [("gpu", Config::Gpu), ("gpu-in-cache", Config::GpuInCache), ("gpu-graph", Config::GpuGraph)];
 
 fn name_of<T: PartialEq>(names: &[(&'static str, T)], value: &T) -> &'static str {
     let named = names.iter().find(|(_, named)| named == value);
@@ -122,7 +128,7 @@ impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Config::Threads(threads) => write!(f, "{threads}t"),
-            Config::Gpu => f.write_str("gpu"),
+            gpu => f.write_str(name_of(&GPU_CONFIGS, gpu)),
         }
     }
 }
@@ -131,12 +137,14 @@ impl FromStr for Config {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text == "gpu" {
-            return Ok(Config::Gpu);
+        if let Ok(config) = find("config", &GPU_CONFIGS, text) {
+            return Ok(config);
         }
         match text.strip_suffix('t').map(str::parse) {
             Some(Ok(threads)) if threads > 0 => Ok(Config::Threads(threads)),
-            _ => Err(format!("config: expected gpu or a thread count such as 2t, found {text:?}")),
+            _ => Err(format!(
+                "config: expected gpu, gpu-in-cache, gpu-graph or a thread count such as 2t, found {text:?}"
+            )),
         }
     }
 }
@@ -221,9 +229,20 @@ impl Id {
         })
     }
 
-    /// The copy that this pass is held against: same tensor, same processors.
+    /// The copy that this pass is held against: same tensor, same processors. A GPU's copy knows
+    /// bytes only, so that one serves both layouts and both 16-bit types.
     pub fn yardstick(&self) -> Id {
-        Id { pass: Pass::Copy, fused: Fused::None, ..self.clone() }
+        let copy = Id { pass: Pass::Copy, fused: Fused::None, ..self.clone() };
+        match (self.is_gpu(), self.element) {
+            (false, _) => copy,
+            (true, Element::Bf16) => Id { slot: Slot::ChannelsLast, element: Element::F16, ..copy },
+            (true, _) => Id { slot: Slot::ChannelsLast, ..copy },
+        }
+    }
+
+    /// Whether a GPU runs it.
+    pub fn is_gpu(&self) -> bool {
+        !matches!(self.config, Config::Threads(_))
     }
 }
 
@@ -241,6 +260,8 @@ mod tests {
             "train_forward/channels-first/f32/32x64x112x112/none/1t",
             "train_backward/channels-last/bf16/4096x1024/add_relu/16t",
             "inference/channels-last/f64/8x3x5/relu/gpu",
+            "inference/channels-last/f16/8x3x5/none/gpu-in-cache",
+            "inference/channels-last/f16/8x3x5/none/gpu-graph",
             "copy/non-temporal/f16/128x100/none/2t",
         ] {
             assert_eq!(id(text).to_string(), text);
@@ -263,6 +284,26 @@ mod tests {
         ] {
             let error = text.parse::<Id>().unwrap_err();
             assert!(error.starts_with(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn one_copy_of_a_gpu_serves_both_layouts_and_both_16_bit_types() {
+        for (text, copy) in [
+            (
+                "train_forward/channels-first/bf16/8x3x5/relu/gpu",
+                "copy/channels-last/f16/8x3x5/none/gpu",
+            ),
+            (
+                "inference/channels-last/f32/8x3x5/none/gpu-graph",
+                "copy/channels-last/f32/8x3x5/none/gpu-graph",
+            ),
+            (
+                "train_forward/channels-first/bf16/8x3x5/relu/2t",
+                "copy/channels-first/bf16/8x3x5/none/2t",
+            ),
+        ] {
+            assert_eq!(id(text).yardstick().to_string(), copy);
         }
     }
 

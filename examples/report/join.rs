@@ -13,14 +13,19 @@ pub struct Measured {
 }
 
 /// Another library's measurements.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Peer {
     pub name: String,
-    pub device: String,
+    /// What they were made on: the processor, the GPU.
+    pub devices: Vec<String>,
     pub versions: BTreeMap<String, String>,
     /// What other processes used of a core meanwhile, where the peer's program says so.
     pub foreign_cpu_share: Option<f64>,
     pub results: Vec<Measured>,
+    /// What it does not do, by identifier, and what it says to that.
+    pub refused: BTreeMap<String, String>,
+    /// A whole training step of ResNet-50, by its batch.
+    pub resnet50_step_ns: BTreeMap<usize, f64>,
 }
 
 /// A measurement of ours and all that it is compared with.
@@ -73,12 +78,13 @@ fn by_id(measured: &[Measured]) -> HashMap<String, f64> {
     measured.iter().map(|Measured { id, median_ns }| (id.to_string(), *median_ns)).collect()
 }
 
-/// Tables by pass and layout; in them the plain case first, 4-D before 2-D, large before small.
+/// A GPU's tables first; by pass and layout; in them the plain case first, 4-D before 2-D, large
+/// before small.
 fn order(id: &Id) -> impl Ord + use<> {
     let elements: usize = id.extents.iter().product();
     let plain = (id.element, id.fused);
     let size = (Reverse(id.extents.len()), Reverse(elements), id.extents.clone());
-    (id.pass, id.slot, plain, size, id.config)
+    (!id.is_gpu(), id.pass, id.slot, plain, size, id.config)
 }
 
 /// Row and peer of every case in which a peer is the faster one, the worst first. Copies are
@@ -115,13 +121,7 @@ mod tests {
     }
 
     fn peer(results: Vec<Measured>) -> Peer {
-        Peer {
-            name: "peer".into(),
-            device: "device".into(),
-            versions: BTreeMap::new(),
-            foreign_cpu_share: None,
-            results,
-        }
+        Peer { name: "peer".into(), results, ..Peer::default() }
     }
 
     const FORWARD: &str = "train_forward/channels-first/f32/8x16x4x4/none/1t";

@@ -1,6 +1,6 @@
 //! What it was measured on, and what: processor, memory, date, commit, versions.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The machine, as far as it tells.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     pub cpu: String,
     pub cores: usize,
@@ -85,7 +85,7 @@ fn cache_size(text: &str) -> String {
 pub fn commit() -> Option<String> {
     let root = env!("CARGO_MANIFEST_DIR");
     let head = output("git", &["-C", root, "rev-parse", "--short=12", "HEAD"])?;
-    let measured = ["src", "kernels", "Cargo.toml", "benches/cpu.rs"];
+    let measured = ["src", "kernels", "Cargo.toml", "benches", ":!benches/results"];
     let status = ["-C", root, "status", "--porcelain", "--"];
     let changes = output("git", &[&status[..], &measured[..]].concat())?;
     Some(if changes.is_empty() { head } else { format!("{head} with changes") })

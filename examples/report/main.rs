@@ -2,16 +2,34 @@
 //!
 //! `cargo run --release --example report -- --help` explains the whole way.
 
+#[path = "../../benches/shared/cases.rs"]
+#[allow(dead_code, reason = "some is for the benchmarks")]
+mod cases;
+mod files;
+mod gpu_page;
 mod id;
+#[cfg(test)]
+mod invented;
 mod join;
 mod machine;
+mod model;
 mod page;
+#[path = "../pictures/mod.rs"]
+#[allow(unused_imports, reason = "some is for the example `train`")]
+mod pictures;
+mod plots;
+mod record;
+mod resnet;
+mod rust_page;
 mod sources;
+mod summary;
+mod table;
 
 use clap::Parser;
+use files::{CUDNN_FILE, GPU_FILE, GpuFile, criterion_home};
 use machine::Machine;
 use page::Report;
-use sources::{SourceError, unusable};
+use sources::{SourceError, add_peer, read_if_there, read_peers, unusable};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -20,13 +38,17 @@ use std::process::ExitCode;
 #[derive(Parser)]
 #[command(name = "report", after_long_help = WORKFLOW)]
 struct Args {
-    /// Measurements of a peer, as benches/peers writes them; may be given several times.
+    /// Measurements of peers, as benches/peers writes them; may be given several times.
     #[arg(long = "peer", value_name = "FILE.json")]
     peers: Vec<PathBuf>,
 
     /// What to call the device: the folder under --output, and the page's title.
-    #[arg(long, value_name = "NAME", value_parser = folder_name)]
-    device: String,
+    #[arg(long, value_name = "NAME", value_parser = folder_name, required_unless_present = "again")]
+    device: Option<String>,
+
+    /// Writes page and pictures anew beside a results.json, from what is in it.
+    #[arg(long, value_name = "results.json", conflicts_with_all = ["device", "peers"])]
+    again: Option<PathBuf>,
 
     /// Where the device's folder is made.
     #[arg(long, value_name = "DIR", default_value = "benches/results")]
@@ -49,7 +71,8 @@ const WORKFLOW: &str = "\
 The whole way, on an idle machine:
 
   1. cargo bench --bench cpu
-       measures this crate; Criterion keeps the results under target/criterion.
+     cargo bench --bench cuda
+       measure this crate, and cuDNN; Criterion keeps the results under target/criterion.
        `cargo bench --bench cpu -- FILTER` measures some; the rest stays as it was.
   2. python benches/peers/torch_bn.py --device cpu --output target/torch.json
      g++ -O2 -std=c++17 -fopenmp benches/peers/onednn_bn.cpp -ldnnl -o target/onednn_bn
@@ -57,19 +80,14 @@ The whole way, on an idle machine:
        measure peers under the same identifiers (benches/peers/README.md).
   3. cargo run --release --example report -- --device my-machine \\
          --peer target/torch.json --peer target/onednn.json
-       writes benches/results/my-machine/results.json and README.md.
+       writes benches/results/my-machine/results.json, README.md and the pictures in it.
+
+  cargo run --release --example report -- --again benches/results/my-machine/results.json
+       writes page and pictures anew.
 
 A peer file may come from any program:
   {\"peer\": NAME, \"device\": TEXT, \"versions\": {NAME: TEXT},
    \"results\": [{\"id\": \"<pass>/<layout>/<dtype>/<extents>/<epilogue>/<config>\", \"median_ns\": NUMBER}]}";
-
-/// Criterion's own rule for where its results go.
-fn criterion_home() -> PathBuf {
-    let target =
-        || std::env::var_os("CARGO_TARGET_DIR").map(|dir| Path::new(&dir).join("criterion"));
-    let home = std::env::var_os("CRITERION_HOME").map(PathBuf::from);
-    home.or_else(target).unwrap_or_else(|| "target/criterion".into())
-}
 
 fn folder_name(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -90,12 +108,16 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
-    let report = gather(args)?;
-    let folder = args.output.join(&args.device);
+    let (report, folder) = match (&args.again, &args.device) {
+        (Some(path), _) => (record::read(path)?, path.parent().unwrap_or(Path::new(".")).into()),
+        (None, Some(device)) => (gather(args, device)?, args.output.join(device)),
+        (None, None) => return Err("--device or --again".into()),
+    };
     fs::create_dir_all(&folder).map_err(|error| unusable(&folder, error))?;
-    write(&folder.join("results.json"), &format!("{:#}\n", report.json()))?;
-    write(&folder.join("README.md"), &report.markdown())?;
-    println!("{}: {} results", folder.display(), report.rows.len());
+    write(&folder.join("results.json"), &record::write(&report)?)?;
+    let pictures = plots::draw(&report, &folder).map_err(|error| error.to_string())?;
+    write(&folder.join("README.md"), &page::markdown(&report, &pictures))?;
+    println!("{}: {} results, {} pictures", folder.display(), report.rows.len(), pictures.len());
     for (index, peer) in report.peers.iter().enumerate() {
         let (all, won) = join::score(&report.rows, index);
         println!("at least as fast as {} in {won} of {all} cases", peer.name);
@@ -106,24 +128,27 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn gather(args: &Args) -> Result<Report, Box<dyn std::error::Error>> {
+fn gather(args: &Args, device: &str) -> Result<Report, Box<dyn std::error::Error>> {
     let ours = sources::read_criterion(&args.criterion)?;
-    let mut peers: Vec<join::Peer> = Vec::new();
-    for path in &args.peers {
-        let peer = sources::read_peer(path)?;
-        if peers.iter().any(|known| known.name == peer.name) {
-            return Err(unusable(path, format_args!("a second file of {}", peer.name)).into());
-        }
-        peers.push(peer);
+    let (mut peers, mut rust) = (Vec::new(), None);
+    let cudnn = args.criterion.join(CUDNN_FILE);
+    let beside = [cudnn].into_iter().filter(|path| path.exists());
+    for path in beside.chain(args.peers.iter().cloned()) {
+        let (of_file, beside_times) = read_peers(&path)?;
+        of_file.into_iter().try_for_each(|peer| add_peer(&mut peers, peer, &path))?;
+        rust = beside_times.or(rust);
     }
     Ok(Report {
-        device: args.device.clone(),
+        device: device.to_owned(),
         machine: Machine::here(args.cpu.clone()),
         dates: (machine::date(ours.oldest), machine::date(ours.newest)),
         commit: args.commit.clone().or_else(machine::commit),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
         rustc: machine::rustc(),
         rows: join::join(&ours.results, &peers)?,
         peers,
+        gpu: read_if_there::<GpuFile>(&args.criterion.join(GPU_FILE))?,
+        rust,
     })
 }
 

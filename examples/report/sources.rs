@@ -1,10 +1,10 @@
 //! Reads what was measured: Criterion's folders and the files of the peers.
 
+use crate::files::{PeerFile, PeerResult, RustFile};
 use crate::id::{Id, Pass};
 use crate::join::{Measured, Peer};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,21 +44,6 @@ struct Estimates {
 #[derive(Deserialize)]
 struct Estimate {
     point_estimate: f64,
-}
-
-#[derive(Deserialize)]
-struct PeerFile {
-    peer: Option<String>,
-    device: String,
-    versions: BTreeMap<String, String>,
-    foreign_cpu_share: Option<f64>,
-    results: Vec<PeerResult>,
-}
-
-#[derive(Deserialize)]
-struct PeerResult {
-    id: String,
-    median_ns: f64,
 }
 
 /// The latest run of each of our benchmarks under Criterion's folder; other groups are not ours.
@@ -106,12 +91,31 @@ fn latest_runs(directory: &Path) -> Result<Vec<PathBuf>, SourceError> {
     Ok(runs)
 }
 
-/// A file of the format that `benches/peers` writes.
-pub fn read_peer(path: &Path) -> Result<Peer, SourceError> {
-    let file: PeerFile = read_json(path)?;
+/// A peer's file, in any of its forms.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum AnyFile {
+    Rust(RustFile),
+    Several(Vec<PeerFile>),
+    One(PeerFile),
+}
+
+/// The peers of a file that `benches/peers` wrote, and what the Rust peers' program found beside
+/// times.
+pub fn read_peers(path: &Path) -> Result<(Vec<Peer>, Option<RustFile>), SourceError> {
+    let (files, rust) = match read_json(path)? {
+        AnyFile::Rust(mut file) => (std::mem::take(&mut file.peers), Some(file)),
+        AnyFile::Several(files) => (files, None),
+        AnyFile::One(file) => (vec![file], None),
+    };
+    let peers = files.into_iter().map(|file| peer(file, path)).collect::<Result<_, _>>()?;
+    Ok((peers, rust))
+}
+
+fn peer(file: PeerFile, path: &Path) -> Result<Peer, SourceError> {
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     let mut results: Vec<Measured> = Vec::new();
-    for PeerResult { id, median_ns } in file.results {
+    for PeerResult { id, median_ns, .. } in file.results {
         let id: Id = id.parse().map_err(|reason: String| unusable(path, reason))?;
         if results.iter().any(|known| known.id == id) {
             return Err(unusable(path, format_args!("{id} is there twice")));
@@ -120,11 +124,40 @@ pub fn read_peer(path: &Path) -> Result<Peer, SourceError> {
     }
     Ok(Peer {
         name: file.peer.or(stem).unwrap_or_default(),
-        device: file.device,
+        devices: vec![file.device],
         versions: file.versions,
         foreign_cpu_share: file.foreign_cpu_share,
         results,
+        refused: file.refused,
+        resnet50_step_ns: file.resnet50_step_ns,
     })
+}
+
+/// Adds a peer to others. One that is there already has been measured on another device, or on
+/// other identifiers.
+pub fn add_peer(peers: &mut Vec<Peer>, peer: Peer, path: &Path) -> Result<(), SourceError> {
+    let Some(known) = peers.iter_mut().find(|known| known.name == peer.name) else {
+        peers.push(peer);
+        return Ok(());
+    };
+    let twice = peer.results.iter().find(|new| known.results.iter().any(|old| old.id == new.id));
+    if let Some(Measured { id, .. }) = twice {
+        return Err(unusable(path, format_args!("a second time of {} for {id}", peer.name)));
+    }
+    known.devices.extend(peer.devices);
+    known.devices.dedup();
+    known.versions.extend(peer.versions);
+    let shares = known.foreign_cpu_share.into_iter().chain(peer.foreign_cpu_share);
+    known.foreign_cpu_share = shares.reduce(f64::max);
+    known.results.extend(peer.results);
+    known.refused.extend(peer.refused);
+    known.resnet50_step_ns.extend(peer.resnet50_step_ns);
+    Ok(())
+}
+
+/// A file that may be missing.
+pub fn read_if_there<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, SourceError> {
+    if path.exists() { read_json(path).map(Some) } else { Ok(None) }
 }
 
 fn measured(id: Id, median_ns: f64, path: &Path) -> Result<Measured, SourceError> {
@@ -137,7 +170,7 @@ fn measured(id: Id, median_ns: f64, path: &Path) -> Result<Measured, SourceError
     Ok(Measured { id, median_ns })
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, SourceError> {
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, SourceError> {
     let text = fs::read_to_string(path).map_err(|error| unusable(path, error))?;
     serde_json::from_str(&text).map_err(|error| unusable(path, error))
 }
@@ -198,8 +231,9 @@ mod tests {
         let text = format!(
             r#"{{"peer":"P","device":"D","versions":{{"p":"1"}},"results":[{{"id":"{ID}","median_ns":3}}]}}"#
         );
-        let peer = read_peer(&folder.write("p.json", &text)).unwrap();
-        assert_eq!((peer.name.as_str(), peer.device.as_str()), ("P", "D"));
+        let (peers, _) = read_peers(&folder.write("p.json", &text)).unwrap();
+        let peer = &peers[0];
+        assert_eq!((peer.name.as_str(), peer.devices[0].as_str()), ("P", "D"));
         assert_eq!(peer.results, [Measured { id: ID.parse().unwrap(), median_ns: 3.0 }]);
     }
 
@@ -207,7 +241,36 @@ mod tests {
     fn a_peer_file_that_names_no_peer_is_called_after_itself() {
         let folder = Folder::new("stem");
         let path = folder.write("cudnn.json", r#"{"device":"D","versions":{},"results":[]}"#);
-        assert_eq!(read_peer(&path).unwrap().name, "cudnn");
+        assert_eq!(read_peers(&path).unwrap().0[0].name, "cudnn");
+    }
+
+    #[test]
+    fn a_file_may_hold_several_peers_and_a_peer_several_files() {
+        let folder = Folder::new("several");
+        let other = "copy/channels-last/f32/128x100/none/gpu";
+        let peer = |name: &str, id: &str| {
+            let result = format!(r#"{{"id":"{id}","median_ns":3}}"#);
+            format!(r#"{{"peer":"{name}","device":"{id}","results":[{result}]}}"#)
+        };
+        let path = folder.write("p.json", &format!("[{},{}]", peer("P", ID), peer("Q", ID)));
+        let (mut peers, _) = read_peers(&path).unwrap();
+        assert_eq!(peers.len(), 2);
+        let (more, _) = read_peers(&folder.write("gpu.json", &peer("P", other))).unwrap();
+        add_peer(&mut peers, more[0].clone(), &path).unwrap();
+        assert_eq!((peers.len(), peers[0].results.len(), peers[0].devices.len()), (2, 2, 2));
+        let error = add_peer(&mut peers, more[0].clone(), &path).unwrap_err().to_string();
+        assert!(error.contains("a second time of P"), "{error}");
+    }
+
+    #[test]
+    fn what_the_rust_peers_program_writes_is_read() {
+        let folder = Folder::new("rust");
+        let text = r#"{"peers":[],"allocation":[],"accuracy":[{"library":"Burn","input":"x","y":null,"dx":0.5}],
+            "memory":[{"library":"candle","shape":"8x8","tensors":16.5}]}"#;
+        let (peers, rust) = read_peers(&folder.write("rust.json", text)).unwrap();
+        let rust = rust.unwrap();
+        assert!(peers.is_empty() && rust.accuracy[0].y.0.is_infinite());
+        assert_eq!(rust.memory[0].tensors, 16.5);
     }
 
     #[test]
@@ -218,13 +281,14 @@ mod tests {
             ("twice.json", format!("{},{}", result(ID, "1"), result(ID, "2")), "twice"),
             ("zero.json", result(ID, "0"), "above 0"),
             ("id.json", result("copy/x", "1"), "identifier"),
-            ("cut.json", "{".to_owned(), "line 1"),
         ] {
             let text = format!(r#"{{"device":"D","versions":{{}},"results":[{results}]}}"#);
-            let error = read_peer(&folder.write(name, &text)).unwrap_err().to_string();
+            let error = read_peers(&folder.write(name, &text)).unwrap_err().to_string();
             assert!(error.contains(name) && error.contains(reason), "{error}");
         }
-        let error = read_peer(&folder.0.join("absent.json")).unwrap_err().to_string();
+        let error = read_peers(&folder.write("cut.json", "{")).unwrap_err().to_string();
+        assert!(error.contains("cut.json"), "{error}");
+        let error = read_peers(&folder.0.join("absent.json")).unwrap_err().to_string();
         assert!(error.contains("absent.json"), "{error}");
     }
 }

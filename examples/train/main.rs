@@ -13,7 +13,6 @@
 #[cfg(feature = "cuda")]
 mod accelerated;
 mod agreement;
-mod canvas;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -22,6 +21,9 @@ mod network;
 mod norm;
 mod ops;
 mod options;
+#[path = "../pictures/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "some is for the report")]
+mod pictures;
 mod place;
 mod plots;
 mod report;
@@ -29,7 +31,6 @@ mod sweep;
 mod training;
 mod twin;
 
-use canvas::Canvas;
 use clap::Parser;
 use half::{bf16, f16};
 use idx::Dataset;
@@ -37,6 +38,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use network::{Architecture, Network};
 use ops::{Ops, Real};
 use options::{Dtype, Options};
+use pictures::Canvas;
 use place::Place;
 use std::error::Error;
 use std::process::ExitCode;

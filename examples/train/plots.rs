@@ -1,31 +1,22 @@
 //! The three pictures.
 
-use crate::canvas::{
-    Area, Canvas, EndLabel, GREY, NOTE, Outcome, TEXT, bold, draw_end_labels, text,
+use crate::pictures::{
+    Area, BLUE, Canvas, Chart, DOT, EndLabel, GREY, HEIGHT, LINE, NOTE, Outcome, TEXT, THIN,
+    VERMILION, axes, bold, chart, draw_end_labels, legend, text,
 };
 use crate::report::{grouped, steps_to};
 use crate::sweep::{self, REPEATS};
 use crate::training::{Curve, Point};
-use plotters::chart::{ChartBuilder, ChartContext};
-use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
-use plotters::coord::types::RangedCoordf64;
+use plotters::coord::ranged1d::Ranged;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 use std::ops::Range;
 
-/// Two colours that colour-blind readers tell apart (Okabe & Ito 2008).
-const NORMALIZED: RGBColor = RGBColor(0x00, 0x72, 0xb2);
-const PLAIN: RGBColor = RGBColor(0xd5, 0x5e, 0x00);
-const GRID: RGBColor = RGBColor(0xe2, 0xe2, 0xe2);
-const HEIGHT: u32 = 1140;
-const LINE: u32 = 5;
-const THIN: u32 = 2;
-const DOT: i32 = 9;
+const NORMALIZED: RGBColor = BLUE;
+const PLAIN: RGBColor = VERMILION;
 /// The axis of pre-activations reaches at least this far up and down, and at most this far.
 const LEAST: f64 = 1.0;
 const LIMIT: f64 = 50.0;
-
-type Chart<'a, 'b, X> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, RangedCoordf64>>;
 
 /// Test accuracy against steps: the paper's figure 1 (a).
 pub fn accuracy(canvas: &Canvas, caption: &str, plain: &Curve, normalized: &Curve) -> Outcome<()> {
@@ -214,7 +205,7 @@ pub fn sweep(
             });
             chart.draw_series(dots.map(|at| Circle::new(at, DOT, color.filled())))?;
         }
-        legend(area)
+        legend(area, &[("with batch normalization", NORMALIZED), ("without", PLAIN)])
     })
 }
 
@@ -235,63 +226,6 @@ fn sweep_title(outcomes: &[sweep::Outcome]) -> &'static str {
     } else {
         "Learning rates with batch normalization and without"
     }
-}
-
-/// On the line of the y axis's name, at the right.
-fn legend(area: &Area) -> Outcome<()> {
-    let (width, _) = area.dim_in_pixel();
-    let mut right = width as i32;
-    for (name, color) in [("without", PLAIN), ("with batch normalization", NORMALIZED)] {
-        let style = bold(text(TEXT, color, HPos::Right, VPos::Top));
-        area.draw_text(name, &style, (right, 0))?;
-        right -= area.estimate_text_size(name, &style)?.0 as i32 + 30;
-    }
-    Ok(())
-}
-
-/// Room for a chart and its labels, the name of the y axis level above it.
-fn chart<'a, 'b, X: AsRangedCoord>(
-    area: &'a Area<'b>,
-    x: X,
-    y: Range<f64>,
-    y_name: &str,
-) -> Outcome<Chart<'a, 'b, X::CoordDescType>> {
-    area.draw_text(y_name, &text(NOTE, GREY, HPos::Left, VPos::Top), (0, 0))?;
-    let chart = ChartBuilder::on(area)
-        .margin_top(62)
-        .margin_right(4)
-        .set_label_area_size(LabelAreaPosition::Left, 96)
-        .set_label_area_size(LabelAreaPosition::Bottom, 92)
-        .build_cartesian_2d(x, y)?;
-    Ok(chart)
-}
-
-/// Horizontal grid lines, and labels on both axes.
-fn axes<X>(
-    chart: &mut Chart<X>,
-    x_name: &str,
-    x_label: &dyn Fn(&f64) -> String,
-    y_label: &dyn Fn(&f64) -> String,
-) -> Outcome<()>
-where
-    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
-{
-    let style = text(NOTE, GREY, HPos::Center, VPos::Center);
-    chart
-        .configure_mesh()
-        .disable_x_mesh()
-        .light_line_style(TRANSPARENT)
-        .bold_line_style(GRID.stroke_width(THIN))
-        .axis_style(GREY.stroke_width(THIN))
-        .x_labels(6)
-        .y_labels(8)
-        .x_label_formatter(x_label)
-        .y_label_formatter(y_label)
-        .label_style(style.clone())
-        .x_desc(x_name)
-        .axis_desc_style(style)
-        .draw()?;
-    Ok(())
 }
 
 fn percent(share: &f64) -> String {

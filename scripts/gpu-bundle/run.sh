@@ -11,7 +11,8 @@ usage() {
     cat <<'TEXT'
 ./run.sh test                 every test, and the public cases in both layouts
 ./run.sh sanitize [TOOL...]   the tests under compute-sanitizer: memcheck racecheck initcheck synccheck
-./run.sh bench [NAME...]      benchmarks, those that are in bin/ as bench-NAME, and peers/
+./run.sh bench [NAME...]      benchmarks (cuda, cpu), peers/, and a report on them
+./run.sh tune [TEXT]          every plan of the identifiers that contain TEXT, against its prediction
 ./run.sh train [OPTION...]    the training example
 ./run.sh info [OPTION...]     driver, devices, kernels, plans
 TEXT
@@ -125,19 +126,34 @@ sanitize() {
 }
 
 run_bench() {
-    local name names=("$@") program
-    if [ ${#names[@]} -eq 0 ]; then
-        for program in bin/bench-*; do names+=("${program#bin/bench-}"); done
-    fi
+    local name names=("$@") criterion=results/$stamp-criterion peers=()
+    if [ ${#names[@]} -eq 0 ]; then names=(cuda cpu); fi
     for name in "${names[@]}"; do
         if [ "$name" = cuda ]; then require_gpu; fi
-        step "bench $name" env CRITERION_HOME="results/$stamp-criterion" "bin/bench-$name" --bench
+        step "bench $name" env CRITERION_HOME="$criterion" "bin/bench-$name" --bench
     done
     if python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
-        step 'peer torch' python3 peers/torch_bn.py --device cuda --output "results/$stamp-torch.json"
+        step 'peer torch' python3 peers/torch_bn.py --device cuda --ways native,cudnn --step \
+            --output "results/$stamp-torch.json"
+        peers+=(--peer "results/$stamp-torch.json")
     else
         printf '\nPyTorch with CUDA is not here: not measured\n'
     fi
+    step report bin/report --device "$(device_name)" --criterion "$criterion" "${peers[@]}" \
+        --commit "$(sed -n 's/^commit //p' built-from.txt)" --output "results/$stamp-report"
+    conclude
+}
+
+# The first GPU's, as a folder's: NVIDIA-H100-80GB-HBM3.
+device_name() {
+    local name
+    name=$(bin/info | sed -n 's/^device 0: \([^,]*\),.*/\1/p' | tr -c 'A-Za-z0-9.\n' -)
+    echo "${name:-cpu}"
+}
+
+run_tune() {
+    require_gpu
+    step tune bin/bench-tune --bench "$@"
     conclude
 }
 
@@ -153,7 +169,7 @@ run_info() {
 
 command=${1:-}
 case $command in
-    test | sanitize | bench | train | info) shift ;;
+    test | sanitize | bench | tune | train | info) shift ;;
     -h | --help) usage && exit ;;
     *) usage >&2 && exit 64 ;;
 esac
@@ -164,6 +180,7 @@ run() {
         test) run_test ;;
         sanitize) run_sanitize "$@" ;;
         bench) run_bench "$@" ;;
+        tune) run_tune "$@" ;;
         train) run_train "$@" ;;
         info) run_info "$@" ;;
     esac

@@ -49,7 +49,7 @@ pub use launch::{CudaLauncher, DeviceInfo, GpuBuffer, GpuSlice, GpuSliceMut, dev
 #[doc(hidden)]
 pub use launcher::{Clusters, DeviceFacts, Launch, Launched, Launcher, MemoryRef};
 #[doc(hidden)]
-pub use plan::{Alignment, Geometry, Pass, Plan, Tier, Walk, training_plans};
+pub use plan::{Alignment, Geometry, Pass, Plan, Tier, Walk, predicted_seconds, training_plans};
 #[doc(hidden)]
 pub use resident::static_shared_bytes;
 #[doc(hidden)]

@@ -5,8 +5,8 @@
 //! `kernels/walk.cuh`.
 
 use super::launcher::DeviceFacts;
-use super::resident::{resident, streaming_seconds};
-use crate::config::{Activation, Layout};
+use super::resident::{apply_seconds, resident, streaming_seconds};
+use crate::config::{Activation, Epilogue, Layout};
 use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::problem::{Operand, Problem};
@@ -266,6 +266,35 @@ pub fn training_plans(
         Some((plan, time)) if pays(time) => Ok(vec![plan]),
         _ => Ok(streaming),
     }
+}
+
+/// Seconds that a call should take by the model that plans are chosen by: `Pass::Forward` or
+/// `Pass::Backward` with aligned tensors in `tier`, or `Pass::Apply`. What an epilogue moves beside
+/// x, y and their gradients is added at the memory's speed.
+///
+/// # Errors
+/// As for [`Plan::new`].
+pub fn predicted_seconds(
+    pass: Pass,
+    problem: &Problem,
+    facts: &DeviceFacts,
+    tier: Option<Tier>,
+) -> Result<f64> {
+    let plain = problem.with_epilogue(Epilogue::NONE)?;
+    let more = match pass {
+        Pass::Backward => problem.backward_floor_bytes() - plain.backward_floor_bytes(),
+        _ => problem.forward_floor_bytes() - plain.forward_floor_bytes(),
+    };
+    let streaming = streaming_seconds(pass, problem, facts);
+    let seconds = match (pass, tier) {
+        (Pass::Apply, _) => apply_seconds(problem, facts),
+        (_, Some(Tier::Streaming)) => streaming,
+        _ => match resident(pass, problem, facts, Alignment::ALIGNED, tier) {
+            Some((_, time)) if tier.is_some() || time < streaming => time,
+            _ => streaming,
+        },
+    };
+    Ok(seconds + more as f64 / facts.memory_bandwidth as f64)
 }
 
 impl Geometry {

@@ -357,6 +357,12 @@ pub(super) fn streaming_seconds(pass: Pass, problem: &Problem, facts: &DeviceFac
     2.0 * LAUNCH + (inputs + again + 1.0) * tensor / facts.memory_bandwidth as f64
 }
 
+/// What inference should take.
+pub(super) fn apply_seconds(problem: &Problem, facts: &DeviceFacts) -> f64 {
+    let tensor = (problem.elements() * problem.dtype().size()) as f64;
+    LAUNCH + 2.0 * tensor / facts.memory_bandwidth as f64
+}
+
 /// What a launch should take: bytes over the bandwidth that its multiprocessors reach, and
 /// exchanges where nothing hides them.
 fn seconds(pass: Pass, problem: &Problem, facts: &DeviceFacts, candidate: &Candidate) -> f64 {

@@ -1,0 +1,190 @@
+//! A call's tensors, several times over, and the ways in which it is called.
+
+use crate::calls::{Inputs, Tensors};
+use crate::gpu::Gpu;
+use crate::id::{Config, Pass};
+use crate::sampling;
+use crate::score::{self, Expected};
+use crate::timing::driver;
+use std::time::Duration;
+use warpnorm::cuda::cudarc::driver::CudaGraph;
+use warpnorm::cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use warpnorm::cuda::{Cuda, Tier};
+use warpnorm::{Backend, Element, Error, Problem, Result};
+
+/// Calls in a graph, at most.
+const GRAPH_CALLS: usize = 256;
+
+type Workspace = <Cuda as Backend>::Workspace;
+
+/// One problem on one device.
+pub struct Case<'g, E: Element> {
+    pub gpu: &'g Gpu,
+    /// With the tier that is forced upon plans, if one is.
+    cuda: Cuda,
+    pub problem: Problem,
+    pub inputs: Inputs<E>,
+    /// They take turns.
+    pub sets: Vec<Tensors<Cuda, E>>,
+    workspace: Workspace,
+    expected: Option<Expected>,
+    checked: Vec<(Pass, f64)>,
+    has_run_forward: bool,
+}
+
+impl<'g, E: Element> Case<'g, E> {
+    pub fn new(gpu: &'g Gpu, problem: Problem) -> Result<Self> {
+        let inputs = Inputs::random(&problem);
+        let first = Tensors::new(&gpu.cuda, &problem, &inputs)?;
+        let tensor = (problem.elements() * problem.dtype().size()) as u64;
+        let tensors = if problem.epilogue().residual { 6 } else { 4 };
+        let count = sampling::sets(
+            problem.forward_floor_bytes() as u64,
+            tensors * tensor + problem.mask_len() as u64,
+            gpu.facts.l2_bytes,
+            gpu.free_bytes()?,
+        );
+        let mut sets = vec![first];
+        while sets.len() < count {
+            sets.push(sets[0].duplicate(&gpu.cuda)?);
+        }
+        let workspace = gpu.cuda.workspace(&problem)?;
+        gpu.cuda.synchronize()?;
+        Ok(Case {
+            gpu,
+            cuda: gpu.cuda.clone(),
+            problem,
+            inputs,
+            sets,
+            workspace,
+            expected: None,
+            checked: Vec::new(),
+            has_run_forward: false,
+        })
+    }
+
+    /// Says where training passes keep their tensors.
+    pub fn force_tier(&mut self, tier: Option<Tier>) {
+        self.cuda = self.gpu.cuda.clone().with_tier(tier);
+        self.checked.clear();
+    }
+
+    /// One call on one set.
+    pub fn call(&mut self, pass: Pass, set: usize) -> Result<()> {
+        let (problem, workspace) = (&self.problem, &mut self.workspace);
+        let (tensors, cuda) = (&mut self.sets[set], &self.cuda);
+        match pass {
+            Pass::TrainForward => tensors.forward_train(cuda, problem, workspace),
+            Pass::TrainBackward => tensors.backward_train(cuda, problem, workspace),
+            Pass::Inference => tensors.inference(cuda, problem, workspace),
+            Pass::Copy => {
+                let (from, mut to) = (tensors.x.view(), tensors.y.view_mut());
+                driver("copying", self.gpu.stream.memcpy_dtod(&from, &mut to))
+            }
+        }
+    }
+
+    /// What backward reads is there, for every set.
+    pub fn prepare(&mut self, pass: Pass) -> Result<()> {
+        if pass != Pass::TrainBackward || self.has_run_forward {
+            return Ok(());
+        }
+        for set in 0..self.sets.len() {
+            self.call(Pass::TrainForward, set)?;
+        }
+        self.has_run_forward = true;
+        Ok(())
+    }
+
+    pub fn expected(&mut self) -> &Expected {
+        self.expected.get_or_insert_with(|| Expected::of(&self.problem, &self.inputs))
+    }
+
+    /// The largest error of a training pass, once; an error where it is too large.
+    pub fn check(&mut self, pass: Pass) -> Result<Option<f64>> {
+        if !matches!(pass, Pass::TrainForward | Pass::TrainBackward) {
+            return Ok(None);
+        }
+        if let Some((_, error)) = self.checked.iter().find(|(checked, _)| *checked == pass) {
+            return Ok(Some(*error));
+        }
+        self.prepare(pass)?;
+        self.call(pass, 0)?;
+        let output = self.output(pass)?;
+        let problem = self.problem;
+        let error = match pass {
+            Pass::TrainForward => self.expected().y_error(&problem, &output),
+            _ => self.expected().dx_error(&problem, &output),
+        };
+        let bar = score::bar(problem.dtype());
+        if error > bar {
+            let reason = format!("an error of {error:.1e}, at most {bar:.1e} was expected");
+            return Err(Error::system(format!("checking {pass} against the textbook"), reason));
+        }
+        self.checked.push((pass, error));
+        Ok(Some(error))
+    }
+
+    /// What a training pass wrote for the first set.
+    pub fn output(&self, pass: Pass) -> Result<Vec<E>> {
+        let tensors = &self.sets[0];
+        self.gpu.cuda.download(if pass == Pass::TrainForward { &tensors.y } else { &tensors.dx })
+    }
+
+    /// Time of so many of our calls.
+    pub fn time(&mut self, pass: Pass, config: Config, calls: u64) -> Result<Duration> {
+        self.prepare(pass)?;
+        self.time_calls(config, calls, &mut |case, set| case.call(pass, set))
+    }
+
+    /// Time of so many calls of any kind, each on the set that it is given.
+    pub fn time_calls(
+        &mut self,
+        config: Config,
+        calls: u64,
+        call: &mut dyn FnMut(&mut Self, usize) -> Result<()>,
+    ) -> Result<Duration> {
+        let gpu = self.gpu;
+        let sets = self.sets.len() as u64;
+        match config {
+            Config::GpuGraph => self.graph(call)?.time(gpu, calls),
+            Config::GpuInCache => gpu.stopwatch.time(calls, &mut |_| call(self, 0)),
+            _ => {
+                let mut call = |index: u64| call(self, (index % sets) as usize);
+                gpu.stopwatch.time(calls, &mut call)
+            }
+        }
+    }
+
+    /// A call on each set, as many as there are, in a graph.
+    fn graph(&mut self, call: &mut dyn FnMut(&mut Self, usize) -> Result<()>) -> Result<Graph> {
+        let what = "capturing a graph";
+        // Kernels are looked up before.
+        call(self, 0)?;
+        let count = self.sets.len().min(GRAPH_CALLS);
+        let stream = &self.gpu.stream;
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        driver(what, stream.begin_capture(mode))?;
+        let outcome = (0..count).try_for_each(|set| call(self, set));
+        let graph = driver(what, stream.end_capture(CUgraphInstantiate_flags(0)));
+        outcome?;
+        let graph = graph?.ok_or_else(|| Error::system(what, "nothing was captured"))?;
+        Ok(Graph { graph, count: count as u64 })
+    }
+}
+
+/// Captured calls.
+struct Graph {
+    graph: CudaGraph,
+    count: u64,
+}
+
+impl Graph {
+    /// Time of so many calls, from replays of whole graphs.
+    fn time(&self, gpu: &Gpu, calls: u64) -> Result<Duration> {
+        let replays = calls.div_ceil(self.count);
+        let mut replay = |_| driver("replaying a graph", self.graph.launch());
+        let elapsed = gpu.stopwatch.time(replays, &mut replay)?;
+        Ok(elapsed.mul_f64(calls as f64 / (replays * self.count) as f64))
+    }
+}

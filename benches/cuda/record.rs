@@ -1,0 +1,123 @@
+//! What is kept beside Criterion's results, for the report.
+
+use crate::cudnn::Measured;
+use crate::files::{
+    CUDNN_FILE, Errors, GPU_FILE, GpuFile, HostCost, PeerFile, PeerResult, Planned, criterion_home,
+};
+use crate::gpu::Gpu;
+use crate::id::{Id, Pass};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::path::{Path, PathBuf};
+use warpnorm::Result;
+use warpnorm::cuda::{Alignment, Pass as Call, Plan, predicted_seconds, training_plans};
+
+/// Both files, with what earlier runs on the same device left in them.
+pub struct Record {
+    folder: PathBuf,
+    gpu: GpuFile,
+    cudnn: PeerFile,
+}
+
+impl Record {
+    pub fn open(gpu: &Gpu) -> Self {
+        let folder = criterion_home();
+        let now = gpu.file();
+        let name = now.device.name.clone();
+        let before = read::<GpuFile>(&folder.join(GPU_FILE));
+        let before = before.filter(|file| file.device.name == name).unwrap_or_default();
+        let theirs = read::<PeerFile>(&folder.join(CUDNN_FILE));
+        let theirs = theirs.filter(|file| file.device == name).unwrap_or_default();
+        let version = gpu.cudnn.as_ref().ok().map(|cudnn| ("cudnn".to_owned(), cudnn.version()));
+        Record {
+            gpu: GpuFile {
+                plans: before.plans,
+                host: before.host,
+                accuracy: before.accuracy,
+                ..now
+            },
+            cudnn: PeerFile {
+                peer: Some("cuDNN".to_owned()),
+                device: name,
+                versions: version.into_iter().collect(),
+                ..theirs
+            },
+            folder,
+        }
+    }
+
+    /// How a call is laid over the device, and what that should take.
+    pub fn plan(&mut self, gpu: &Gpu, id: &Id) -> Result<()> {
+        let problem = id.problem()?;
+        let aligned = Alignment::ALIGNED;
+        let facts = &gpu.facts;
+        let training = |pass| training_plans(pass, &problem, facts, aligned, aligned, None);
+        let (pass, plans) = match id.pass {
+            Pass::Copy => return Ok(()),
+            Pass::TrainForward => (Call::Forward, training(Call::Forward)?),
+            Pass::TrainBackward => (Call::Backward, training(Call::Backward)?),
+            Pass::Inference => {
+                (Call::Apply, vec![Plan::new(Call::Apply, &problem, facts, aligned)?])
+            }
+        };
+        let seconds = predicted_seconds(pass, &problem, facts, None)?;
+        let bytes = |(index, plan): (usize, &Plan)| plan.hbm_bytes(&problem, facts, index == 1);
+        let planned = Planned {
+            tier: format!("{:?}", plans[0].tier).to_lowercase(),
+            kernels: plans.iter().map(|plan| plan.kernel.clone()).collect(),
+            predicted_ns: seconds * 1e9,
+            hbm_bytes: plans.iter().enumerate().map(bytes).sum(),
+        };
+        self.gpu.plans.insert(id.to_string(), planned);
+        Ok(())
+    }
+
+    pub fn host_cost(&mut self, id: &Id, ours_ns: f64, cudnn_ns: Option<f64>) {
+        self.gpu.host.insert(id.to_string(), HostCost { ours_ns, cudnn_ns });
+    }
+
+    /// Our error against the textbook, and cuDNN's where it is there.
+    pub fn accuracy(&mut self, id: &Id, ours: f64, cudnn: Option<&Measured>) {
+        let output = if id.pass == Pass::TrainForward { "y" } else { "dx" };
+        let errors = Errors {
+            ours,
+            cudnn: cudnn.map(|measured| measured.errors.clone()).unwrap_or_default(),
+            between: cudnn.map(|measured| measured.between.clone()).unwrap_or_default(),
+        };
+        self.gpu.accuracy.insert(format!("{id} {output}"), errors);
+    }
+
+    /// cuDNN's time, or that it refuses.
+    pub fn cudnn(&mut self, id: &Id, measured: &Measured) {
+        let name = id.to_string();
+        self.cudnn.results.retain(|result| result.id != name);
+        self.cudnn.refused.remove(&name);
+        match &measured.best {
+            Some((mode, median_ns)) => self.cudnn.results.push(PeerResult {
+                id: name,
+                median_ns: *median_ns,
+                way: Some(mode.clone()),
+            }),
+            None => drop(self.cudnn.refused.insert(name, measured.refusals.join("; "))),
+        }
+    }
+
+    pub fn write(&self) -> std::io::Result<()> {
+        std::fs::create_dir_all(&self.folder)?;
+        write(&self.folder.join(GPU_FILE), &self.gpu)?;
+        if !self.cudnn.versions.is_empty() {
+            write(&self.folder.join(CUDNN_FILE), &self.cudnn)?;
+        }
+        Ok(())
+    }
+}
+
+/// A file that is not there or not ours is as none.
+fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()
+}
+
+fn write(path: &Path, value: &impl Serialize) -> std::io::Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(std::io::Error::other)?;
+    std::fs::write(path, text + "\n")
+}

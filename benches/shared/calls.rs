@@ -1,0 +1,207 @@
+//! The stateless calls as the benchmarks make them, on any backend: all memory is there, and has
+//! been written to, before a call.
+
+use rand::{RngExt, SeedableRng};
+use warpnorm::{
+    Affine, Backend, BackwardTrain, Element, ForwardTrain, GradientsMut, Inference, Norm, Problem,
+    Result, Running, RunningMut, SavedMut, SavedRef,
+};
+
+pub const NORM: Norm = Norm { eps: 1e-5, momentum: Some(0.1) };
+
+/// Values repeat after so many, a prime: random enough for any channel, and quick to make for
+/// tensors of any size.
+const PERIOD: usize = 1_000_003;
+
+/// What the inputs hold.
+pub struct Inputs<E: Element> {
+    pub x: Vec<E>,
+    pub dy: Vec<E>,
+    /// Empty where the problem has none.
+    pub residual: Vec<E>,
+    pub weight: Vec<E::Param>,
+    pub bias: Vec<E::Param>,
+}
+
+impl<E: Element> Inputs<E> {
+    /// The same for every call on the same shape.
+    pub fn random(problem: &Problem) -> Self {
+        let mut random = rand_pcg::Pcg64Mcg::seed_from_u64(1);
+        let mut tensor = |elements: usize| -> Vec<E> {
+            let value = |_| E::from_f64(random.random_range(-2.0..2.0));
+            let values: Vec<E> = (0..elements.min(PERIOD)).map(value).collect();
+            values.iter().copied().cycle().take(elements).collect()
+        };
+        let elements = problem.elements();
+        let channel = |values: [f64; 3]| {
+            (0..problem.channels()).map(|c| E::Param::from_f64(values[c % 3])).collect()
+        };
+        Inputs {
+            x: tensor(elements),
+            dy: tensor(elements),
+            residual: tensor(if problem.epilogue().residual { elements } else { 0 }),
+            weight: channel([1.5, -0.75, 1.0]),
+            bias: channel([0.25, -0.5, 0.0]),
+        }
+    }
+}
+
+/// What a call borrows.
+pub struct Tensors<B: Backend, E: Element> {
+    pub x: B::Buffer<E>,
+    pub dy: B::Buffer<E>,
+    pub residual: Option<B::Buffer<E>>,
+    pub y: B::Buffer<E>,
+    pub dx: B::Buffer<E>,
+    pub dresidual: Option<B::Buffer<E>>,
+    pub weight: B::Buffer<E::Param>,
+    pub bias: B::Buffer<E::Param>,
+    mask: Option<B::Buffer<u8>>,
+    running_mean: B::Buffer<E::Param>,
+    running_var: B::Buffer<E::Param>,
+    num_batches_tracked: B::Buffer<i64>,
+    mean_hi: B::Buffer<E::Param>,
+    mean_lo: B::Buffer<E::Param>,
+    invstd: B::Buffer<E::Param>,
+    dweight: B::Buffer<E::Param>,
+    dbias: B::Buffer<E::Param>,
+}
+
+impl<B: Backend, E: Element> Tensors<B, E> {
+    /// Outputs hold what inputs do: their pages are there, too.
+    pub fn new(backend: &B, problem: &Problem, inputs: &Inputs<E>) -> Result<Self> {
+        let ones = vec![E::Param::from_f64(1.0); problem.channels()];
+        let vector = || backend.upload(&ones);
+        let mask = vec![0_u8; problem.mask_len()];
+        let residual = || match problem.epilogue().residual {
+            true => backend.upload(&inputs.residual).map(Some),
+            false => Ok(None),
+        };
+        Ok(Tensors {
+            x: backend.upload(&inputs.x)?,
+            dy: backend.upload(&inputs.dy)?,
+            residual: residual()?,
+            y: backend.upload(&inputs.x)?,
+            dx: backend.upload(&inputs.x)?,
+            dresidual: residual()?,
+            weight: backend.upload(&inputs.weight)?,
+            bias: backend.upload(&inputs.bias)?,
+            mask: (!mask.is_empty()).then(|| backend.upload(&mask)).transpose()?,
+            running_mean: vector()?,
+            running_var: vector()?,
+            num_batches_tracked: backend.upload(&[0])?,
+            mean_hi: vector()?,
+            mean_lo: vector()?,
+            invstd: vector()?,
+            dweight: vector()?,
+            dbias: vector()?,
+        })
+    }
+
+    /// Others of the same contents, in memory of their own.
+    pub fn duplicate(&self, backend: &B) -> Result<Self> {
+        let tensor = |buffer| backend.duplicate::<E>(buffer);
+        let vector = |buffer| backend.duplicate::<E::Param>(buffer);
+        Ok(Tensors {
+            x: tensor(&self.x)?,
+            dy: tensor(&self.dy)?,
+            residual: self.residual.as_ref().map(tensor).transpose()?,
+            y: tensor(&self.y)?,
+            dx: tensor(&self.dx)?,
+            dresidual: self.dresidual.as_ref().map(tensor).transpose()?,
+            weight: vector(&self.weight)?,
+            bias: vector(&self.bias)?,
+            mask: self.mask.as_ref().map(|mask| backend.duplicate(mask)).transpose()?,
+            running_mean: vector(&self.running_mean)?,
+            running_var: vector(&self.running_var)?,
+            num_batches_tracked: backend.duplicate(&self.num_batches_tracked)?,
+            mean_hi: vector(&self.mean_hi)?,
+            mean_lo: vector(&self.mean_lo)?,
+            invstd: vector(&self.invstd)?,
+            dweight: vector(&self.dweight)?,
+            dbias: vector(&self.dbias)?,
+        })
+    }
+
+    pub fn forward_train(
+        &mut self,
+        backend: &B,
+        problem: &Problem,
+        workspace: &mut B::Workspace,
+    ) -> Result<()> {
+        let args = ForwardTrain {
+            x: B::slice(&self.x),
+            residual: self.residual.as_ref().map(B::slice),
+            affine: affine::<B, E>(&self.weight, &self.bias),
+            running: Some(RunningMut {
+                mean: B::slice_mut(&mut self.running_mean),
+                var: B::slice_mut(&mut self.running_var),
+                num_batches_tracked: B::slice_mut(&mut self.num_batches_tracked),
+            }),
+            y: B::slice_mut(&mut self.y),
+            saved: SavedMut {
+                mean_hi: B::slice_mut(&mut self.mean_hi),
+                mean_lo: B::slice_mut(&mut self.mean_lo),
+                invstd: B::slice_mut(&mut self.invstd),
+                mask: self.mask.as_mut().map(B::slice_mut),
+            },
+            workspace,
+        };
+        backend.forward_train::<E>(problem, &NORM, args)
+    }
+
+    pub fn backward_train(
+        &mut self,
+        backend: &B,
+        problem: &Problem,
+        workspace: &mut B::Workspace,
+    ) -> Result<()> {
+        let args = BackwardTrain {
+            x: B::slice(&self.x),
+            residual: None,
+            dy: B::slice(&self.dy),
+            affine: affine::<B, E>(&self.weight, &self.bias),
+            saved: SavedRef {
+                mean_hi: B::slice(&self.mean_hi),
+                mean_lo: B::slice(&self.mean_lo),
+                invstd: B::slice(&self.invstd),
+                mask: self.mask.as_ref().map(B::slice),
+            },
+            gradients: GradientsMut {
+                dx: B::slice_mut(&mut self.dx),
+                dresidual: self.dresidual.as_mut().map(B::slice_mut),
+                dweight: Some(B::slice_mut(&mut self.dweight)),
+                dbias: Some(B::slice_mut(&mut self.dbias)),
+            },
+            workspace,
+        };
+        backend.backward_train::<E>(problem, args)
+    }
+
+    pub fn inference(
+        &mut self,
+        backend: &B,
+        problem: &Problem,
+        workspace: &mut B::Workspace,
+    ) -> Result<()> {
+        let args = Inference {
+            x: B::slice(&self.x),
+            residual: self.residual.as_ref().map(B::slice),
+            affine: affine::<B, E>(&self.weight, &self.bias),
+            running: Running {
+                mean: B::slice(&self.running_mean),
+                var: B::slice(&self.running_var),
+            },
+            y: B::slice_mut(&mut self.y),
+            workspace,
+        };
+        backend.inference::<E>(problem, &NORM, args)
+    }
+}
+
+fn affine<'a, B: Backend, E: Element>(
+    weight: &'a B::Buffer<E::Param>,
+    bias: &'a B::Buffer<E::Param>,
+) -> Affine<'a, B, E> {
+    Affine { weight: Some(B::slice(weight)), bias: Some(B::slice(bias)) }
+}

@@ -1,0 +1,62 @@
+//! What the benchmarks measure.
+
+use crate::cases::{GROWTH, RESNET_50, STEP_BATCHES, gpu};
+use crate::id::{Config, Id};
+use std::collections::HashSet;
+
+#[test]
+fn resnet_50_has_53_layers() {
+    let uses = RESNET_50.iter().flat_map(|layer| layer.uses);
+    assert_eq!(uses.map(|(_, count)| count).sum::<usize>(), 53);
+}
+
+#[test]
+fn every_layer_of_a_step_is_measured() {
+    let ids: HashSet<String> = gpu().iter().map(Id::to_string).collect();
+    for (layer, batch) in RESNET_50.iter().flat_map(|layer| STEP_BATCHES.map(|n| (layer, n))) {
+        let [c, h, w] = layer.sample;
+        for (fused, _) in layer.uses {
+            for pass in ["train_forward", "train_backward"] {
+                for slot in ["channels-first", "channels-last"] {
+                    let id = format!("{pass}/{slot}/f16/{batch}x{c}x{h}x{w}/{fused}/gpu");
+                    assert!(ids.contains(&id), "{id}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_case_is_listed_once_and_has_its_yardstick() {
+    let ids = gpu();
+    let names: HashSet<String> = ids.iter().map(Id::to_string).collect();
+    assert_eq!(names.len(), ids.len());
+    for id in ids.iter().filter(|id| id.config == Config::Gpu) {
+        assert!(names.contains(&id.yardstick().to_string()), "{id}");
+    }
+    assert!((400..1200).contains(&ids.len()), "{}", ids.len());
+}
+
+#[test]
+fn every_growing_series_is_measured() {
+    let names: HashSet<String> = gpu().iter().map(Id::to_string).collect();
+    for (_, shapes) in GROWTH {
+        for shape in shapes {
+            let extents: Vec<_> = shape.iter().map(usize::to_string).collect();
+            let id = format!("train_forward/channels-last/f16/{}/none/gpu", extents.join("x"));
+            assert!(names.contains(&id), "{id}");
+        }
+    }
+}
+
+/// The peers' programs read this list.
+#[test]
+fn the_peers_list_is_the_benchmarks() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/gpu-ids.txt");
+    let ids: String = gpu().iter().map(|id| format!("{id}\n")).collect();
+    if std::env::var_os("WARPNORM_BLESS").is_some() {
+        std::fs::write(path, &ids).unwrap();
+    }
+    let listed = std::fs::read_to_string(path).unwrap();
+    assert!(listed == ids, "{path} is out of date; WARPNORM_BLESS=1 cargo test --test benches");
+}

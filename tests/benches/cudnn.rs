@@ -1,0 +1,47 @@
+//! What cuDNN is told of a call.
+
+use crate::describe::{Shape, mode_name, modes, ops, shape};
+use crate::id::{Fused, Pass};
+use warpnorm::Layout::{ChannelsFirst, ChannelsLast};
+
+#[test]
+fn strides_follow_the_layout_and_dims_do_not() {
+    let nchw = Shape { dims: vec![8, 16, 5, 7], strides: vec![560, 35, 7, 1] };
+    let nhwc = Shape { dims: vec![8, 16, 5, 7], strides: vec![560, 1, 112, 16] };
+    assert_eq!(shape(&[8, 16, 5, 7], ChannelsFirst), Ok(nchw));
+    assert_eq!(shape(&[8, 16, 5, 7], ChannelsLast), Ok(nhwc));
+    let ndhwc = shape(&[2, 3, 4, 5, 6], ChannelsLast).unwrap();
+    assert_eq!(ndhwc.strides, [360, 1, 90, 18, 3]);
+}
+
+#[test]
+fn missing_dimensions_are_1() {
+    for layout in [ChannelsFirst, ChannelsLast] {
+        let Shape { dims, strides } = shape(&[128, 100], layout).unwrap();
+        assert_eq!(dims, [128, 100, 1, 1]);
+        assert_eq!((strides[0], strides[1]), (100, 1));
+    }
+}
+
+#[test]
+fn what_32_bits_do_not_hold_is_refused() {
+    assert!(shape(&[1 << 32, 1], ChannelsLast).is_err());
+    assert!(shape(&[1, 1 << 20, 1 << 12], ChannelsFirst).is_err());
+    assert!(shape(&[1 << 12, 1 << 10, 1 << 10], ChannelsFirst).is_ok());
+}
+
+#[test]
+fn training_has_the_persistent_mode_too_and_matrices_one_more() {
+    let names = |pass, rank| modes(pass, rank).into_iter().map(mode_name).collect::<Vec<_>>();
+    assert_eq!(names(Pass::TrainForward, 4), ["SPATIAL", "SPATIAL_PERSISTENT"]);
+    assert_eq!(names(Pass::Inference, 4), ["SPATIAL"]);
+    let of_matrices = ["SPATIAL", "SPATIAL_PERSISTENT", "PER_ACTIVATION"];
+    assert_eq!(names(Pass::TrainBackward, 2), of_matrices);
+}
+
+#[test]
+fn every_epilogue_has_an_operation_of_its_own() {
+    let all = [Fused::None, Fused::Relu, Fused::AddRelu].map(ops);
+    let numbers = all.map(|ops| ops as u32);
+    assert_eq!(numbers, [0, 1, 2]);
+}

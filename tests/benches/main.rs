@@ -1,0 +1,28 @@
+//! Tests of what the benchmarks decide without measuring anything: what is measured, on how many
+//! tensors, what of it is right, and what cuDNN is told. No timing, no GPU.
+
+#[path = "../../benches/shared/calls.rs"]
+#[allow(dead_code, reason = "some is for GPUs")]
+mod calls;
+#[path = "../../benches/shared/cases.rs"]
+#[allow(dead_code, reason = "not all of it is tested")]
+mod cases;
+#[path = "../../benches/cuda/cudnn/describe.rs"]
+#[allow(dead_code, reason = "not all of it is tested")]
+mod describe;
+#[path = "../../examples/report/id.rs"]
+#[allow(dead_code, reason = "not all of it is used here")]
+mod id;
+#[path = "../../benches/cuda/sampling.rs"]
+mod sampling;
+#[path = "../../benches/shared/score.rs"]
+mod score;
+
+#[path = "cases.rs"]
+mod cases_test;
+#[path = "cudnn.rs"]
+mod cudnn_test;
+#[path = "sampling.rs"]
+mod sampling_test;
+#[path = "score.rs"]
+mod score_test;
