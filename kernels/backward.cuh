@@ -237,13 +237,14 @@ __device__ inline const Centre &centre_of(const Gradient &gradient) { return gra
 template <Gate GATE, class T, int V, class Walk>
 __device__ inline void store_gradients(const Params &params, const Walk &walk, const float *shelf,
                                        const Window &window, const Inputs<T, V> &inputs) {
-    Pack<T, V> dx, dresidual;
+    Pack<T, V> dx, dresidual = inputs.dy;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
+        if (V > 4 && v % 4 == 0) hold_loads();
         const Gradient of = take_own<Gradient>(shelf, walk, v);
         const float g = gradient_of_z<GATE>(params, of.centre.forward, inputs, v);
         dx.values[v] = from_float<T>(of.dx(g, to_float(inputs.x.values[v])));
-        dresidual.values[v] = from_float<T>(g);
+        if (GATE != OPEN) dresidual.values[v] = from_float<T>(g);
     }
     if (params.dx) store<T, V>(walk, params.dx, params.dx_stride, window, dx);
     if (params.dresidual) store<T, V>(walk, params.dresidual, params.dresidual_stride, window, dresidual);
@@ -270,16 +271,17 @@ __device__ inline void widen_all(const ThreadSums<CHANNELS> &sums, Item (&wide)[
     for (int c = 0; c < CHANNELS; ++c) wide[c] = widen(sums.g[c], sums.gd[c]);
 }
 
-template <Gate GATE, class T, int V, int BATCH, template <int, int> class Walk>
+template <Gate GATE, class T, int V, int BATCH, template <int, int> class WalkOf>
 __device__ void reduce(const Params &params) {
+    typedef WalkOf<V, BATCH> Walk;
     let_next_launch_begin();
-    SHARED_ARRAY(float, shelf, Centre::WORDS *MAX_COLUMNS);
-    Walk<V, BATCH> walk(params, place_of_block(params));
+    SHARED_ARRAY(float, shelf, Centre::WORDS *Walk::MAX_PLACES);
+    Walk walk(params, place_of_block(params));
     fill_shelf<Centre>(shelf, walk, [&](Extent channel) { return channel_centre(params, channel); });
-    constexpr int CHANNELS = Walk<V, BATCH>::CHANNELS;
+    constexpr int CHANNELS = Walk::CHANNELS;
     ThreadSums<CHANNELS> sums = {};
     walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, const auto &inputs) {
-        sum_batch<GATE, T, V, BATCH, Walk<V, BATCH>, Centre>(params, walk, shelf, windows, inputs, sums);
+        sum_batch<GATE, T, V, BATCH, Walk, Centre>(params, walk, shelf, windows, inputs, sums);
     });
     WideSums wide[CHANNELS];
     widen_all(sums, wide);
@@ -288,11 +290,12 @@ __device__ void reduce(const Params &params) {
     });
 }
 
-template <Gate GATE, class T, int V, int BATCH, template <int, int> class Walk>
+template <Gate GATE, class T, int V, int BATCH, template <int, int> class WalkOf>
 __device__ void gradient(const Params &params) {
+    typedef WalkOf<V, BATCH> Walk;
     wait_for_launch_before();
-    SHARED_ARRAY(float, shelf, Gradient::WORDS *MAX_COLUMNS);
-    Walk<V, BATCH> walk(params, place_of_block(params));
+    SHARED_ARRAY(float, shelf, Gradient::WORDS *Walk::MAX_PLACES);
+    Walk walk(params, place_of_block(params));
     fill_shelf<Gradient>(shelf, walk, [&](Extent channel) { return channel_gradient(params, channel); });
     walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, const auto &inputs) {
 #pragma unroll
@@ -302,15 +305,16 @@ __device__ void gradient(const Params &params) {
     });
 }
 
-template <Gate GATE, class T, int V, int BATCH, template <int, int> class Walk>
+template <Gate GATE, class T, int V, int BATCH, template <int, int> class WalkOf>
 __device__ void frozen(const Params &params) {
-    SHARED_ARRAY(float, shelf, Gradient::WORDS *MAX_COLUMNS);
-    Walk<V, BATCH> walk(params, place_of_block(params));
+    typedef WalkOf<V, BATCH> Walk;
+    SHARED_ARRAY(float, shelf, Gradient::WORDS *Walk::MAX_PLACES);
+    Walk walk(params, place_of_block(params));
     fill_shelf<Gradient>(shelf, walk, [&](Extent channel) { return frozen_gradient(params, channel); });
-    constexpr int CHANNELS = Walk<V, BATCH>::CHANNELS;
+    constexpr int CHANNELS = Walk::CHANNELS;
     ThreadSums<CHANNELS> sums = {};
     walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, const auto &inputs) {
-        sum_batch<GATE, T, V, BATCH, Walk<V, BATCH>, Gradient>(params, walk, shelf, windows, inputs, sums);
+        sum_batch<GATE, T, V, BATCH, Walk, Gradient>(params, walk, shelf, windows, inputs, sums);
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {
             store_gradients<GATE>(params, walk, shelf, windows[u], inputs[u]);

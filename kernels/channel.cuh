@@ -99,37 +99,32 @@ __device__ inline Coefficients channel_coefficients(const Params &params, Extent
                                 channel_invstd(params, channel));
 }
 
-// A block's shelf for what it knows of its channels: a struct of words at each place, word by word,
-// so that neighbouring threads read neighbouring banks.
-template <class Item>
-__device__ inline void put_on_shelf(float *shelf, unsigned places, unsigned place, const Item &item) {
+// A block's shelf for what it knows of its channels: a struct of words at each of PLACES places, word
+// by word, so that neighbouring threads read neighbouring banks.
+template <int PLACES, class Item>
+__device__ inline void put_on_shelf(float *shelf, unsigned place, const Item &item) {
     const float *words = reinterpret_cast<const float *>(&item);
 #pragma unroll
-    for (int w = 0; w < Item::WORDS; ++w) shelf[w * places + place] = words[w];
+    for (int w = 0; w < Item::WORDS; ++w) shelf[w * PLACES + place] = words[w];
 }
 
-template <class Item>
-__device__ inline Item take_from_shelf(const float *shelf, unsigned places, unsigned place) {
-    Item item;
-    float *words = reinterpret_cast<float *>(&item);
-#pragma unroll
-    for (int w = 0; w < Item::WORDS; ++w) words[w] = shelf[w * places + place];
-    return item;
-}
-
-// What the shelf holds for the thread's element `v`; beyond the tensor there is nothing.
+// What the shelf holds for the thread's element `v`.
 template <class Item, class Walk>
 __device__ inline Item take_own(const float *shelf, const Walk &walk, int v) {
-    const unsigned place = walk.place(v);
-    return take_from_shelf<Item>(shelf, walk.places(), walk.has_columns() ? place : 0);
+    Item item;
+    float *words = reinterpret_cast<float *>(&item);
+    const float *of_place = shelf + walk.place(v);
+#pragma unroll
+    for (int w = 0; w < Item::WORDS; ++w) words[w] = of_place[w * Walk::MAX_PLACES];
+    return item;
 }
 
 // Fills the shelf of a block from `of_channel(channel)`. The walk may read it at once.
 template <class Item, class Walk, class OfChannel>
 __device__ inline void fill_shelf(float *shelf, const Walk &walk, const OfChannel &of_channel) {
     for (unsigned channel = threadIdx.x; channel < walk.channels(); channel += THREADS) {
-        put_on_shelf(shelf, walk.places(), walk.place_of(channel),
-                     of_channel(walk.first_channel() + channel));
+        put_on_shelf<Walk::MAX_PLACES>(shelf, walk.place_of(channel),
+                                       of_channel(walk.first_channel() + channel));
     }
     __syncthreads();
 }

@@ -62,6 +62,23 @@ template <class T> __device__ __forceinline__ T *block_shared() {
 #endif
 }
 
+// The value, of which the compiler no longer knows that it is the same in each round of a loop: what is
+// made of it is made anew there, and takes no register from one round to the next.
+__device__ __forceinline__ unsigned anew(unsigned value) {
+#ifndef WARPNORM_EMULATOR
+    asm volatile("" : "+r"(value));
+#endif
+    return value;
+}
+
+// Loads from shared memory stay on their side of it: the assembler would begin with all of a long
+// stretch, and spill. All lanes of a warp come here.
+__device__ __forceinline__ void hold_loads() {
+#ifndef WARPNORM_EMULATOR
+    __syncwarp();
+#endif
+}
+
 // ---- 16-bit elements: storage only, arithmetic is in float ------------------------------------
 
 struct half_t {

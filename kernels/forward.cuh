@@ -106,11 +106,12 @@ __device__ inline void take_moments(const Params &params, Walk &walk,
     }
 }
 
-template <class T, int V, int BATCH, template <int, int> class Walk>
+template <class T, int V, int BATCH, template <int, int> class WalkOf>
 __device__ void statistics(const Params &params) {
+    typedef WalkOf<V, BATCH> Walk;
     let_next_launch_begin();
-    Walk<V, BATCH> walk(params, place_of_block(params));
-    CountedMoments moments[Walk<V, BATCH>::CHANNELS];
+    Walk walk(params, place_of_block(params));
+    CountedMoments moments[Walk::CHANNELS];
     for (CountedMoments &of : moments) of = CountedMoments::empty();
     take_moments<T, V, BATCH>(params, walk, moments);
     finish_group<WideMoments>(params, walk, moments, [&](Extent channel, const WideMoments &total) {
@@ -160,11 +161,12 @@ __device__ inline unsigned apply_pack(const Params &params, const CoefficientsOf
     return bits;
 }
 
-template <Kind KIND, class T, int V, int BATCH, template <int, int> class Walk>
+template <Kind KIND, class T, int V, int BATCH, template <int, int> class WalkOf>
 __device__ void apply(const Params &params) {
+    typedef WalkOf<V, BATCH> Walk;
     wait_for_launch_before();
-    SHARED_ARRAY(float, shelf, Coefficients::WORDS *MAX_COLUMNS);
-    Walk<V, BATCH> walk(params, place_of_block(params));
+    SHARED_ARRAY(float, shelf, Coefficients::WORDS *Walk::MAX_PLACES);
+    Walk walk(params, place_of_block(params));
     fill_shelf<Coefficients>(shelf, walk, [&](Extent channel) { return channel_coefficients(params, channel); });
     const auto coefficients_of = [&](int v) { return take_own<Coefficients>(shelf, walk, v); };
     if (blockIdx.x == 0 && threadIdx.x == 0) count_batch(params);

@@ -44,7 +44,7 @@ __device__ inline void leave(const Params &params, const Columns<V, BATCH> &walk
         Item item = Item::empty();
 #pragma unroll 1
         for (unsigned i = threadIdx.x % 32; i < fold; i += 32) {
-            item.merge(columns[channel * fold + i].item);
+            item = merged(item, columns[channel * fold + i].item);
         }
         warp_reduce(item);
         if (threadIdx.x % 32 == 0) *place(channel) = Wide::from(item);

@@ -26,13 +26,20 @@ __device__ inline Item from_lane_below(const Item &item, unsigned offset, int wi
     return theirs.item;
 }
 
+// Apart from its callers: a merge is long, and done once in a while.
+template <class Item>
+__device__ __noinline__ Item merged(Item item, Item other) {
+    item.merge(other);
+    return item;
+}
+
 // Merges the items of `width` neighbouring lanes (a power of two) into the first of them. All
 // lanes of the warp take part.
 template <class Item>
 __device__ inline void warp_reduce(Item &item, int width = 32) {
 #pragma unroll 1
     for (int offset = width / 2; offset > 0; offset /= 2) {
-        item.merge(from_lane_below(item, offset, width));
+        item = merged(item, from_lane_below(item, offset, width));
     }
 }
 

@@ -12,9 +12,9 @@
     RESIDENT_ENTRY(forward_##walk##_##type##x##V##_identity, forward<IDENTITY, T, V, BATCH, Walk>) \
     RESIDENT_ENTRY(forward_##walk##_##type##x##V##_relu, forward<RELU, T, V, BATCH, Walk>)         \
     RESIDENT_ENTRY(forward_##walk##_##type##x##V##_any, forward<ANY, T, V, PACKS_ANY, Walk>)       \
-    RESIDENT_ENTRY(backward_##walk##_##type##x##V##_identity, backward<OPEN, T, V, PACKS<V>, Walk>) \
+    RESIDENT_ENTRY(backward_##walk##_##type##x##V##_identity, backward<OPEN, T, V, BATCH, Walk>) \
     RESIDENT_ENTRY(backward_##walk##_##type##x##V##_relu, backward<RELU_FROM_X, T, V, BATCH, Walk>) \
-    RESIDENT_ENTRY(backward_##walk##_##type##x##V##_mask, backward<FROM_MASK, T, V, PACKS<V>, Walk>) \
+    RESIDENT_ENTRY(backward_##walk##_##type##x##V##_mask, backward<FROM_MASK, T, V, BATCH, Walk>) \
     RESIDENT_ENTRY(backward_##walk##_##type##x##V##_any, backward<ANY_FROM_X, T, V, PACKS_ANY, Walk>)
 
 RESIDENT_ENTRIES(planes, Planes, f32, float, 4, 4)

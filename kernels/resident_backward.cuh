@@ -63,7 +63,8 @@ __device__ inline void bring_inputs(const Params &params, Walk walk, unsigned pa
                                     const InputTiles<GATE, T, V> &tiles) {
     const Walk masks = walk;
     walk_round<Walk, BATCH>(packs, walk, [&](unsigned slot) {
-#pragma unroll
+        // Nothing waits for a copy: unrolled, the loop would only be longer.
+#pragma unroll 1
         for (int u = 0; u < BATCH; ++u) {
             const Window window = walk.next(u);
             bring_pack(tiles.x, slot + u, params.x, params.x_stride, walk, window);
@@ -107,6 +108,16 @@ __device__ inline void gradient_round(const Params &params, Walk walk, unsigned 
     });
 }
 
+// What dx of a channel is made of, from its sums. One block of a team also writes the gradients of
+// its parameters. Apart from its callers: it is long, and done once a channel.
+__device__ __noinline__ Gradient finish_channel(const Params &params, Extent channel, WideSums total,
+                                                bool writes) {
+    const double gd = sum_gd(params, channel, total);
+    if (writes) write_parameter_gradients(params, channel, total.g, gd);
+    const double share = 1.0 / (double)(params.samples * params.spatial);
+    return channel_gradient(params, channel, total.g * share, gd * share);
+}
+
 template <Gate GATE, class T, int V, int BATCH, template <int, int> class WalkOf>
 __device__ void backward(const Params &params) {
     typedef WalkOf<V, BATCH> Walk;
@@ -114,14 +125,14 @@ __device__ void backward(const Params &params) {
     // Of a channel's Gradient, its Centre comes first: the sums need no more.
     SHARED_ARRAY(float, shelf, Gradient::WORDS *Walk::MAX_PLACES);
     const InputTiles<GATE, T, V> tiles(params);
-    each_group(params, [&](Extent group, unsigned part) {
-        const Walk walk(params, {group, part, 0});
-        const Rounds rounds(params, walk);
-        fill_shelf<Centre>(shelf, walk, [&](Extent channel) { return channel_centre(params, channel); });
+    each_group(params, [&](Extent group) {
+        const Walk start(params, place_in_group(params, group));
+        const Rounds rounds(params, start);
+        fill_shelf<Centre>(shelf, start, [&](Extent channel) { return channel_centre(params, channel); });
         ThreadSums<CHANNELS> sums = {};
 #pragma unroll 1
         for (unsigned round = 0; round < rounds.count; ++round) {
-            const Walk of_round(params, {group, part, rounds.begin(round)});
+            const Walk of_round(params, place_in_group(params, group, rounds.begin(round)));
             const unsigned packs = rounds.packs(round);
             bring_inputs<GATE, T, V, BATCH>(params, of_round, packs, tiles);
             sum_round<GATE, T, V, BATCH>(params, of_round, packs, tiles, shelf, sums);
@@ -130,21 +141,20 @@ __device__ void backward(const Params &params) {
         WideSums wide[CHANNELS];
         widen_all(sums, wide);
         auto *columns = reinterpret_cast<Words<WideSums> *>(shelf);
+        const Walk walk(params, place_in_group(params, group));
         const Extent first = walk.first_channel();
-        const double share = 1.0 / (double)(params.samples * params.spatial);
         __syncthreads();
         share_group<WideSums>(
             params, walk, wide, columns, [&](unsigned channel, const WideSums &total) {
-                const double gd = sum_gd(params, first + channel, total);
-                if (part == 0) write_parameter_gradients(params, first + channel, total.g, gd);
-                put_on_shelf(shelf, walk.places(), walk.place_of(channel),
-                             channel_gradient(params, first + channel, total.g * share, gd * share));
+                put_on_shelf<Walk::MAX_PLACES>(
+                    shelf, walk.place_of(channel),
+                    finish_channel(params, first + channel, total, walk.part == 0));
             });
 
         // Backwards: what was read last may still be in the cache.
 #pragma unroll 1
         for (unsigned round = rounds.count; round-- > 0;) {
-            const Walk again(params, {group, part, rounds.begin(round)});
+            const Walk again(params, place_in_group(params, group, rounds.begin(round)));
             const unsigned packs = rounds.packs(round);
             if (round + 1 < rounds.count) {
                 bring_inputs<GATE, T, V, BATCH>(params, again, packs, tiles);

@@ -19,7 +19,8 @@ __device__ inline unsigned bring_x(const Params &params, Walk walk, unsigned pac
                                    const Tile<T, V> &tile, const AtEnd &at_end) {
     unsigned whole = 0, ends = 0;
     walk_round<Walk, BATCH>(packs, walk, [&](unsigned) {
-#pragma unroll
+        // Nothing waits for a copy: unrolled, the loop would only be longer.
+#pragma unroll 1
         for (int u = 0; u < BATCH; ++u) {
             const Window window = walk.next(u);
             const T *from = reinterpret_cast<const T *>(params.x) + window.offset(params.x_stride);
@@ -100,12 +101,12 @@ __device__ inline void take_tile(const Tile<T, V> &tile, unsigned packs,
 
 // The moments of a thread's share of x, whose last round stays on chip.
 template <class T, int V, int BATCH, class Walk>
-__device__ inline void take_rounds(const Params &params, const Place &place, const Rounds &rounds,
+__device__ inline void take_rounds(const Params &params, Extent group, const Rounds &rounds,
                                    const Tile<T, V> &tile,
                                    CountedMoments (&moments)[Walk::CHANNELS]) {
 #pragma unroll 1
     for (unsigned round = 0; round < rounds.count; ++round) {
-        const Walk walk(params, {place.group, place.part, rounds.begin(round)});
+        const Walk walk(params, place_in_group(params, group, rounds.begin(round)));
         const unsigned whole = bring_x<T, V, BATCH>(
             params, walk, rounds.packs(round), tile, [&](const Window &window, const Pack<T, V> &pack) {
                 const Window windows[1] = {window};
@@ -117,12 +118,10 @@ __device__ inline void take_rounds(const Params &params, const Place &place, con
     }
 }
 
-// y of the round that is on chip. `of` holds a coefficient for each of the thread's channels.
-template <Kind KIND, class T, int V, int BATCH, class Walk>
+// y of the round that is on chip. `coefficients_of(v)` is for element v.
+template <Kind KIND, class T, int V, int BATCH, class Walk, class CoefficientsOf>
 __device__ inline void apply_round(const Params &params, Walk walk, unsigned count,
-                                   const Tile<T, V> &tile,
-                                   const Coefficients (&of)[Walk::CHANNELS]) {
-    const auto coefficients_of = [&](int v) { return of[Walk::CHANNELS == 1 ? 0 : v]; };
+                                   const Tile<T, V> &tile, const CoefficientsOf &coefficients_of) {
     unsigned whole = 0, ends = 0;
     walk_round<Walk, BATCH>(count, walk, [&](unsigned) {
         Window windows[BATCH];
@@ -151,9 +150,11 @@ __device__ inline void apply_round(const Params &params, Walk walk, unsigned cou
     });
 }
 
-// What normalizes a channel, from its moments: the bits that backward makes of what is saved.
-__device__ inline Coefficients coefficients_from(const Params &params, Extent channel,
-                                                 const WideMoments &moments) {
+// What normalizes a channel, from its moments: the bits that backward makes of what is saved. One
+// block of a team also saves them. Apart from its callers: it is long, and done once a channel.
+__device__ __noinline__ Coefficients finish_channel(const Params &params, Extent channel,
+                                                    WideMoments moments, bool saves) {
+    if (saves) finish_statistics(params, channel, moments);
     const SavedStatistics saved = saved_statistics(params, moments);
     return channel_coefficients(params, channel, saved.mean_hi, saved.mean_lo, saved.invstd);
 }
@@ -164,36 +165,41 @@ __device__ void forward(const Params &params) {
     constexpr int CHANNELS = Walk::CHANNELS;
     SHARED_ARRAY(float, shelf, Coefficients::WORDS *Walk::MAX_PLACES);
     const Tile<T, V> tile(params, 0);
-    each_group(params, [&](Extent group, unsigned part) {
-        const Walk walk(params, {group, part, 0});
-        const Rounds rounds(params, walk);
+    each_group(params, [&](Extent group) {
+        const Rounds rounds(params, Walk(params, place_in_group(params, group)));
         CountedMoments moments[CHANNELS];
         for (CountedMoments &of : moments) of = CountedMoments::empty();
-        take_rounds<T, V, BATCH, Walk>(params, {group, part, 0}, rounds, tile, moments);
+        take_rounds<T, V, BATCH, Walk>(params, group, rounds, tile, moments);
 
         // The shelf's memory serves the columns first.
         auto *columns = reinterpret_cast<Words<CountedMoments> *>(shelf);
+        const Walk walk(params, place_in_group(params, group));
         const Extent first = walk.first_channel();
         share_group<WideMoments>(
             params, walk, moments, columns, [&](unsigned channel, const WideMoments &total) {
-                if (part == 0) finish_statistics(params, first + channel, total);
-                put_on_shelf(shelf, walk.places(), walk.place_of(channel),
-                             coefficients_from(params, first + channel, total));
+                put_on_shelf<Walk::MAX_PLACES>(
+                    shelf, walk.place_of(channel),
+                    finish_channel(params, first + channel, total, walk.part == 0));
             });
 
         Coefficients of[CHANNELS];
 #pragma unroll
         for (int c = 0; c < CHANNELS; ++c) of[c] = take_own<Coefficients>(shelf, walk, c);
+        const auto coefficients_of = [&](int v) {
+            // Other activations need the registers for themselves.
+            if constexpr (KIND == ANY) return take_own<Coefficients>(shelf, walk, v);
+            else return of[CHANNELS == 1 ? 0 : v];
+        };
         // Backwards: what was read last may still be in the cache.
 #pragma unroll 1
         for (unsigned round = rounds.count; round-- > 0;) {
-            const Walk again(params, {group, part, rounds.begin(round)});
+            const Walk again(params, place_in_group(params, group, rounds.begin(round)));
             const unsigned packs = rounds.packs(round);
             if (round + 1 < rounds.count) {
                 bring_x<T, V, BATCH>(params, again, packs, tile,
                                      [](const Window &, const Pack<T, V> &) {});
             }
-            apply_round<KIND, T, V, BATCH>(params, again, packs, tile, of);
+            apply_round<KIND, T, V, BATCH>(params, again, packs, tile, coefficients_of);
         }
         __syncthreads();
     });

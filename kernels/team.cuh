@@ -66,9 +66,10 @@ struct Team {
 // The groups that this block's team works on, one after the other.
 template <class Each>
 __device__ inline void each_group(const Params &params, const Each &each) {
-    const Place first = place_of_block(params);
-    const unsigned teams = gridDim.x / params.parts;
-    for (Extent group = first.group; group < params.groups; group += teams) each(group, first.part);
+    for (Extent group = blockIdx.x / params.parts; group < params.groups;) {
+        each(group);
+        group += gridDim.x / anew(params.parts);
+    }
     // The others may still read what this block has left for them.
     if (is_cluster_team(params)) cluster_sync();
 }

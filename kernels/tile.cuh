@@ -29,28 +29,29 @@ __device__ inline uint16_t *mask_tile(const Params &params, unsigned tensors) {
 // A part that does not fit the tile goes through it in rounds, of which the last stays: the first
 // is the one that may be short.
 struct Rounds {
+    const Params &params;
     unsigned count;
     unsigned first;  // packs of each thread in the first
-    unsigned slots;  // and in the others
 
     template <class Walk>
-    __device__ Rounds(const Params &params, const Walk &walk) : slots(params.slots) {
+    __device__ Rounds(const Params &params, const Walk &walk) : params(params) {
         // Batches of up to 4 packs stay whole.
         const unsigned steps = max((walk.steps() + 3) / 4 * 4, 4u);
-        count = (steps + slots - 1) / slots;
-        first = steps - (count - 1) * slots;
+        count = (steps + params.slots - 1) / params.slots;
+        first = steps - (count - 1) * params.slots;
     }
 
     __device__ unsigned begin(unsigned round) const {
-        return round == 0 ? 0 : first + (round - 1) * slots;
+        return round == 0 ? 0 : first + (round - 1) * params.slots;
     }
-    __device__ unsigned packs(unsigned round) const { return round == 0 ? first : slots; }
+    __device__ unsigned packs(unsigned round) const { return round == 0 ? first : params.slots; }
 };
 
 // The batches of a round of so many packs.
 template <class Walk, int BATCH, class Each>
 __device__ inline void walk_round(unsigned packs, Walk &walk, const Each &each) {
     static_assert(4 % BATCH == 0, "rounds are whole batches");
+#pragma unroll 1
     for (unsigned slot = 0; slot < packs && walk.has_batch(); slot += BATCH, walk.end_batch()) {
         each(slot);
     }

@@ -21,6 +21,18 @@ constexpr int THREADS = 256;
 // Columns that a block covers at most.
 constexpr int MAX_COLUMNS = 416;
 
+struct Quotient {
+    Extent whole, rest;
+};
+
+// Apart from its callers, who mostly have nothing to divide: 64-bit division is long.
+__device__ __noinline__ Quotient divide(Extent dividend, Extent divisor) {
+    if (divisor == 1) return {dividend, 0};
+    if (dividend < divisor) return {0, dividend};
+    const Extent whole = dividend / divisor;
+    return {whole, dividend - whole * divisor};
+}
+
 // What a block has to do: a part of a group of channels, from one of its windows on.
 struct Place {
     Extent group;
@@ -28,8 +40,14 @@ struct Place {
     unsigned from;  // windows of each thread that are left out
 };
 
+// Of the same group, for this block. Made anew where it is asked for, which is seldom: registers are
+// scarce in between.
+__device__ inline Place place_in_group(const Params &params, Extent group, unsigned from = 0) {
+    return {group, blockIdx.x % anew(params.parts), from};
+}
+
 __device__ inline Place place_of_block(const Params &params) {
-    return {blockIdx.x / params.parts, blockIdx.x % params.parts, 0};
+    return place_in_group(params, blockIdx.x / params.parts);
 }
 
 struct Window {
@@ -98,17 +116,19 @@ struct Planes {
     unsigned part;
     Extent base, end;         // windows of this block, counted over all planes of the channel
     Extent sample, window;   // the next of this thread
-    Extent step_samples, step_windows;
+    unsigned step_samples, step_windows;
 
     __device__ Planes(const Params &params, const Place &place)
         : params(params), channel(place.group), part(place.part) {
         base = part * params.windows_per_part;
         end = min(base + params.windows_per_part, params.samples * params.windows);
         base += (Extent)place.from * THREADS;
-        sample = (base + threadIdx.x) / params.windows;
-        window = (base + threadIdx.x) % params.windows;
-        step_samples = THREADS / params.windows;
-        step_windows = THREADS % params.windows;
+        const Quotient start = divide(base + threadIdx.x, params.windows);
+        const Quotient step = divide(THREADS, params.windows);
+        sample = start.whole;
+        window = start.rest;
+        step_samples = (unsigned)step.whole;
+        step_windows = (unsigned)step.rest;
     }
 
     __device__ bool has_batch() const { return base < end; }
@@ -157,7 +177,6 @@ struct Planes {
     __device__ Extent mask_row_bytes() const { return (params.spatial + 7) / 8; }
 
     // On a block's shelf for what it knows of its channels.
-    __device__ unsigned places() const { return 1; }
     __device__ unsigned place(int) const { return 0; }
     __device__ unsigned place_of(unsigned) const { return 0; }
     // Whether the thread has any part of the tensor.
@@ -182,9 +201,11 @@ struct Columns {
     unsigned width, x, y, height;  // the block as rows of threads, and this thread's place
     Extent column;                 // its first
     unsigned before;               // columns of the tile's first channel in another tile
+    unsigned first_place;          // on the shelf: of the thread's first column,
+    unsigned places_on;            // and how many places its others are further on, 4 bits each
     Extent base, end;              // rows of this block
     Extent sample, row;            // the next of this thread, counted within the sample
-    Extent step_samples, step_rows;
+    unsigned step_samples, step_rows;
 
     __device__ Columns(const Params &params, const Place &place)
         : params(params), tile(place.group), part(place.part) {
@@ -193,15 +214,36 @@ struct Columns {
         x = threadIdx.x % width;
         y = threadIdx.x / width;
         column = (tile * width + x) * V;
-        before = (unsigned)(tile * width * V % params.columns_per_channel);
+        before = (unsigned)divide(tile * width * V, params.columns_per_channel).rest;
         base = part * params.rows_per_part;
         end = min(base + params.rows_per_part, params.rows);
         base += (Extent)place.from * height;
         const Extent per_sample = max(params.rows_per_sample, (Extent)1);
-        sample = (base + y) / per_sample;
-        row = (base + y) % per_sample;
-        step_samples = height / per_sample;
-        step_rows = height % per_sample;
+        const Quotient start = divide(base + y, per_sample);
+        const Quotient step = divide(height, per_sample);
+        sample = start.whole;
+        row = start.rest;
+        step_samples = (unsigned)step.whole;
+        step_rows = (unsigned)step.rest;
+        find_places();
+    }
+
+    // The places on the shelf of columns that fold into channels.
+    __device__ void find_places() {
+        const unsigned fold = anew(params.columns_per_channel), first = before + x * V;
+        first_place = x;
+        places_on = 0;
+        if (fold > 1) {
+            first_place = first / fold;
+            unsigned rest = first % fold, on = 0;
+#pragma unroll
+            for (int v = 0; v < V; ++v, ++rest) {
+                if (rest == fold) rest = 0, ++on;
+                places_on |= on << 4 * v;
+            }
+        }
+        // Beyond the tensor there is nothing on the shelf.
+        if (!has_columns()) first_place = places_on = 0;
     }
 
     __device__ bool has_batch() const { return base < end; }
@@ -244,12 +286,11 @@ struct Columns {
 
     __device__ Extent mask_row_bytes() const { return (params.columns + 7) / 8; }
 
-    // Where columns are channels, they are turned, so that neighbouring threads find their own in
+    // Columns that are channels are turned, so that neighbouring threads find their own in
     // neighbouring banks.
-    __device__ unsigned places() const { return width * V; }
     __device__ unsigned place(int v) const {
-        if (params.columns_per_channel == 1) return v * width + x;
-        return (before + x * V + v) / params.columns_per_channel;
+        const unsigned step = params.columns_per_channel == 1 ? params.packs_per_tile : 0;
+        return first_place + v * anew(step) + (anew(places_on) >> 4 * v & 15u);
     }
     __device__ unsigned place_of(unsigned channel) const {
         return params.columns_per_channel == 1 ? channel % V * width + channel / V : channel;
@@ -258,11 +299,11 @@ struct Columns {
 
     __device__ Extent group() const { return tile; }
     __device__ Extent first_channel() const {
-        return tile * width * V / params.columns_per_channel;
+        return divide(tile * width * V, params.columns_per_channel).whole;
     }
     __device__ unsigned channels() const {
         const Extent end = min((tile + 1) * width * V, params.columns);
-        return (unsigned)((end - 1) / params.columns_per_channel - first_channel() + 1);
+        return (unsigned)(divide(end - 1, params.columns_per_channel).whole - first_channel() + 1);
     }
     __device__ unsigned max_channels() const { return width * V / params.columns_per_channel; }
 };

@@ -143,7 +143,7 @@ static inline int __clzll(long long bits) { return bits ? __builtin_clzll(bits) 
 // ---- what no kernel may use -------------------------------------------------------------------
 
 // Approximate functions: invstd is correctly rounded, and the emulator could not show their error.
-#pragma GCC poison rsqrtf rsqrt __frsqrt_rn __fdividef __expf __exp10f __logf __powf __sinf __cosf
+#pragma GCC poison rsqrtf __frsqrt_rn __fdividef __expf __exp10f __logf __powf __sinf __cosf
 // It means nothing where lanes run independently, as they do on a GPU too.
 #pragma GCC poison __activemask
 // g++ cannot give each block its own: SHARED_ARRAY and block_shared can.
