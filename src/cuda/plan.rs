@@ -6,7 +6,7 @@
 
 use super::launcher::DeviceFacts;
 use super::resident::{apply_seconds, resident, streaming_seconds};
-use crate::config::{Activation, Epilogue, Layout};
+use crate::config::{Activation, Layout};
 use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::problem::{Operand, Problem};
@@ -251,26 +251,11 @@ pub fn training_plans(
     all: Alignment,
     tier: Option<Tier>,
 ) -> Result<Vec<Plan>> {
-    let sweeps = match pass {
-        Pass::Backward => [Pass::Reduce, Pass::Gradient],
-        _ => [Pass::Statistics, Pass::Apply],
-    };
-    let [first, second] = sweeps;
-    let streaming =
-        vec![Plan::new(first, problem, facts, inputs)?, Plan::new(second, problem, facts, all)?];
-    if tier == Some(Tier::Streaming) {
-        return Ok(streaming);
-    }
-    let pays = |time| tier.is_some() || time < streaming_seconds(pass, problem, facts);
-    match resident(pass, problem, facts, all, tier) {
-        Some((plan, time)) if pays(time) => Ok(vec![plan]),
-        _ => Ok(streaming),
-    }
+    Ok(plans_and_seconds(pass, problem, facts, [inputs, all], tier)?.0)
 }
 
 /// Seconds that a call should take by the model that plans are chosen by: `Pass::Forward` or
-/// `Pass::Backward` with aligned tensors in `tier`, or `Pass::Apply`. What an epilogue moves beside
-/// x, y and their gradients is added at the memory's speed.
+/// `Pass::Backward` with aligned tensors in `tier`, or `Pass::Apply`.
 ///
 /// # Errors
 /// As for [`Plan::new`].
@@ -280,21 +265,34 @@ pub fn predicted_seconds(
     facts: &DeviceFacts,
     tier: Option<Tier>,
 ) -> Result<f64> {
-    let plain = problem.with_epilogue(Epilogue::NONE)?;
-    let more = match pass {
-        Pass::Backward => problem.backward_floor_bytes() - plain.backward_floor_bytes(),
-        _ => problem.forward_floor_bytes() - plain.forward_floor_bytes(),
+    match pass {
+        Pass::Apply => Ok(apply_seconds(problem, facts)),
+        _ => Ok(plans_and_seconds(pass, problem, facts, [Alignment::ALIGNED; 2], tier)?.1),
+    }
+}
+
+/// What takes the least time of what `tier` allows, and that time.
+fn plans_and_seconds(
+    pass: Pass,
+    problem: &Problem,
+    facts: &DeviceFacts,
+    [inputs, all]: [Alignment; 2],
+    tier: Option<Tier>,
+) -> Result<(Vec<Plan>, f64)> {
+    let [first, second] = match pass {
+        Pass::Backward => [Pass::Reduce, Pass::Gradient],
+        _ => [Pass::Statistics, Pass::Apply],
     };
-    let streaming = streaming_seconds(pass, problem, facts);
-    let seconds = match (pass, tier) {
-        (Pass::Apply, _) => apply_seconds(problem, facts),
-        (_, Some(Tier::Streaming)) => streaming,
-        _ => match resident(pass, problem, facts, Alignment::ALIGNED, tier) {
-            Some((_, time)) if tier.is_some() || time < streaming => time,
-            _ => streaming,
-        },
-    };
-    Ok(seconds + more as f64 / facts.memory_bandwidth as f64)
+    let streaming =
+        vec![Plan::new(first, problem, facts, inputs)?, Plan::new(second, problem, facts, all)?];
+    let seconds = streaming_seconds(pass, problem, facts);
+    if tier == Some(Tier::Streaming) {
+        return Ok((streaming, seconds));
+    }
+    match resident(pass, problem, facts, all, tier) {
+        Some((plan, time)) if tier.is_some() || time < seconds => Ok((vec![plan], time)),
+        _ => Ok((streaming, seconds)),
+    }
 }
 
 impl Geometry {

@@ -348,19 +348,42 @@ fn plan_of(
     }
 }
 
-/// What a call should take in two launches, where L2 serves the second read of what it holds.
-pub(super) fn streaming_seconds(pass: Pass, problem: &Problem, facts: &DeviceFacts) -> f64 {
-    let tensor = (problem.elements() * problem.dtype().size()) as f64;
-    let inputs = if pass == Pass::Backward { 2.0 } else { 1.0 };
-    let fits_l2 = inputs * tensor <= facts.l2_bytes as f64 / 2.0;
-    let again = inputs * if fits_l2 { FROM_L2 } else { 1.0 };
-    2.0 * LAUNCH + (inputs + again + 1.0) * tensor / facts.memory_bandwidth as f64
+/// Bytes that the sweeps of a training pass move.
+struct Sweeps {
+    /// What both go through, unless it stays on chip.
+    both: f64,
+    /// What only the second reads, or writes.
+    second: f64,
 }
 
-/// What inference should take.
+impl Sweeps {
+    fn of(pass: Pass, problem: &Problem) -> Sweeps {
+        let tensor = problem.elements() * problem.dtype().size();
+        let (all, both) = match pass {
+            Pass::Backward => {
+                let outputs = 1 + usize::from(problem.epilogue().residual);
+                let all = problem.backward_floor_bytes();
+                (all, all - outputs * tensor)
+            }
+            // A forward's residual waits for the second.
+            _ => (problem.forward_floor_bytes(), tensor),
+        };
+        Sweeps { both: both as f64, second: (all - both) as f64 }
+    }
+}
+
+/// What a call should take in two launches, where L2 serves the second read of what it holds.
+pub(super) fn streaming_seconds(pass: Pass, problem: &Problem, facts: &DeviceFacts) -> f64 {
+    let Sweeps { both, second } = Sweeps::of(pass, problem);
+    let fits_l2 = both <= facts.l2_bytes as f64 / 2.0;
+    let again = if fits_l2 { FROM_L2 } else { 1.0 };
+    2.0 * LAUNCH + (both * (1.0 + again) + second) / facts.memory_bandwidth as f64
+}
+
+/// What inference should take, which leaves no mask.
 pub(super) fn apply_seconds(problem: &Problem, facts: &DeviceFacts) -> f64 {
-    let tensor = (problem.elements() * problem.dtype().size()) as f64;
-    LAUNCH + 2.0 * tensor / facts.memory_bandwidth as f64
+    let bytes = problem.forward_floor_bytes() - problem.mask_len();
+    LAUNCH + bytes as f64 / facts.memory_bandwidth as f64
 }
 
 /// What a launch should take: bytes over the bandwidth that its multiprocessors reach, and
@@ -368,9 +391,8 @@ pub(super) fn apply_seconds(problem: &Problem, facts: &DeviceFacts) -> f64 {
 fn seconds(pass: Pass, problem: &Problem, facts: &DeviceFacts, candidate: &Candidate) -> f64 {
     let Candidate { residents, groups, channels, parts, teams, evicted, .. } = *candidate;
     let multiprocessors = f64::from(facts.multiprocessors);
-    let tensor = (problem.elements() * problem.dtype().size()) as f64;
-    let inputs = if pass == Pass::Backward { 2.0 } else { 1.0 };
-    let bytes = tensor * (inputs * (1.0 + evicted) + 1.0);
+    let Sweeps { both, second } = Sweeps::of(pass, problem);
+    let bytes = both * (1.0 + evicted) + second;
 
     let at_once = if parts == 1 { residents * u64::from(facts.multiprocessors) } else { teams };
     let waves = groups.div_ceil(at_once) as f64;
