@@ -5,7 +5,6 @@
 //! `kernels/walk.cuh`.
 
 use super::launcher::DeviceFacts;
-use super::resident::{apply_seconds, resident, streaming_seconds};
 use crate::config::{Activation, Layout};
 use crate::element::DType;
 use crate::error::{Error, Result};
@@ -16,6 +15,8 @@ use std::fmt;
 pub const BLOCK: u32 = 256;
 /// Columns that a block covers at most: `MAX_COLUMNS` in `kernels/walk.cuh`.
 const MAX_COLUMNS: u64 = 416;
+/// Windows of a plane that stay together: a warp's.
+pub(super) const WINDOWS: u64 = 32;
 /// Bytes of a pack.
 pub(super) const PACK_BYTES: u64 = 16;
 /// f64 words that a block leaves per channel, at most: count, mean, M2.
@@ -237,73 +238,44 @@ impl Plan {
     }
 }
 
-/// The launches of a training pass, `Pass::Forward` or `Pass::Backward`: one that keeps tensors on
-/// chip, or two that stream. `tier` says which where there is such a plan; `None`: whichever should
-/// take the least time. `inputs` is how the tensors of the first sweep lie.
-///
-/// # Errors
-/// As for [`Plan::new`].
-pub fn training_plans(
-    pass: Pass,
-    problem: &Problem,
-    facts: &DeviceFacts,
-    inputs: Alignment,
-    all: Alignment,
-    tier: Option<Tier>,
-) -> Result<Vec<Plan>> {
-    Ok(plans_and_seconds(pass, problem, facts, [inputs, all], tier)?.0)
-}
-
-/// Seconds that a call should take by the model that plans are chosen by: `Pass::Forward` or
-/// `Pass::Backward` with aligned tensors in `tier`, or `Pass::Apply`.
-///
-/// # Errors
-/// As for [`Plan::new`].
-pub fn predicted_seconds(
-    pass: Pass,
-    problem: &Problem,
-    facts: &DeviceFacts,
-    tier: Option<Tier>,
-) -> Result<f64> {
-    match pass {
-        Pass::Apply => Ok(apply_seconds(problem, facts)),
-        _ => Ok(plans_and_seconds(pass, problem, facts, [Alignment::ALIGNED; 2], tier)?.1),
-    }
-}
-
-/// What takes the least time of what `tier` allows, and that time.
-fn plans_and_seconds(
-    pass: Pass,
-    problem: &Problem,
-    facts: &DeviceFacts,
-    [inputs, all]: [Alignment; 2],
-    tier: Option<Tier>,
-) -> Result<(Vec<Plan>, f64)> {
-    let [first, second] = match pass {
-        Pass::Backward => [Pass::Reduce, Pass::Gradient],
-        _ => [Pass::Statistics, Pass::Apply],
-    };
-    let streaming =
-        vec![Plan::new(first, problem, facts, inputs)?, Plan::new(second, problem, facts, all)?];
-    let seconds = streaming_seconds(pass, problem, facts);
-    if tier == Some(Tier::Streaming) {
-        return Ok((streaming, seconds));
-    }
-    match resident(pass, problem, facts, all, tier) {
-        Some((plan, time)) if tier.is_some() || time < seconds => Ok((vec![plan], time)),
-        _ => Ok((streaming, seconds)),
-    }
-}
-
 impl Geometry {
+    /// Windows or rows that the blocks of a channel share.
+    fn whole(&self, problem: &Problem) -> u64 {
+        match *self {
+            Geometry::Planes { windows, .. } => problem.batch() as u64 * windows,
+            Geometry::Columns { rows, .. } => rows,
+        }
+    }
+
     fn parts(&self, problem: &Problem) -> u64 {
-        let (whole, part) = match *self {
-            Geometry::Planes { windows, windows_per_part, .. } => {
-                (problem.batch() as u64 * windows, windows_per_part)
-            }
-            Geometry::Columns { rows, rows_per_part, .. } => (rows, rows_per_part),
+        let (Geometry::Planes { windows_per_part: part, .. }
+        | Geometry::Columns { rows_per_part: part, .. }) = *self;
+        self.whole(problem).div_ceil(part).max(1)
+    }
+
+    /// The same with so many windows or rows for each block.
+    pub(super) fn with_share(mut self, share: u64) -> Geometry {
+        let (Geometry::Planes { windows_per_part: part, .. }
+        | Geometry::Columns { rows_per_part: part, .. }) = &mut self;
+        *part = share;
+        self
+    }
+}
+
+impl Plan {
+    /// A streaming plan with so many blocks to a channel. `None`: not all of them would have a part,
+    /// or a grid has not so many.
+    pub(super) fn with_parts(&self, parts: u32, problem: &Problem) -> Option<Plan> {
+        let granule = match self.geometry {
+            Geometry::Planes { .. } => WINDOWS,
+            Geometry::Columns { packs_per_tile, .. } => u64::from(BLOCK / packs_per_tile),
         };
-        whole.div_ceil(part).max(1)
+        let share = share(self.geometry.whole(problem), parts.into(), granule);
+        let geometry = self.geometry.with_share(share);
+        let grid = u32::try_from(self.groups).ok()?.checked_mul(parts)?;
+        let is_possible =
+            geometry.parts(problem) == u64::from(parts) && i32::try_from(grid).is_ok();
+        is_possible.then(|| Plan { parts, grid, geometry, ..self.clone() })
     }
 }
 
@@ -382,7 +354,7 @@ pub(super) fn planes(
     .max(1);
     let whole = problem.batch() as u64 * windows;
     let parts = wanted_blocks(pass, facts).div_ceil(channels).min(whole.div_ceil(u64::from(BLOCK)));
-    let windows_per_part = share(whole, parts, 32);
+    let windows_per_part = share(whole, parts, WINDOWS);
     (channels, Geometry::Planes { misalignment, windows, windows_per_part })
 }
 

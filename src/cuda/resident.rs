@@ -1,10 +1,11 @@
 //! Plans that keep a training pass's tensors on chip between its sweeps: which team of blocks holds
 //! a group of channels, and what that should cost.
 
+use super::choice::Choice;
 use super::launcher::{Clusters, DeviceFacts};
 use super::plan::{
-    Alignment, BLOCK, Geometry, PACK_BYTES, PARTIAL_WORDS, Pass, Plan, Tier, Walk, columns,
-    kernel_name, pack_of, planes, share,
+    Alignment, BLOCK, Geometry, PACK_BYTES, PARTIAL_WORDS, Pass, Plan, Tier, WINDOWS, Walk,
+    columns, kernel_name, pack_of, planes, share,
 };
 use crate::problem::Problem;
 
@@ -89,38 +90,18 @@ impl Cut {
     }
 
     fn geometry(&self, parts: u64) -> Geometry {
-        let share = self.per_part(parts);
-        match self.geometry {
-            Geometry::Planes { misalignment, windows, .. } => {
-                Geometry::Planes { misalignment, windows, windows_per_part: share }
-            }
-            Geometry::Columns {
-                rows,
-                columns,
-                rows_per_sample,
-                columns_per_channel,
-                packs_per_tile,
-                ..
-            } => Geometry::Columns {
-                rows,
-                columns,
-                rows_per_sample,
-                rows_per_part: share,
-                columns_per_channel,
-                packs_per_tile,
-            },
-        }
+        self.geometry.with_share(self.per_part(parts))
     }
 }
 
-/// The best plan of `tier`, or of any where it is `None`, and its predicted seconds. `None`: no
-/// plan keeps anything on chip.
+/// The best plan of those that `choice` allows, and its predicted seconds. `None`: none of them keeps
+/// anything on chip.
 pub(super) fn resident(
     pass: Pass,
     problem: &Problem,
     facts: &DeviceFacts,
     alignment: Alignment,
-    tier: Option<Tier>,
+    choice: Choice,
 ) -> Option<(Plan, f64)> {
     let walk = Walk::of(problem);
     let pack = pack_of(walk, pass, problem, alignment);
@@ -133,12 +114,17 @@ pub(super) fn resident(
         (1..=RESIDENTS).flat_map(move |residents| {
             let slots = |reserved| slots_of(pass, walk, facts, residents, reserved, slot_bytes);
             let (near, far) = (slots(exchange_bytes(cut.channels)), slots(0));
-            near_candidates(cut, facts, residents, near)
-                .chain(far_candidates(cut, facts, residents, far))
+            near_candidates(cut, facts, residents, near, choice.parts()).chain(far_candidates(
+                cut,
+                facts,
+                residents,
+                far,
+                choice.parts(),
+            ))
         })
     });
     let (best, time) = all
-        .filter(|candidate| tier.is_none_or(|tier| tier == candidate.tier))
+        .filter(|candidate| choice.allows(candidate.tier, candidate.parts))
         .map(|candidate| (candidate, seconds(pass, problem, facts, &candidate)))
         .min_by(|(_, a), (_, b)| a.total_cmp(b))?;
     Some((plan_of(pass, problem, walk, pack, slot_bytes, &best), time))
@@ -192,7 +178,7 @@ fn cuts(
             let Geometry::Planes { windows, .. } = geometry else { return Vec::new() };
             let whole = problem.batch() as u64 * windows;
             let per_step = BLOCK.into();
-            vec![Cut { groups, channels: 1, whole, per_step, granule: 32, geometry }]
+            vec![Cut { groups, channels: 1, whole, per_step, granule: WINDOWS, geometry }]
         }
         Walk::Columns => {
             let (_, widest) = columns(pass, problem, facts, pack);
@@ -237,15 +223,17 @@ fn columns_cut(geometry: Geometry, width: u32, pack: u32) -> Cut {
 
 /// With so many slots a thread, teams whose blocks reach each other's shared memory: one block, and
 /// clusters of every size that gives a block less to hold than smaller ones do. The smallest need not
-/// give each of its blocks anything.
+/// give each of its blocks anything. Where `only` says how many blocks, teams of so many.
 fn near_candidates(
     cut: &Cut,
     facts: &DeviceFacts,
     residents: u64,
     slots: u64,
+    only: Option<u64>,
 ) -> impl Iterator<Item = Candidate> {
+    let sizes = only.map_or(1..=Clusters::LARGEST as u64, |parts| parts..=parts);
     let mut held = u64::MAX;
-    (1..=Clusters::LARGEST as u64).filter_map(move |parts| {
+    sizes.filter_map(move |parts| {
         let (tier, at_once) = match parts {
             1 => (Tier::Block, cut.groups),
             _ => {
@@ -281,6 +269,7 @@ fn far_candidates(
     facts: &DeviceFacts,
     residents: u64,
     slots: u64,
+    only: Option<u64>,
 ) -> impl Iterator<Item = Candidate> {
     let blocks = u64::from(facts.cooperative_blocks[residents as usize - 1]);
     let of = move |parts: u64, slots: u64| {
@@ -308,8 +297,10 @@ fn far_candidates(
     if slots > 0 && blocks > 0 {
         let least = cut.whole.div_ceil(slots * cut.per_step).max(1);
         let least = (least..=least + 1).find(|parts| cut.steps(*parts) <= slots);
-        found = match least {
-            Some(least) if least <= blocks => {
+        found = match (only, least) {
+            (Some(parts), _) if parts > blocks => [None; 4],
+            (Some(parts), _) => [of(parts, cut.steps(parts).min(slots)), None, None, None],
+            (None, Some(least)) if least <= blocks => {
                 let most = (blocks / least).min(cut.groups);
                 [1, 2, 4, most].map(|divisor| of_teams((most / divisor).max(1), least))
             }

@@ -3,7 +3,7 @@
 use crate::common::{LAYOUTS, epilogues};
 use proptest::prelude::*;
 use warpnorm::cuda::{
-    Alignment, Clusters, DeviceFacts, Geometry, Pass, Plan, Tier, Walk, predicted_seconds,
+    Alignment, Choice, Clusters, DeviceFacts, Geometry, Pass, Plan, Tier, Walk, predicted_seconds,
     profiles, static_shared_bytes, training_plans,
 };
 use warpnorm::{Activation, DType, Epilogue, Layout, Operand, Problem};
@@ -141,7 +141,35 @@ proptest! {
             }
         }
     }
+
+    /// With blocks to a channel as they are asked for, a launch that the device takes, or an error.
+    #[test]
+    fn plans_with_so_many_parts(
+        (problem, alignment) in problem_strategy(),
+        parts in prop_oneof![0..40u32, any::<u32>()],
+    ) {
+        for (_, facts) in profiles::ALL {
+            for (pass, tier) in [Pass::Forward, Pass::Backward]
+                .into_iter()
+                .flat_map(|pass| TIERS.map(|tier| (pass, tier)))
+            {
+                let choice = Choice::Parts(tier, parts);
+                match training_plans(pass, &problem, &facts, alignment, alignment, choice) {
+                    Ok(plans) => for plan in plans {
+                        prop_assert_eq!((plan.tier, plan.parts), (tier, parts));
+                        check_plan(&plan, &problem, alignment);
+                        if tier != Tier::Streaming {
+                            check_resident(&plan, &problem, &facts);
+                        }
+                    },
+                    Err(error) => prop_assert!(error.to_string().contains("parts"), "{error}"),
+                }
+            }
+        }
+    }
 }
+
+const TIERS: [Tier; 4] = [Tier::Streaming, Tier::Block, Tier::Cluster, Tier::Grid];
 
 const TRAINING: [(Pass, Option<Tier>); 8] = [
     (Pass::Forward, None),
@@ -247,8 +275,7 @@ fn the_chosen_tier_should_take_the_least_time() {
                 for pass in [Pass::Forward, Pass::Backward] {
                     let seconds = |tier| predicted_seconds(pass, &problem, &facts, tier).unwrap();
                     let tier = plans_for(pass, &problem, &facts, None)[0].tier;
-                    let tiers = [Tier::Streaming, Tier::Block, Tier::Cluster, Tier::Grid];
-                    let least = tiers.map(|tier| seconds(Some(tier))).into_iter().reduce(f64::min);
+                    let least = TIERS.map(|tier| seconds(Some(tier))).into_iter().reduce(f64::min);
                     let chosen = [Some(seconds(None)), Some(seconds(Some(tier)))];
                     assert_eq!(chosen, [least; 2], "{name} {pass:?} {problem}: {tier:?}");
                 }
@@ -305,6 +332,35 @@ fn clusters_of_every_size() {
             }
         }
     }
+}
+
+/// Teams as large as they are asked for, and what a device has not.
+#[test]
+fn parts_are_as_many_as_asked_for() {
+    let problem = Problem::new(&[32, 64, 56, 56], LAYOUTS[0], DType::F16, Epilogue::NONE).unwrap();
+    let plans = |facts, tier, parts| {
+        let (choice, aligned) = (Choice::Parts(tier, parts), Alignment::ALIGNED);
+        training_plans(Pass::Forward, &problem, facts, aligned, aligned, choice)
+    };
+    for (tier, possible, impossible) in [
+        (Tier::Streaming, &[1, 2, 7, 392][..], &[0, 393, u32::MAX][..]),
+        (Tier::Block, &[1], &[0, 2]),
+        (Tier::Cluster, &[2, 3, 16], &[0, 1, 17]),
+        // Not all of 250 would have a part.
+        (Tier::Grid, &[2, 7, 16, 196], &[0, 1, 250, 265]),
+    ] {
+        for &parts in possible {
+            for plan in plans(&profiles::H200, tier, parts).unwrap() {
+                assert_eq!((plan.tier, plan.parts), (tier, parts), "{plan}");
+            }
+        }
+        for &parts in impossible {
+            let error = plans(&profiles::H200, tier, parts).unwrap_err().to_string();
+            assert!(error.contains("parts") && error.contains(&parts.to_string()), "{error}");
+        }
+    }
+    let error = plans(&profiles::A100, Tier::Cluster, 2).unwrap_err().to_string();
+    assert!(error.contains("cluster") && error.contains("at most 0"), "{error}");
 }
 
 /// How clusters fit groups of multiprocessors.
