@@ -37,7 +37,8 @@ struct Team {
             step = 1;
             // Two areas in turn: who meets for one group has read what was left for the last but
             // one, so that a single meeting keeps writers and readers apart.
-            if ((unsigned)group / (gridDim.x / params.parts) % 2) mine += walk.max_channels();
+            const Extent turn = divide(group, gridDim.x / params.parts).whole;
+            if (turn % 2) mine += walk.max_channels();
         } else {
             step = params.parts;
             mine = reinterpret_cast<Wide *>(params.partials) + walk.first_channel() * step + part;
