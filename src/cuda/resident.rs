@@ -61,9 +61,10 @@ struct Candidate {
     evicted: f64,
 }
 
-/// What blocks leave for each other in the shared memory of each.
-fn exchange_bytes(channels: u64) -> u64 {
-    EXCHANGE_AREAS * channels * PARTIAL_WORDS * 8
+/// What blocks leave for each other in the shared memory of each, with a word between the channels of
+/// neighbouring threads, which have a pack of them or one.
+fn exchange_bytes(channels: u64, pack: u64) -> u64 {
+    EXCHANGE_AREAS * (channels * PARTIAL_WORDS + channels.div_ceil(pack)) * 8
 }
 
 /// How a group is cut among blocks.
@@ -113,7 +114,7 @@ pub(super) fn resident(
     let all = cuts.iter().flat_map(|cut| {
         (1..=RESIDENTS).flat_map(move |residents| {
             let slots = |reserved| slots_of(pass, walk, facts, residents, reserved, slot_bytes);
-            let (near, far) = (slots(exchange_bytes(cut.channels)), slots(0));
+            let (near, far) = (slots(exchange_bytes(cut.channels, pack.into())), slots(0));
             near_candidates(cut, facts, residents, near, choice.parts()).chain(far_candidates(
                 cut,
                 facts,
@@ -320,7 +321,7 @@ fn plan_of(
 ) -> Plan {
     let tile_bytes = candidate.slots * slot_bytes;
     let exchange_bytes = match candidate.tier {
-        Tier::Block | Tier::Cluster => exchange_bytes(candidate.channels),
+        Tier::Block | Tier::Cluster => exchange_bytes(candidate.channels, pack.into()),
         _ => 0,
     };
     Plan {
