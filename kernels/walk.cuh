@@ -95,11 +95,12 @@ __device__ inline Pack<T, V> load(const Walk &, Address tensor, Extent stride,
 }
 
 template <class T, int V, class Walk>
-__device__ inline void store(const Walk &, Address tensor, Extent stride, const Window &window,
+__device__ inline void store(const Walk &walk, Address tensor, Extent stride, const Window &window,
                              const Pack<T, V> &pack) {
     T *to = reinterpret_cast<T *>(tensor) + window.offset(stride);
     if (window.is_full<V>()) {
-        store_pack<V>(to, pack);
+        if (walk.params.spares_cache) store_pack_streaming<V>(to, pack);
+        else store_pack<V>(to, pack);
     } else if (Walk::HAS_ENDS && !window.is_empty()) {
         store_some<T, V>(to, window.first, window.last, pack);
     }

@@ -152,10 +152,11 @@ fn activation_kind(activation: Activation) -> u32 {
 
 fn with_geometry(params: Params, plan: &Plan) -> Params {
     let (parts, slots, groups) = (plan.parts, plan.slots, plan.groups);
-    let params = Params { parts, slots, groups, tile_bytes: plan.tile_bytes.into(), ..params };
+    let (tile_bytes, spares_cache) = (plan.tile_bytes.into(), plan.spares_cache.into());
+    let params = Params { parts, slots, groups, tile_bytes, spares_cache, ..params };
     match plan.geometry {
         Geometry::Planes { misalignment, windows, windows_per_part } => {
-            Params { misalignment: misalignment.into(), windows, windows_per_part, ..params }
+            Params { misalignment, windows, windows_per_part, ..params }
         }
         Geometry::Columns {
             rows,

@@ -158,6 +158,8 @@ pub struct Plan {
     pub tile_bytes: u32,
     /// Bytes of dynamic shared memory of a block.
     pub shared_bytes: u32,
+    /// Whether outputs leave L2 to inputs that are read again.
+    pub spares_cache: bool,
 }
 
 /// The fields of `Params` that say how a tensor is walked.
@@ -221,6 +223,7 @@ impl Plan {
         let kernel = kernel_name(pass, walk, dtype, pack, problem);
         let parts = parts as u32;
         let (tier, slots, tile_bytes, shared_bytes) = (Tier::Streaming, 0, 0, 0);
+        let spares_cache = false;
         Ok(Plan {
             pass,
             kernel,
@@ -234,6 +237,7 @@ impl Plan {
             slots,
             tile_bytes,
             shared_bytes,
+            spares_cache,
         })
     }
 }

@@ -128,7 +128,13 @@ pub(super) fn resident(
         .filter(|candidate| choice.allows(candidate.tier, candidate.parts))
         .map(|candidate| (candidate, seconds(pass, problem, facts, &candidate)))
         .min_by(|(_, a), (_, b)| a.total_cmp(b))?;
-    Some((plan_of(pass, problem, walk, pack, slot_bytes, &best), time))
+    Some((plan_of(pass, problem, facts, walk, pack, slot_bytes, &best), time))
+}
+
+/// Whether a tensor is so large that whoever goes through it from its beginning finds nothing of it in
+/// L2, even where all of L2 was for it.
+fn exceeds_cache(problem: &Problem, facts: &DeviceFacts) -> bool {
+    (problem.elements() * problem.dtype().size()) as u64 > facts.l2_bytes
 }
 
 /// What a thread's slot takes in every tensor that stays, for all threads of a block.
@@ -314,6 +320,7 @@ fn far_candidates(
 fn plan_of(
     pass: Pass,
     problem: &Problem,
+    facts: &DeviceFacts,
     walk: Walk,
     pack: u32,
     slot_bytes: u64,
@@ -337,6 +344,7 @@ fn plan_of(
         slots: candidate.slots as u32,
         tile_bytes: tile_bytes as u32,
         shared_bytes: (tile_bytes + exchange_bytes) as u32,
+        spares_cache: candidate.evicted > 0.0 && exceeds_cache(problem, facts),
     }
 }
 

@@ -296,6 +296,27 @@ fn a_residual_decides_between_tiers() {
     assert_eq!([false, true].map(tier), [Tier::Block, Tier::Grid]);
 }
 
+/// Outputs leave L2 to inputs where these are read again, and only where L2 could not hold the outputs
+/// for whoever reads them next.
+#[test]
+fn outputs_leave_the_cache_to_inputs_that_are_read_again() {
+    let spares = |facts: &DeviceFacts, n, tier| {
+        let extents = [n, 64, 112, 112];
+        let problem = Problem::new(&extents, LAYOUTS[1], DType::F16, Epilogue::NONE).unwrap();
+        let plans =
+            [Pass::Forward, Pass::Backward].map(|pass| plans_for(pass, &problem, facts, tier));
+        plans.map(|plans| plans.iter().any(|plan| plan.spares_cache))
+    };
+    let grid = Some(Tier::Grid);
+    assert_eq!(spares(&profiles::H200, 256, grid), [true; 2]);
+    // All of it stays on chip.
+    assert_eq!(spares(&profiles::H200, 8, grid), [false; 2]);
+    // 51 MB: more than stays on chip, less than L2 holds.
+    assert_eq!(spares(&profiles::RTX_4090, 32, grid), [false; 2]);
+    assert_eq!(spares(&profiles::RTX_4090, 64, grid), [true; 2]);
+    assert_eq!(spares(&profiles::H200, 256, Some(Tier::Streaming)), [false; 2]);
+}
+
 /// Clusters are for what one block cannot hold and as many as a cluster has can, on devices that
 /// have them.
 #[test]
