@@ -1,10 +1,11 @@
 //! [`Device`]: every call of [`Backend`] on a GPU, or whatever else launches the kernels.
 
 use super::bind::{Bound, check_element, check_residual, norm_values};
-use super::choice::{Choice, training_plans};
+use super::choice::Choice;
 use super::launcher::{Launch, Launched, Launcher};
 use super::params::Params;
 use super::plan::{Alignment, BLOCK, Geometry, Pass, Plan, Tier};
+use super::remembered::{Question, Remembered};
 use super::workspace::{Size, Workspace};
 use crate::backend::*;
 use crate::config::Activation;
@@ -45,42 +46,41 @@ impl<L: Launcher> Device<L> {
         &self.launcher
     }
 
-    fn plan(&self, pass: Pass, problem: &Problem, alignment: Alignment) -> Result<Plan> {
-        Plan::new(pass, problem, &self.launcher.facts(), alignment)
+    fn question(&self, pass: Pass, problem: &Problem, alignments: [Alignment; 2]) -> Question {
+        let (choice, facts) = (self.choice, self.launcher.facts());
+        Question { pass, choice, alignments, problem: *problem, facts }
     }
 
     /// A training pass: on chip as planned, or streaming where the device turns out to hold too few
-    /// blocks together. `inputs` is how the tensors of the first sweep lie.
+    /// blocks together. That may have passed by the next call, which tries again.
     fn train(
         &self,
-        pass: Pass,
-        problem: &Problem,
-        [inputs, all]: [Alignment; 2],
+        question: Question,
+        remembered: &mut Remembered,
         size: Size,
         params: &Params,
     ) -> Result<()> {
-        let facts = self.launcher.facts();
-        let plans = |choice| training_plans(pass, problem, &facts, inputs, all, choice);
-        let mut chosen = plans(self.choice)?;
-        size.check(problem, &chosen)?;
-        if let [resident] = &chosen[..] {
+        let mut chosen = remembered.plans(question)?;
+        size.check(&question.problem, chosen)?;
+        if let [resident] = chosen {
             let launched = self.try_launch(resident, params, false)?;
-            if launched == Launched::Enqueued || matches!(self.choice, Choice::Parts(..)) {
+            if launched == Launched::Enqueued || matches!(question.choice, Choice::Parts(..)) {
                 return launched.required(&resident.kernel);
             }
-            chosen = plans(Choice::Tier(Tier::Streaming))?;
-            size.check(problem, &chosen)?;
+            let choice = Choice::Tier(Tier::Streaming);
+            chosen = remembered.plans(Question { choice, ..question })?;
+            size.check(&question.problem, chosen)?;
         }
+        self.launch(chosen, params)
+    }
+
+    /// Launches what needs no blocks to be resident together.
+    fn launch(&self, plans: &[Plan], params: &Params) -> Result<()> {
         // The second reads what the first has found, after it has waited for it.
-        for (plan, is_second) in chosen.iter().zip([false, true]) {
+        for (plan, is_second) in plans.iter().zip([false, true]) {
             self.try_launch(plan, params, is_second)?.required(&plan.kernel)?;
         }
         Ok(())
-    }
-
-    /// Launches one pass.
-    fn launch(&self, plan: &Plan, params: &Params) -> Result<()> {
-        self.try_launch(plan, params, false)?.required(&plan.kernel)
     }
 
     fn try_launch(&self, plan: &Plan, params: &Params, early: bool) -> Result<Launched> {
@@ -257,7 +257,8 @@ impl<L: Launcher> Backend for Device<L> {
 
         let alone = alignment_of(problem, &[(params.x, Operand::X)]);
         let all = forward_alignment(problem, &params);
-        self.train(Pass::Forward, problem, [alone, all], size, &params)
+        let question = self.question(Pass::Forward, problem, [alone, all]);
+        self.train(question, &mut workspace.remembered, size, &params)
     }
 
     fn backward_train<E: Element>(
@@ -288,7 +289,8 @@ impl<L: Launcher> Backend for Device<L> {
 
         let inputs = inputs_alignment(problem, &params);
         let all = backward_alignment(problem, &params);
-        self.train(Pass::Backward, problem, [inputs, all], size, &params)
+        let question = self.question(Pass::Backward, problem, [inputs, all]);
+        self.train(question, &mut workspace.remembered, size, &params)
     }
 
     fn inference<E: Element>(
@@ -297,7 +299,7 @@ impl<L: Launcher> Backend for Device<L> {
         norm: &Norm,
         args: Inference<'_, Self, E>,
     ) -> Result<()> {
-        let Inference { x, residual, affine, running, mut y, workspace: _ } = args;
+        let Inference { x, residual, affine, running, mut y, workspace } = args;
         check_element::<E>(problem)?;
         check_residual(problem, residual.is_some())?;
         let mut params = params_of(problem);
@@ -311,7 +313,7 @@ impl<L: Launcher> Backend for Device<L> {
         bound.affine(problem.channels(), &affine, &mut params)?;
         bound.running(problem.channels(), &running, &mut params)?;
         params.y = bound.tensor_mut::<E>(problem, Operand::Y, &mut y)?;
-        self.launch_apply(problem, &params)
+        self.launch_apply(problem, &mut workspace.remembered, &params)
     }
 
     fn inference_inplace<E: Element>(
@@ -320,7 +322,7 @@ impl<L: Launcher> Backend for Device<L> {
         norm: &Norm,
         args: InferenceInplace<'_, Self, E>,
     ) -> Result<()> {
-        let InferenceInplace { mut x, residual, affine, running, workspace: _ } = args;
+        let InferenceInplace { mut x, residual, affine, running, workspace } = args;
         check_element::<E>(problem)?;
         check_residual(problem, residual.is_some())?;
         let mut params = params_of(problem);
@@ -334,7 +336,7 @@ impl<L: Launcher> Backend for Device<L> {
         }
         bound.affine(problem.channels(), &affine, &mut params)?;
         bound.running(problem.channels(), &running, &mut params)?;
-        self.launch_apply(problem, &params)
+        self.launch_apply(problem, &mut workspace.remembered, &params)
     }
 
     fn inference_backward<E: Element>(
@@ -364,9 +366,11 @@ impl<L: Launcher> Backend for Device<L> {
         params.dbias = bound.write_optional("dbias", channels, &mut dbias)?;
         bound.scratch(size, &mut buffer, &mut params)?;
 
-        let frozen = self.plan(Pass::Frozen, problem, backward_alignment(problem, &params))?;
-        size.check(problem, std::slice::from_ref(&frozen))?;
-        self.launch(&frozen, &params)
+        let all = backward_alignment(problem, &params);
+        let question = self.question(Pass::Frozen, problem, [all; 2]);
+        let plans = workspace.remembered.plans(question)?;
+        size.check(problem, plans)?;
+        self.launch(plans, &params)
     }
 
     fn statistics<E: Element>(
@@ -387,9 +391,10 @@ impl<L: Launcher> Backend for Device<L> {
         bound.scratch(size, &mut buffer, &mut params)?;
 
         let alone = alignment_of(problem, &[(params.x, Operand::X)]);
-        let plan = self.plan(Pass::Statistics, problem, alone)?;
-        size.check(problem, std::slice::from_ref(&plan))?;
-        self.launch(&plan, &params)
+        let question = self.question(Pass::Statistics, problem, [alone; 2]);
+        let plans = workspace.remembered.plans(question)?;
+        size.check(problem, plans)?;
+        self.launch(plans, &params)
     }
 
     fn merge_statistics<E: Element>(
@@ -411,7 +416,7 @@ impl<L: Launcher> Backend for Device<L> {
     }
 
     fn apply<E: Element>(&self, problem: &Problem, args: Apply<'_, Self, E>) -> Result<()> {
-        let Apply { x, residual, affine, mut y, saved, mut mask, workspace: _ } = args;
+        let Apply { x, residual, affine, mut y, saved, mut mask, workspace } = args;
         check_element::<E>(problem)?;
         check_residual(problem, residual.is_some())?;
         let mut params = params_of(problem);
@@ -425,7 +430,7 @@ impl<L: Launcher> Backend for Device<L> {
         bound.saved(problem.channels(), &saved, &mut params)?;
         params.y = bound.tensor_mut::<E>(problem, Operand::Y, &mut y)?;
         params.mask = bound.mask_mut(problem, &mut mask)?;
-        self.launch_apply(problem, &params)
+        self.launch_apply(problem, &mut workspace.remembered, &params)
     }
 
     fn backward_reduce<E: Element>(
@@ -462,9 +467,11 @@ impl<L: Launcher> Backend for Device<L> {
         params.dbias = bound.write_optional("dbias", channels, &mut dbias)?;
         bound.scratch(size, &mut buffer, &mut params)?;
 
-        let reduce = self.plan(Pass::Reduce, problem, inputs_alignment(problem, &params))?;
-        size.check(problem, std::slice::from_ref(&reduce))?;
-        self.launch(&reduce, &params)
+        let inputs = inputs_alignment(problem, &params);
+        let question = self.question(Pass::Reduce, problem, [inputs; 2]);
+        let plans = workspace.remembered.plans(question)?;
+        size.check(problem, plans)?;
+        self.launch(plans, &params)
     }
 
     fn merge_sums(
@@ -496,7 +503,7 @@ impl<L: Launcher> Backend for Device<L> {
             sums,
             mut dx,
             mut dresidual,
-            workspace: _,
+            workspace,
         } = args;
         check_element::<E>(problem)?;
         let channels = problem.channels();
@@ -515,18 +522,25 @@ impl<L: Launcher> Backend for Device<L> {
         if problem.elements() == 0 {
             return Ok(());
         }
-        let plan = self.plan(Pass::Gradient, problem, backward_alignment(problem, &params))?;
-        self.launch(&plan, &params)
+        let all = backward_alignment(problem, &params);
+        let question = self.question(Pass::Gradient, problem, [all; 2]);
+        self.launch(workspace.remembered.plans(question)?, &params)
     }
 }
 
 impl<L: Launcher> Device<L> {
-    fn launch_apply(&self, problem: &Problem, params: &Params) -> Result<()> {
+    fn launch_apply(
+        &self,
+        problem: &Problem,
+        remembered: &mut Remembered,
+        params: &Params,
+    ) -> Result<()> {
         if problem.elements() == 0 {
             return Ok(());
         }
-        let plan = self.plan(Pass::Apply, problem, forward_alignment(problem, params))?;
-        self.launch(&plan, params)
+        let all = forward_alignment(problem, params);
+        let question = self.question(Pass::Apply, problem, [all; 2]);
+        self.launch(remembered.plans(question)?, params)
     }
 }
 

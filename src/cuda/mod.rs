@@ -24,6 +24,7 @@ mod params;
 mod plan;
 #[doc(hidden)]
 pub mod profiles;
+mod remembered;
 mod resident;
 #[cfg(feature = "cuda")]
 #[doc(hidden)]

@@ -3,6 +3,7 @@
 use super::choice::{Choice, training_plans};
 use super::launcher::{DeviceFacts, Launcher};
 use super::plan::{Alignment, Pass, Plan, Tier};
+use super::remembered::Remembered;
 use super::resident::resident;
 use crate::backend::SUM_ROWS;
 use crate::error::{Error, Result};
@@ -11,10 +12,12 @@ use std::fmt;
 
 /// Scratch of the GPU's calls: from [`Backend::workspace`](crate::Backend::workspace). Holds the
 /// partial results of blocks that share a channel, and counters that every call leaves at zero, so
-/// that a captured call can be replayed. One per concurrent call.
+/// that a captured call can be replayed; and, on the host, how the latest calls were laid over the
+/// device. One per concurrent call.
 pub struct Workspace<L: Launcher> {
     pub(super) buffer: L::Buffer<f64>,
     pub(super) size: Size,
+    pub(super) remembered: Remembered,
 }
 
 /// f64 words of each part.
@@ -87,7 +90,8 @@ impl<L: Launcher> fmt::Debug for Workspace<L> {
 impl<L: Launcher> Workspace<L> {
     pub(super) fn new(launcher: &L, problem: &Problem, choice: Choice) -> Result<Self> {
         let size = Size::of(problem, &launcher.facts(), choice)?;
-        Ok(Workspace { buffer: launcher.zeros(size.words() as usize)?, size })
+        let buffer = launcher.zeros(size.words() as usize)?;
+        Ok(Workspace { buffer, size, remembered: Remembered::default() })
     }
 
     /// Makes the workspace usable again after a launch was aborted half-way. It stays where it is,
