@@ -51,7 +51,8 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// Bytes a second, read and written, of copies that take turns; it also warms the device up.
+    /// Bytes a second, read and written, of one copy again and again, too large for the L2 to hold
+    /// any of it until the next; it also warms the device up.
     fn copy_bandwidth(&self) -> Result<u64> {
         let bytes = COPY_BYTES.min(self.free_bytes()? as usize / 8);
         let from = self.cuda.zeros::<u8>(bytes)?;
