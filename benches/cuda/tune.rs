@@ -96,7 +96,7 @@ fn call_of(id: &Id) -> Call {
 /// The plans in a tier, `None`: those that are chosen.
 fn plans(gpu: &Gpu, id: &Id, tier: Option<Tier>) -> Result<Vec<Plan>> {
     let aligned = Alignment::ALIGNED;
-    training_plans(call_of(id), &id.problem()?, &gpu.facts, aligned, aligned, tier)
+    training_plans(call_of(id), &id.problem()?, &gpu.planned_with, aligned, aligned, tier)
 }
 
 /// Every tier that has a plan of its own; what has none streams.
