@@ -79,7 +79,10 @@ fn main() -> ExitCode {
             Type::F32 | Type::F64 => tune::<f32>(&gpu, &id),
         };
         match outcome {
-            Ok(measured) => println!("{id}\n{}\n", table(&gpu, &id, &measured)),
+            Ok((measured, all)) => {
+                println!("{id}\n{}\n", table(&gpu, &id, &measured));
+                failed |= !all;
+            }
             Err(error) => {
                 eprintln!("{id}: {error}");
                 failed = true;
@@ -99,11 +102,11 @@ fn plans(gpu: &Gpu, id: &Id, tier: Option<Tier>) -> Result<Vec<Plan>> {
     training_plans(call_of(id), &id.problem()?, &gpu.planned_with, aligned, aligned, tier)
 }
 
-/// Every tier that has a plan of its own; what has none streams.
-fn tune<E: Element>(gpu: &Gpu, id: &Id) -> Result<Vec<Measured>> {
-    let problem = id.problem()?;
-    let mut case = Case::<E>::new(gpu, problem)?;
-    let mut found = Vec::new();
+/// Every tier that has a plan of its own; what has none streams. One that fails ends none of the
+/// others; whether all went well is said, too.
+fn tune<E: Element>(gpu: &Gpu, id: &Id) -> Result<(Vec<Measured>, bool)> {
+    let mut case = Case::<E>::new(gpu, id.problem()?)?;
+    let (mut found, mut all) = (Vec::new(), true);
     let mut tier = after(None);
     while let Some(current) = tier {
         tier = after(tier);
@@ -111,13 +114,31 @@ fn tune<E: Element>(gpu: &Gpu, id: &Id) -> Result<Vec<Measured>> {
         if plans[0].tier != current {
             continue;
         }
-        case.force_tier(Some(current));
-        case.check(id.pass)?;
-        let measured_ns = sampling::median_ns(|calls| case.time(id.pass, id.config, calls))?;
-        let seconds = predicted_seconds(call_of(id), &problem, &gpu.facts, Some(current))?;
-        found.push(Measured { plans, predicted_ns: seconds * 1e9, measured_ns });
+        match measure(&mut case, id, current, plans) {
+            Ok(measured) => found.push(measured),
+            Err(error) => {
+                eprintln!("{id}: {current:?}: {error}");
+                all = false;
+            }
+        }
     }
-    Ok(found)
+    // An error that stays with the device is all tiers' from here on.
+    gpu.cuda.synchronize()?;
+    Ok((found, all))
+}
+
+fn measure<E: Element>(
+    case: &mut Case<'_, E>,
+    id: &Id,
+    tier: Tier,
+    plans: Vec<Plan>,
+) -> Result<Measured> {
+    case.force_tier(Some(tier));
+    case.check(id.pass)?;
+    let measured_ns = sampling::median_ns(|calls| case.time(id.pass, id.config, calls))?;
+    let facts = &case.gpu.facts;
+    let seconds = predicted_seconds(call_of(id), &case.problem, facts, Some(tier))?;
+    Ok(Measured { plans, predicted_ns: seconds * 1e9, measured_ns })
 }
 
 fn table(gpu: &Gpu, id: &Id, measured: &[Measured]) -> Table {
