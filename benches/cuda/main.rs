@@ -2,8 +2,8 @@
 //!
 //! Times are the device's, by events in its stream, of calls that follow each other. Their tensors
 //! take turns, so that the L2 serves nothing it should not (`gpu`), or are the same each time
-//! (`gpu-in-cache`); small calls are also replayed from a graph (`gpu-graph`). What a training call
-//! computes is compared with the textbook before it is timed. docs/benchmarking.md says why.
+//! (`gpu-in-cache`); small calls are also replayed from a graph (`gpu-graph`). What a call computes is
+//! compared with the textbook before it is timed. docs/benchmarking.md says why.
 //!
 //! Criterion keeps our times. All else goes to `gpu.json` and `cudnn.json` in its folder.
 

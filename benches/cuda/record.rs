@@ -91,7 +91,11 @@ impl Record {
 
     /// Our error against the textbook, and cuDNN's where it is there.
     pub fn accuracy(&mut self, id: &Id, ours: f64, cudnn: Option<&Measured>) {
-        let output = if id.pass == Pass::TrainForward { "y" } else { "dx" };
+        let output = match id.pass {
+            Pass::TrainBackward => "dx",
+            Pass::Inference => "y of inference",
+            _ => "y",
+        };
         let errors = Errors {
             ours,
             cudnn: cudnn.map(|measured| measured.errors.clone()).unwrap_or_default(),

@@ -261,7 +261,7 @@ impl BatchNorm {
     }
 
     fn inference<E: Element>(&mut self, tensors: &mut Tensors<Cuda, E>) -> Outcome<()> {
-        let BatchNorm { handle, tensor, params, statistics, .. } = self;
+        let BatchNorm { handle, tensor, params, .. } = self;
         // SAFETY: as for forward.
         checked(unsafe {
             sys::cudnnBatchNormalizationForwardInference(
@@ -276,8 +276,8 @@ impl BatchNorm {
                 params.raw,
                 read(handle, &tensors.weight),
                 read(handle, &tensors.bias),
-                vector(handle, &statistics.running_mean),
-                vector(handle, &statistics.running_var),
+                read(handle, &tensors.running_mean),
+                read(handle, &tensors.running_var),
                 NORM.eps,
             )
         })

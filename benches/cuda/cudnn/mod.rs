@@ -91,9 +91,7 @@ impl Way<'_> {
                 self.run(case, Pass::TrainForward, set)?;
             }
         }
-        if pass != Pass::Inference {
-            self.check(case, measured)?;
-        }
+        self.check(case, measured)?;
         let ns = sampling::median_ns(|calls| {
             case.time_calls(config, calls, &mut |case, set| self.run(case, pass, set))
         })?;
@@ -124,16 +122,11 @@ impl Way<'_> {
         }
         self.run(case, pass, 0)?;
         let theirs = case.output(pass)?;
-        let expected = case.expected();
-        let (error, between) = match pass {
-            Pass::TrainForward => (
-                expected.y_error(&problem, &theirs),
-                expected.y_difference(&problem, &theirs, &ours),
-            ),
-            _ => (
-                expected.dx_error(&problem, &theirs),
-                expected.dx_difference(&problem, &theirs, &ours),
-            ),
+        let error = case.error_of(pass, &theirs)?;
+        let expected = case.expected(pass)?;
+        let between = match pass {
+            Pass::TrainBackward => expected.dx_difference(&problem, &theirs, &ours),
+            _ => expected.y_difference(&problem, &theirs, &ours),
         };
         measured.errors.insert(self.name.to_owned(), Score(error));
         measured.between.insert(self.name.to_owned(), Score(between));
