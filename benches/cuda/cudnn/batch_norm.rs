@@ -69,18 +69,22 @@ struct Statistics {
 
 impl Statistics {
     fn new(handle: &Handle, channels: usize) -> Outcome<Self> {
+        let ones = vec![1.0_f32; channels];
         let vector = || {
-            let memory = handle.stream.clone_htod(&vec![1.0_f32; channels]);
+            let memory = handle.stream.clone_htod(&ones);
             memory.map_err(|error| error.to_string())
         };
-        Ok(Statistics {
+        let statistics = Statistics {
             running_mean: vector()?,
             running_var: vector()?,
             mean: vector()?,
             invstd: vector()?,
             dweight: vector()?,
             dbias: vector()?,
-        })
+        };
+        // `ones` goes, and cudarc does not wait for its copies.
+        handle.stream.synchronize().map_err(|error| error.to_string())?;
+        Ok(statistics)
     }
 }
 
