@@ -153,17 +153,14 @@ impl Run<'_> {
         group.bench_function(rest, |bencher| {
             passed = true;
             let problem = id.problem().expect("a shape that exists");
-            let case = case
-                .get_or_insert_with(|| Case::new(gpu, problem).expect("memory for the tensors"));
-            case.check(id.pass).expect("a result as the textbook's");
-            bencher.iter_custom(|calls| {
-                case.time(id.pass, id.config, calls).expect("calls that fit the problem")
-            });
+            let case = case.get_or_insert_with(|| required(Case::new(gpu, problem)));
+            required(case.check(id.pass));
+            bencher.iter_custom(|calls| required(case.time(id.pass, id.config, calls)));
         });
         group.finish();
         if let (true, Some(case)) = (passed, case) {
             self.record.succeeded(id);
-            self.beside(id, case).expect("what is measured beside it");
+            required(self.beside(id, case));
             self.write();
         }
     }
@@ -193,6 +190,11 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
+
+/// Criterion's closures return nothing: an error is a panic, which [`Run::group`] catches.
+fn required<T>(outcome: Result<T>) -> T {
+    outcome.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// What a panic says.
