@@ -159,20 +159,22 @@ run_bench() {
 }
 
 bench_torch() {
-    local home=$1 filter=$2 options
+    local home=$1 filter=$2 options called
     if ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
         printf '\nPyTorch with CUDA is not here: not measured\n'
         return
     fi
     read -ra options <<<"${TORCH_OPTIONS:---ways native,cudnn --step}"
+    # What is measured again replaces what it was before: the report takes nothing twice.
+    called=$(printf %s "${options[*]} $filter" | tr -cs 'A-Za-z0-9_.' -)
     step 'bench torch' "$python" peers/torch_bn.py --device cuda "${options[@]}" \
-        --filter "$filter" --output "$home/torch-$stamp.json"
+        --filter "$filter" --output "$home/torch$called.json"
 }
 
 # On all that is in a folder, also of earlier runs.
 report() {
     local file peers=()
-    for file in "$1"/torch-*.json; do
+    for file in "$1"/torch*.json; do
         if [ -e "$file" ]; then peers+=(--peer "$file"); fi
     done
     step report bin/report --device "$(device_name)" --criterion "$1/criterion" "${peers[@]}" \
