@@ -167,7 +167,7 @@ impl<'p> Call<'p> {
 }
 
 /// Outputs of this size and more leave no room in a last-level cache for what else is in use.
-pub(super) const STREAMING_BYTES: usize = 32 << 20;
+pub(super) const STREAMING_BYTES: usize = 12 << 20;
 /// Shorter runs are mostly lines that a streaming store fills in part.
 pub(super) const STREAMING_RUN: usize = 1024;
 

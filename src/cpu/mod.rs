@@ -21,9 +21,11 @@ mod neighbours;
 mod parallel;
 mod passes;
 mod planes;
+mod row_sums;
 mod rows;
 mod run;
 mod simd;
+mod sums;
 mod tensor;
 mod tile;
 

@@ -4,6 +4,9 @@
 use super::parallel::{Bundle, for_each};
 use super::tile::{Blocks, TILE, with_blocks};
 
+/// Values that the last-level cache keeps until they are read again, beside what else is there.
+pub const SLAB: usize = 1 << 20;
+
 /// How channels are cut and shared out; follows from the shape alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Partition {
@@ -26,6 +29,7 @@ impl Partition {
         const MAX_PARTS: usize = 32;
         const MIN_PART: usize = 16 * TILE;
         const MIN_TASK: usize = 8 * TILE;
+        const TASKS: usize = 8;
         let values = batch * spatial;
         let wanted = match channels {
             MANY_CHANNELS.. => 1,
@@ -33,7 +37,8 @@ impl Partition {
         };
         let (axis, len, unit) = if batch >= wanted { (0, batch, 1) } else { (2, spatial, TILE) };
         let grain = len.div_ceil(wanted).next_multiple_of(unit).max(1);
-        let per_task = if parallel { MIN_TASK.div_ceil(values.max(1)) } else { usize::MAX };
+        let task = (channels * values / TASKS).clamp(MIN_TASK, SLAB);
+        let per_task = if parallel { task.div_ceil(values.max(1)) } else { usize::MAX };
         Partition { axis, len, grain, channels: per_task, parallel }
     }
 
