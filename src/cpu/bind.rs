@@ -39,12 +39,13 @@ impl<'p> Call<'p> {
     ) -> Result<Self> {
         problem.check_dtype(E::DTYPE)?;
         workspace.check(problem)?;
-        let parallel = cpu.is_parallel(problem);
+        let threads = cpu.threads(problem);
+        let parallel = threads > 1;
         let (batch, channels, spatial) = (problem.batch(), problem.channels(), problem.spatial());
         let merged = gapless.iter().all(|&gapless| gapless);
         let partition = match problem.layout() {
             Layout::ChannelsFirst => {
-                Partition::First(planes::Partition::new(batch, channels, spatial, parallel))
+                Partition::First(planes::Partition::new(batch, channels, spatial, threads))
             }
             Layout::ChannelsLast => {
                 let rows = match (merged, spatial) {
