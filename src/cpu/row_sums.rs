@@ -20,9 +20,14 @@ pub trait LanePairs {
     fn prefetch(&self, at: usize);
 }
 
-/// Rows that go by together, and are added up in f32 where that is what pairs come in: of so few, its
-/// digits are enough.
-const TOGETHER: usize = 8;
+/// Rows of `stride` values that go by together: in f32, which adds up what they come to, so few that
+/// its digits are enough; else as many as lie in the first-level cache.
+#[inline(always)]
+fn rows_together<R: Real>(stride: usize) -> usize {
+    const FEW: usize = 8;
+    const VALUES: usize = 4096;
+    if R::SINGLE { FEW } else { (VALUES / stride).max(FEW) }
+}
 
 /// Adds the pairs of some rows of `stride` values to the sums of a and of a * b of some columns.
 #[inline(always)]
@@ -48,46 +53,40 @@ struct Rows<'a, A, P> {
 impl<A: Adder, P: LanePairs> Rows<'_, A, P> {
     #[inline(always)]
     fn add(&mut self, rows: Range<usize>) {
-        let mut row = rows.start;
-        while row + TOGETHER <= rows.end {
-            self.add_together::<TOGETHER>(row);
-            row += TOGETHER;
-        }
-        while row < rows.end {
-            self.add_together::<1>(row);
-            row += 1;
+        let together = rows_together::<P::Real>(self.stride);
+        for row in rows.clone().step_by(together) {
+            self.add_together(row..rows.end.min(row + together));
         }
     }
 
-    /// `R` rows.
     #[inline(always)]
-    fn add_together<const R: usize>(&mut self, row: usize) {
+    fn add_together(&mut self, rows: Range<usize>) {
         let (mut lane, end) = (self.columns.start, self.columns.end);
         while lane + 16 <= end {
-            self.add_chunk::<R, 16>(row, lane);
+            self.add_chunk::<16>(rows.clone(), lane);
             lane += 16;
         }
         while lane + 4 <= end {
-            self.add_chunk::<R, 4>(row, lane);
+            self.add_chunk::<4>(rows.clone(), lane);
             lane += 4;
         }
         while lane < end {
-            self.add_chunk::<R, 1>(row, lane);
+            self.add_chunk::<1>(rows.clone(), lane);
             lane += 1;
         }
     }
 
     #[inline(always)]
-    fn add_chunk<const R: usize, const N: usize>(&mut self, row: usize, lane: usize) {
+    fn add_chunk<const N: usize>(&mut self, rows: Range<usize>, lane: usize) {
         let lanes = self.pairs.lanes::<N>(lane);
         let mut sums = [[P::Real::default(); N]; 2];
         // What the hardware does not foresee, because reads jump from row to row: the chunks of these
         // rows bring the next ones into the cache, in the order of memory.
-        let ahead = (row + R) * self.stride + lane * R;
-        for index in 0..R {
-            let at = (row + index) * self.stride + lane;
-            self.pairs.prefetch(ahead + index * N);
-            let [a, b] = self.pairs.pairs::<N>(at, lanes);
+        let mut ahead = rows.end * self.stride + lane * rows.len();
+        for row in rows {
+            self.pairs.prefetch(ahead);
+            ahead += N;
+            let [a, b] = self.pairs.pairs::<N>(row * self.stride + lane, lanes);
             self.adder.add(&mut sums, &a, &b);
             simd::keep_chunk();
         }

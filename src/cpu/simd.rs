@@ -1,5 +1,5 @@
-//! What needs `unsafe`: run-time dispatch to the instruction set at hand, conversions of f16, stores
-//! that go past the cache, prefetching, and tables read with one check for all rows.
+//! What needs `unsafe`: run-time dispatch to the instruction set at hand, conversions of f16, sums in
+//! registers, stores that go past the cache, prefetching, and tables read with one check for all rows.
 //!
 //! Inner loops are plain Rust, written once; [`vectorized!`] compiles them for AVX-512, AVX2 and the
 //! baseline (on aarch64 that has NEON), and picks one at run time. Whatever they call must be
