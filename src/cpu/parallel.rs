@@ -185,6 +185,43 @@ pub fn for_each<B: Bundle>(
     );
 }
 
+/// [`for_each`], the last pieces first.
+pub fn for_each_backwards<B: Bundle>(
+    bundle: B,
+    axis: usize,
+    start: usize,
+    len: usize,
+    grain: usize,
+    f: &(impl Fn(usize, B) + Sync),
+) {
+    if len <= grain {
+        return f(start, bundle);
+    }
+    let half = len.div_ceil(grain) / 2 * grain;
+    let (left, right) = bundle.split(axis, half);
+    rayon::join(
+        || for_each_backwards(right, axis, start + half, len - half, grain, f),
+        || for_each_backwards(left, axis, start, half, grain, f),
+    );
+}
+
+/// [`for_each_backwards`] on this thread alone.
+pub fn backwards<B: Bundle>(
+    mut bundle: B,
+    axis: usize,
+    len: usize,
+    grain: usize,
+    f: &impl Fn(usize, B),
+) {
+    let pieces = len.div_ceil(grain);
+    for start in (1..pieces).rev().map(|piece| piece * grain) {
+        let (left, right) = bundle.split(axis, start);
+        f(start, right);
+        bundle = left;
+    }
+    f(0, bundle);
+}
+
 /// Cuts the first two axes, of extents `rows`, until pieces are dense, and calls `f` with them in
 /// memory order.
 pub fn for_each_dense<B: Bundle>(bundle: B, rows: [usize; 2], f: &mut impl FnMut(B::Flat)) {
