@@ -78,7 +78,7 @@ constexpr unsigned MERGED_ALONE = 512;
 template <class Wide, class Walk, class Item, int COUNT, class Use>
 __device__ inline void share_group(const Params &params, const Walk &walk, Item (&items)[COUNT],
                                    Words<Item> *columns, const Use &use) {
-    const Team<Wide> team(params, walk);
+    const Team<Wide, Walk> team(params, walk);
     const auto of = [&](unsigned channel, unsigned part) { return team.of(channel, part); };
     leave<Wide>(params, walk, items, columns, [&](unsigned channel) { return team.own(channel); });
     const unsigned parts = params.parts, channels = walk.channels();

@@ -57,7 +57,8 @@ struct Params {
     unsigned slots;          // packs of each tensor that a thread keeps on chip
     Extent tile_bytes;       // of dynamic shared memory, before what blocks leave for each other there
     Extent groups;           // of channels that are finished together
-    Extent misalignment;     // planes: elements from the last pack boundary to the first element
+    unsigned misalignment;   // planes: elements from the last pack boundary to the first element
+    unsigned spares_cache;   // whether outputs leave the cache to inputs that are read again
     Extent windows;          // planes: windows of one plane
     Extent windows_per_part; // planes: a multiple of 32
     Extent rows, columns;    // columns: extents of the matrix

@@ -19,7 +19,7 @@ __device__ inline bool is_cluster_team(const Params &params) {
 }
 
 // Where blocks leave results of one group, an item for each of its channels.
-template <class Wide>
+template <class Wide, class Walk>
 struct Team {
     const Params &params;
     Extent group;
@@ -27,24 +27,37 @@ struct Team {
     bool is_near;   // within reach of each other's shared memory
     Wide *mine;     // near: of [channels] in shared memory; else of [channels, parts] in global memory
     unsigned step;  // from one channel to the next
+    unsigned gap;   // bytes from the channels of one thread to those of the next
 
-    template <class Walk>
     __device__ Team(const Params &params, const Walk &walk)
         : params(params), group(walk.group()), part(walk.part) {
         is_near = params.parts == 1 || is_cluster_team(params);
         if (is_near) {
-            mine = reinterpret_cast<Wide *>(block_shared<uint8_t>() + params.tile_bytes);
+            uint8_t *area = block_shared<uint8_t>() + params.tile_bytes;
             step = 1;
+            gap = GAP;
             // Two areas in turn: who meets for one group has read what was left for the last but
             // one, so that a single meeting keeps writers and readers apart.
-            if ((unsigned)group / (gridDim.x / params.parts) % 2) mine += walk.max_channels();
+            const Extent turn = divide(group, gridDim.x / params.parts).whole;
+            if (turn % 2) area += bytes_of(walk.max_channels());
+            mine = reinterpret_cast<Wide *>(area);
         } else {
             step = params.parts;
+            gap = 0;
             mine = reinterpret_cast<Wide *>(params.partials) + walk.first_channel() * step + part;
         }
     }
 
-    __device__ Wide *own(unsigned channel) const { return mine + (size_t)channel * step; }
+    // Without it, threads that leave their packs of channels would do so in the same few banks.
+    static constexpr unsigned GAP = 8;
+    __device__ static unsigned bytes_of(unsigned channels) {
+        return channels * sizeof(Wide) + (channels + Walk::CHANNELS - 1) / Walk::CHANNELS * GAP;
+    }
+
+    __device__ Wide *own(unsigned channel) const {
+        uint8_t *place = reinterpret_cast<uint8_t *>(mine + (size_t)channel * step);
+        return reinterpret_cast<Wide *>(place + channel / Walk::CHANNELS * gap);
+    }
     __device__ const Wide *of(unsigned channel, unsigned block) const {
         if (!is_near) return own(channel) - part + block;
         return params.parts == 1 ? own(channel) : map_cluster_shared(own(channel), block);

@@ -95,11 +95,12 @@ __device__ inline Pack<T, V> load(const Walk &, Address tensor, Extent stride,
 }
 
 template <class T, int V, class Walk>
-__device__ inline void store(const Walk &, Address tensor, Extent stride, const Window &window,
+__device__ inline void store(const Walk &walk, Address tensor, Extent stride, const Window &window,
                              const Pack<T, V> &pack) {
     T *to = reinterpret_cast<T *>(tensor) + window.offset(stride);
     if (window.is_full<V>()) {
-        store_pack<V>(to, pack);
+        if (walk.params.spares_cache) store_pack_streaming<V>(to, pack);
+        else store_pack<V>(to, pack);
     } else if (Walk::HAS_ENDS && !window.is_empty()) {
         store_some<T, V>(to, window.first, window.last, pack);
     }
@@ -200,7 +201,8 @@ struct Columns {
     unsigned part;
     unsigned width, x, y, height;  // the block as rows of threads, and this thread's place
     Extent column;                 // its first
-    unsigned before;               // columns of the tile's first channel in another tile
+    Extent channel;                // that the tile begins with,
+    unsigned before;               // and how many of its columns are in another tile
     unsigned first_place;          // on the shelf: of the thread's first column,
     unsigned places_on;            // and how many places its others are further on, 4 bits each
     Extent base, end;              // rows of this block
@@ -214,7 +216,9 @@ struct Columns {
         x = threadIdx.x % width;
         y = threadIdx.x / width;
         column = (tile * width + x) * V;
-        before = (unsigned)divide(tile * width * V, params.columns_per_channel).rest;
+        const Quotient first = divide(tile * width * V, params.columns_per_channel);
+        channel = first.whole;
+        before = (unsigned)first.rest;
         base = part * params.rows_per_part;
         end = min(base + params.rows_per_part, params.rows);
         base += (Extent)place.from * height;
@@ -298,12 +302,10 @@ struct Columns {
     __device__ bool has_columns() const { return y < height && column < params.columns; }
 
     __device__ Extent group() const { return tile; }
-    __device__ Extent first_channel() const {
-        return divide(tile * width * V, params.columns_per_channel).whole;
-    }
+    __device__ Extent first_channel() const { return channel; }
     __device__ unsigned channels() const {
         const Extent end = min((tile + 1) * width * V, params.columns);
-        return (unsigned)(divide(end - 1, params.columns_per_channel).whole - first_channel() + 1);
+        return (unsigned)(divide(end - 1, params.columns_per_channel).whole - channel + 1);
     }
     __device__ unsigned max_channels() const { return width * V / params.columns_per_channel; }
 };

@@ -9,7 +9,7 @@ use crate::timing::driver;
 use std::time::Duration;
 use warpnorm::cuda::cudarc::driver::CudaGraph;
 use warpnorm::cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use warpnorm::cuda::{Cuda, Tier};
+use warpnorm::cuda::{Choice, Cuda};
 use warpnorm::{Backend, Element, Error, Problem, Result};
 
 type Workspace = <Cuda as Backend>::Workspace;
@@ -17,7 +17,7 @@ type Workspace = <Cuda as Backend>::Workspace;
 /// One problem on one device.
 pub struct Case<'g, E: Element> {
     pub gpu: &'g Gpu,
-    /// With the tier that is forced upon plans, if one is.
+    /// With what is said of plans, if anything is.
     cuda: Cuda,
     pub problem: Problem,
     pub inputs: Inputs<E>,
@@ -61,10 +61,12 @@ impl<'g, E: Element> Case<'g, E> {
         })
     }
 
-    /// Says where training passes keep their tensors.
-    pub fn force_tier(&mut self, tier: Option<Tier>) {
-        self.cuda = self.gpu.cuda.clone().with_tier(tier);
+    /// Says what plans training passes get.
+    pub fn force(&mut self, choice: Choice) -> Result<()> {
+        self.cuda = self.gpu.cuda.clone().with_choice(choice);
+        self.workspace = self.cuda.workspace(&self.problem)?;
         self.checked.clear();
+        Ok(())
     }
 
     /// One call on one set.

@@ -2,10 +2,12 @@
 //!
 //!     cargo bench --bench tune
 //!     cargo bench --bench tune -- train_backward/channels-last/f16/64x256x56x56
+//!     cargo bench --bench tune -- --parts=2,4,8 train_backward/channels-last/f16/64x256x56x56
 //!
-//! Each identifier that contains the text given, in each tier that has a plan for it. Marked are the
-//! plan that is chosen and the one that was fastest: where they differ, or a prediction is far off,
-//! the constants of `src/cuda/resident.rs` are what to change.
+//! Each identifier that contains the text given, in each tier that has a plan for it, and where
+//! `--parts` says so, with as many blocks to a channel: clusters and teams of these sizes. Marked are
+//! the plan that is chosen and the one that was fastest: where they differ, or a prediction is far
+//! off, the constants of `src/cuda/resident.rs` are what to change.
 
 #[path = "../shared/calls.rs"]
 mod calls;
@@ -35,8 +37,11 @@ use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use gpu::Gpu;
 use half::{bf16, f16};
 use id::{Config, Element as Type, Id, Pass};
+use std::num::ParseIntError;
 use std::process::ExitCode;
-use warpnorm::cuda::{Alignment, Pass as Call, Plan, Tier, predicted_seconds, training_plans};
+use warpnorm::cuda::{
+    Alignment, Choice, Pass as Call, Plan, Tier, predicted_seconds, training_plans,
+};
 use warpnorm::{Element, Result};
 
 /// The tiers, one after the other. The compiler says when one is missing.
@@ -66,6 +71,13 @@ fn main() -> ExitCode {
         }
     };
     let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
+    let parts = match parts(std::env::args()) {
+        Ok(parts) => parts,
+        Err(error) => {
+            eprintln!("--parts: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let is_training = |id: &Id| matches!(id.pass, Pass::TrainForward | Pass::TrainBackward);
     let mut ids = cases::gpu();
     ids.retain(|id| {
@@ -74,9 +86,9 @@ fn main() -> ExitCode {
     let mut failed = false;
     for id in ids {
         let outcome = match id.element {
-            Type::F16 => tune::<f16>(&gpu, &id),
-            Type::Bf16 => tune::<bf16>(&gpu, &id),
-            Type::F32 | Type::F64 => tune::<f32>(&gpu, &id),
+            Type::F16 => tune::<f16>(&gpu, &id, &parts),
+            Type::Bf16 => tune::<bf16>(&gpu, &id, &parts),
+            Type::F32 | Type::F64 => tune::<f32>(&gpu, &id, &parts),
         };
         match outcome {
             Ok((measured, all)) => {
@@ -96,33 +108,49 @@ fn call_of(id: &Id) -> Call {
     if id.pass == Pass::TrainBackward { Call::Backward } else { Call::Forward }
 }
 
-/// The plans in a tier, `None`: those that are chosen.
-fn plans(gpu: &Gpu, id: &Id, tier: Option<Tier>) -> Result<Vec<Plan>> {
-    let aligned = Alignment::ALIGNED;
-    training_plans(call_of(id), &id.problem()?, &gpu.planned_with, aligned, aligned, tier)
+/// What `--parts` says.
+fn parts(mut args: impl Iterator<Item = String>) -> std::result::Result<Vec<u32>, ParseIntError> {
+    let list = args.find_map(|arg| arg.strip_prefix("--parts=").map(str::to_owned));
+    list.iter().flat_map(|list| list.split(',')).map(str::parse).collect()
 }
 
-/// Every tier that has a plan of its own; what has none streams. One that fails ends none of the
-/// others; whether all went well is said, too.
-fn tune<E: Element>(gpu: &Gpu, id: &Id) -> Result<(Vec<Measured>, bool)> {
+fn plans(gpu: &Gpu, id: &Id, choice: Choice) -> Result<Vec<Plan>> {
+    let aligned = Alignment::ALIGNED;
+    training_plans(call_of(id), &id.problem()?, &gpu.planned_with, aligned, aligned, choice)
+}
+
+/// Every tier, by itself and with as many blocks to a channel as `parts` says.
+fn choices(parts: &[u32]) -> impl Iterator<Item = Choice> {
+    std::iter::successors(after(None), |tier| after(Some(*tier))).flat_map(move |tier| {
+        let of_parts = parts.iter().map(move |parts| Choice::Parts(tier, *parts));
+        std::iter::once(Choice::Tier(tier)).chain(of_parts)
+    })
+}
+
+/// Every plan once: a tier that has none of its own streams. One that fails ends none of the others;
+/// whether all went well is said, too.
+fn tune<E: Element>(gpu: &Gpu, id: &Id, parts: &[u32]) -> Result<(Vec<Measured>, bool)> {
     let mut case = Case::<E>::new(gpu, id.problem()?)?;
-    let (mut found, mut all) = (Vec::new(), true);
-    let mut tier = after(None);
-    while let Some(current) = tier {
-        tier = after(tier);
-        let plans = plans(gpu, id, Some(current))?;
-        if plans[0].tier != current {
+    let (mut found, mut all) = (Vec::<Measured>::new(), true);
+    for choice in choices(parts) {
+        let plans = match plans(gpu, id, choice) {
+            Ok(plans) => plans,
+            // Not every tier can have so many.
+            Err(_) if matches!(choice, Choice::Parts(..)) => continue,
+            Err(error) => return Err(error),
+        };
+        if found.iter().any(|it| it.plans == plans) {
             continue;
         }
-        match measure(&mut case, id, current, plans) {
+        match measure(&mut case, id, choice, plans) {
             Ok(measured) => found.push(measured),
             Err(error) => {
-                eprintln!("{id}: {current:?}: {error}");
+                eprintln!("{id}: {choice:?}: {error}");
                 all = false;
             }
         }
     }
-    // An error that stays with the device is all tiers' from here on.
+    // An error that stays with the device is all plans' from here on.
     gpu.cuda.synchronize()?;
     Ok((found, all))
 }
@@ -130,14 +158,14 @@ fn tune<E: Element>(gpu: &Gpu, id: &Id) -> Result<(Vec<Measured>, bool)> {
 fn measure<E: Element>(
     case: &mut Case<'_, E>,
     id: &Id,
-    tier: Tier,
+    choice: Choice,
     plans: Vec<Plan>,
 ) -> Result<Measured> {
-    case.force_tier(Some(tier));
+    case.force(choice)?;
     case.check(id.pass)?;
     let measured_ns = sampling::median_ns(|calls| case.time(id.pass, id.config, calls))?;
     let facts = &case.gpu.facts;
-    let seconds = predicted_seconds(call_of(id), &case.problem, facts, Some(tier))?;
+    let seconds = predicted_seconds(call_of(id), &case.problem, facts, choice)?;
     Ok(Measured { plans, predicted_ns: seconds * 1e9, measured_ns })
 }
 
@@ -157,7 +185,7 @@ fn table(gpu: &Gpu, id: &Id, measured: &[Measured]) -> Table {
         "",
     ];
     table.set_header(header);
-    let chosen = plans(gpu, id, None).ok();
+    let chosen = plans(gpu, id, Choice::Best).ok();
     let fastest = measured.iter().map(|it| it.measured_ns).fold(f64::INFINITY, f64::min);
     let floor_ns = id.floor_bytes().unwrap_or(0) as f64 / gpu.facts.memory_bandwidth as f64 * 1e9;
     for Measured { plans, predicted_ns, measured_ns } in measured {

@@ -1,9 +1,10 @@
 //! [`Device`]: every call of [`Backend`] on a GPU, or whatever else launches the kernels.
 
 use super::bind::{Bound, check_element, check_residual, norm_values};
+use super::choice::{Choice, training_plans};
 use super::launcher::{Launch, Launched, Launcher};
 use super::params::Params;
-use super::plan::{Alignment, BLOCK, Geometry, Pass, Plan, Tier, training_plans};
+use super::plan::{Alignment, BLOCK, Geometry, Pass, Plan, Tier};
 use super::workspace::{Size, Workspace};
 use crate::backend::*;
 use crate::config::Activation;
@@ -16,20 +17,27 @@ use crate::problem::{Operand, Problem};
 #[derive(Debug, Clone)]
 pub struct Device<L: Launcher> {
     launcher: L,
-    tier: Option<Tier>,
+    choice: Choice,
 }
 
 impl<L: Launcher> Device<L> {
     /// A backend over `launcher`.
     pub fn new(launcher: L) -> Self {
-        Device { launcher, tier: None }
+        Device { launcher, choice: Choice::Best }
     }
 
     /// Says where training passes keep their tensors between sweeps, for tests and measurements.
     /// What has no such plan streams. `None`, the default: what should be fastest.
     #[doc(hidden)]
     pub fn with_tier(self, tier: Option<Tier>) -> Self {
-        Device { tier, ..self }
+        self.with_choice(tier.into())
+    }
+
+    /// Says more of what plans training passes get. Workspaces are to be made afterwards: others may
+    /// be too small.
+    #[doc(hidden)]
+    pub fn with_choice(self, choice: Choice) -> Self {
+        Device { choice, ..self }
     }
 
     /// What runs the kernels.
@@ -52,14 +60,15 @@ impl<L: Launcher> Device<L> {
         params: &Params,
     ) -> Result<()> {
         let facts = self.launcher.facts();
-        let plans = |tier| training_plans(pass, problem, &facts, inputs, all, tier);
-        let mut chosen = plans(self.tier)?;
+        let plans = |choice| training_plans(pass, problem, &facts, inputs, all, choice);
+        let mut chosen = plans(self.choice)?;
         size.check(problem, &chosen)?;
         if let [resident] = &chosen[..] {
-            if self.try_launch(resident, params, false)? == Launched::Enqueued {
-                return Ok(());
+            let launched = self.try_launch(resident, params, false)?;
+            if launched == Launched::Enqueued || matches!(self.choice, Choice::Parts(..)) {
+                return launched.required(&resident.kernel);
             }
-            chosen = plans(Some(Tier::Streaming))?;
+            chosen = plans(Choice::Tier(Tier::Streaming))?;
             size.check(problem, &chosen)?;
         }
         // The second reads what the first has found, after it has waited for it.
@@ -143,10 +152,11 @@ fn activation_kind(activation: Activation) -> u32 {
 
 fn with_geometry(params: Params, plan: &Plan) -> Params {
     let (parts, slots, groups) = (plan.parts, plan.slots, plan.groups);
-    let params = Params { parts, slots, groups, tile_bytes: plan.tile_bytes.into(), ..params };
+    let (tile_bytes, spares_cache) = (plan.tile_bytes.into(), plan.spares_cache.into());
+    let params = Params { parts, slots, groups, tile_bytes, spares_cache, ..params };
     match plan.geometry {
         Geometry::Planes { misalignment, windows, windows_per_part } => {
-            Params { misalignment: misalignment.into(), windows, windows_per_part, ..params }
+            Params { misalignment, windows, windows_per_part, ..params }
         }
         Geometry::Columns {
             rows,
@@ -213,7 +223,7 @@ impl<L: Launcher> Backend for Device<L> {
     }
 
     fn workspace(&self, problem: &Problem) -> Result<Workspace<L>> {
-        Workspace::new(&self.launcher, problem)
+        Workspace::new(&self.launcher, problem, self.choice)
     }
 
     fn forward_train<E: Element>(

@@ -4,6 +4,7 @@
 #[cfg(feature = "cuda")]
 mod best;
 mod bind;
+mod choice;
 #[cfg(feature = "cuda")]
 mod compression;
 mod device;
@@ -35,6 +36,8 @@ mod workspace;
 
 #[cfg(feature = "cuda")]
 pub use best::{Best, best};
+#[doc(hidden)]
+pub use choice::{Choice, predicted_seconds, training_plans};
 #[cfg(feature = "cuda")]
 #[doc(no_inline)]
 pub use cudarc;
@@ -49,7 +52,7 @@ pub use launch::{CudaLauncher, DeviceInfo, GpuBuffer, GpuSlice, GpuSliceMut, dev
 #[doc(hidden)]
 pub use launcher::{Clusters, DeviceFacts, Launch, Launched, Launcher, MemoryRef};
 #[doc(hidden)]
-pub use plan::{Alignment, Geometry, Pass, Plan, Tier, Walk, predicted_seconds, training_plans};
+pub use plan::{Alignment, Geometry, Pass, Plan, Tier, Walk};
 #[doc(hidden)]
 pub use resident::static_shared_bytes;
 #[doc(hidden)]

@@ -5,8 +5,7 @@
 //! `kernels/walk.cuh`.
 
 use super::launcher::DeviceFacts;
-use super::resident::{apply_seconds, resident, streaming_seconds};
-use crate::config::{Activation, Epilogue, Layout};
+use crate::config::{Activation, Layout};
 use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::problem::{Operand, Problem};
@@ -16,6 +15,8 @@ use std::fmt;
 pub const BLOCK: u32 = 256;
 /// Columns that a block covers at most: `MAX_COLUMNS` in `kernels/walk.cuh`.
 const MAX_COLUMNS: u64 = 416;
+/// Windows of a plane that stay together: a warp's.
+pub(super) const WINDOWS: u64 = 32;
 /// Bytes of a pack.
 pub(super) const PACK_BYTES: u64 = 16;
 /// f64 words that a block leaves per channel, at most: count, mean, M2.
@@ -157,6 +158,8 @@ pub struct Plan {
     pub tile_bytes: u32,
     /// Bytes of dynamic shared memory of a block.
     pub shared_bytes: u32,
+    /// Whether outputs leave L2 to inputs that are read again.
+    pub spares_cache: bool,
 }
 
 /// The fields of `Params` that say how a tensor is walked.
@@ -220,6 +223,7 @@ impl Plan {
         let kernel = kernel_name(pass, walk, dtype, pack, problem);
         let parts = parts as u32;
         let (tier, slots, tile_bytes, shared_bytes) = (Tier::Streaming, 0, 0, 0);
+        let spares_cache = false;
         Ok(Plan {
             pass,
             kernel,
@@ -233,79 +237,49 @@ impl Plan {
             slots,
             tile_bytes,
             shared_bytes,
+            spares_cache,
         })
     }
 }
 
-/// The launches of a training pass, `Pass::Forward` or `Pass::Backward`: one that keeps tensors on
-/// chip, or two that stream. `tier` says which where there is such a plan; `None`: whichever should
-/// take the least time. `inputs` is how the tensors of the first sweep lie.
-///
-/// # Errors
-/// As for [`Plan::new`].
-pub fn training_plans(
-    pass: Pass,
-    problem: &Problem,
-    facts: &DeviceFacts,
-    inputs: Alignment,
-    all: Alignment,
-    tier: Option<Tier>,
-) -> Result<Vec<Plan>> {
-    let sweeps = match pass {
-        Pass::Backward => [Pass::Reduce, Pass::Gradient],
-        _ => [Pass::Statistics, Pass::Apply],
-    };
-    let [first, second] = sweeps;
-    let streaming =
-        vec![Plan::new(first, problem, facts, inputs)?, Plan::new(second, problem, facts, all)?];
-    if tier == Some(Tier::Streaming) {
-        return Ok(streaming);
-    }
-    let pays = |time| tier.is_some() || time < streaming_seconds(pass, problem, facts);
-    match resident(pass, problem, facts, all, tier) {
-        Some((plan, time)) if pays(time) => Ok(vec![plan]),
-        _ => Ok(streaming),
-    }
-}
-
-/// Seconds that a call should take by the model that plans are chosen by: `Pass::Forward` or
-/// `Pass::Backward` with aligned tensors in `tier`, or `Pass::Apply`. What an epilogue moves beside
-/// x, y and their gradients is added at the memory's speed.
-///
-/// # Errors
-/// As for [`Plan::new`].
-pub fn predicted_seconds(
-    pass: Pass,
-    problem: &Problem,
-    facts: &DeviceFacts,
-    tier: Option<Tier>,
-) -> Result<f64> {
-    let plain = problem.with_epilogue(Epilogue::NONE)?;
-    let more = match pass {
-        Pass::Backward => problem.backward_floor_bytes() - plain.backward_floor_bytes(),
-        _ => problem.forward_floor_bytes() - plain.forward_floor_bytes(),
-    };
-    let streaming = streaming_seconds(pass, problem, facts);
-    let seconds = match (pass, tier) {
-        (Pass::Apply, _) => apply_seconds(problem, facts),
-        (_, Some(Tier::Streaming)) => streaming,
-        _ => match resident(pass, problem, facts, Alignment::ALIGNED, tier) {
-            Some((_, time)) if tier.is_some() || time < streaming => time,
-            _ => streaming,
-        },
-    };
-    Ok(seconds + more as f64 / facts.memory_bandwidth as f64)
-}
-
 impl Geometry {
+    /// Windows or rows that the blocks of a channel share.
+    fn whole(&self, problem: &Problem) -> u64 {
+        match *self {
+            Geometry::Planes { windows, .. } => problem.batch() as u64 * windows,
+            Geometry::Columns { rows, .. } => rows,
+        }
+    }
+
     fn parts(&self, problem: &Problem) -> u64 {
-        let (whole, part) = match *self {
-            Geometry::Planes { windows, windows_per_part, .. } => {
-                (problem.batch() as u64 * windows, windows_per_part)
-            }
-            Geometry::Columns { rows, rows_per_part, .. } => (rows, rows_per_part),
+        let (Geometry::Planes { windows_per_part: part, .. }
+        | Geometry::Columns { rows_per_part: part, .. }) = *self;
+        self.whole(problem).div_ceil(part).max(1)
+    }
+
+    /// The same with so many windows or rows for each block.
+    pub(super) fn with_share(mut self, share: u64) -> Geometry {
+        let (Geometry::Planes { windows_per_part: part, .. }
+        | Geometry::Columns { rows_per_part: part, .. }) = &mut self;
+        *part = share;
+        self
+    }
+}
+
+impl Plan {
+    /// A streaming plan with so many blocks to a channel. `None`: not all of them would have a part,
+    /// or a grid has not so many.
+    pub(super) fn with_parts(&self, parts: u32, problem: &Problem) -> Option<Plan> {
+        let granule = match self.geometry {
+            Geometry::Planes { .. } => WINDOWS,
+            Geometry::Columns { packs_per_tile, .. } => u64::from(BLOCK / packs_per_tile),
         };
-        whole.div_ceil(part).max(1)
+        let share = share(self.geometry.whole(problem), parts.into(), granule);
+        let geometry = self.geometry.with_share(share);
+        let grid = u32::try_from(self.groups).ok()?.checked_mul(parts)?;
+        let is_possible =
+            geometry.parts(problem) == u64::from(parts) && i32::try_from(grid).is_ok();
+        is_possible.then(|| Plan { parts, grid, geometry, ..self.clone() })
     }
 }
 
@@ -384,7 +358,7 @@ pub(super) fn planes(
     .max(1);
     let whole = problem.batch() as u64 * windows;
     let parts = wanted_blocks(pass, facts).div_ceil(channels).min(whole.div_ceil(u64::from(BLOCK)));
-    let windows_per_part = share(whole, parts, 32);
+    let windows_per_part = share(whole, parts, WINDOWS);
     (channels, Geometry::Planes { misalignment, windows, windows_per_part })
 }
 

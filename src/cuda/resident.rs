@@ -1,10 +1,11 @@
 //! Plans that keep a training pass's tensors on chip between its sweeps: which team of blocks holds
 //! a group of channels, and what that should cost.
 
+use super::choice::Choice;
 use super::launcher::{Clusters, DeviceFacts};
 use super::plan::{
-    Alignment, BLOCK, Geometry, PACK_BYTES, PARTIAL_WORDS, Pass, Plan, Tier, Walk, columns,
-    kernel_name, pack_of, planes, share,
+    Alignment, BLOCK, Geometry, PACK_BYTES, PARTIAL_WORDS, Pass, Plan, Tier, WINDOWS, Walk,
+    columns, kernel_name, pack_of, planes, share,
 };
 use crate::problem::Problem;
 
@@ -60,9 +61,10 @@ struct Candidate {
     evicted: f64,
 }
 
-/// What blocks leave for each other in the shared memory of each.
-fn exchange_bytes(channels: u64) -> u64 {
-    EXCHANGE_AREAS * channels * PARTIAL_WORDS * 8
+/// What blocks leave for each other in the shared memory of each, with a word between the channels of
+/// neighbouring threads, which have a pack of them or one.
+fn exchange_bytes(channels: u64, pack: u64) -> u64 {
+    EXCHANGE_AREAS * (channels * PARTIAL_WORDS + channels.div_ceil(pack)) * 8
 }
 
 /// How a group is cut among blocks.
@@ -89,38 +91,18 @@ impl Cut {
     }
 
     fn geometry(&self, parts: u64) -> Geometry {
-        let share = self.per_part(parts);
-        match self.geometry {
-            Geometry::Planes { misalignment, windows, .. } => {
-                Geometry::Planes { misalignment, windows, windows_per_part: share }
-            }
-            Geometry::Columns {
-                rows,
-                columns,
-                rows_per_sample,
-                columns_per_channel,
-                packs_per_tile,
-                ..
-            } => Geometry::Columns {
-                rows,
-                columns,
-                rows_per_sample,
-                rows_per_part: share,
-                columns_per_channel,
-                packs_per_tile,
-            },
-        }
+        self.geometry.with_share(self.per_part(parts))
     }
 }
 
-/// The best plan of `tier`, or of any where it is `None`, and its predicted seconds. `None`: no
-/// plan keeps anything on chip.
+/// The best plan of those that `choice` allows, and its predicted seconds. `None`: none of them keeps
+/// anything on chip.
 pub(super) fn resident(
     pass: Pass,
     problem: &Problem,
     facts: &DeviceFacts,
     alignment: Alignment,
-    tier: Option<Tier>,
+    choice: Choice,
 ) -> Option<(Plan, f64)> {
     let walk = Walk::of(problem);
     let pack = pack_of(walk, pass, problem, alignment);
@@ -132,16 +114,27 @@ pub(super) fn resident(
     let all = cuts.iter().flat_map(|cut| {
         (1..=RESIDENTS).flat_map(move |residents| {
             let slots = |reserved| slots_of(pass, walk, facts, residents, reserved, slot_bytes);
-            let (near, far) = (slots(exchange_bytes(cut.channels)), slots(0));
-            near_candidates(cut, facts, residents, near)
-                .chain(far_candidates(cut, facts, residents, far))
+            let (near, far) = (slots(exchange_bytes(cut.channels, pack.into())), slots(0));
+            near_candidates(cut, facts, residents, near, choice.parts()).chain(far_candidates(
+                cut,
+                facts,
+                residents,
+                far,
+                choice.parts(),
+            ))
         })
     });
     let (best, time) = all
-        .filter(|candidate| tier.is_none_or(|tier| tier == candidate.tier))
+        .filter(|candidate| choice.allows(candidate.tier, candidate.parts))
         .map(|candidate| (candidate, seconds(pass, problem, facts, &candidate)))
         .min_by(|(_, a), (_, b)| a.total_cmp(b))?;
-    Some((plan_of(pass, problem, walk, pack, slot_bytes, &best), time))
+    Some((plan_of(pass, problem, facts, walk, pack, slot_bytes, &best), time))
+}
+
+/// Whether a tensor is so large that whoever goes through it from its beginning finds nothing of it in
+/// L2, even where all of L2 was for it.
+fn exceeds_cache(problem: &Problem, facts: &DeviceFacts) -> bool {
+    (problem.elements() * problem.dtype().size()) as u64 > facts.l2_bytes
 }
 
 /// What a thread's slot takes in every tensor that stays, for all threads of a block.
@@ -192,7 +185,7 @@ fn cuts(
             let Geometry::Planes { windows, .. } = geometry else { return Vec::new() };
             let whole = problem.batch() as u64 * windows;
             let per_step = BLOCK.into();
-            vec![Cut { groups, channels: 1, whole, per_step, granule: 32, geometry }]
+            vec![Cut { groups, channels: 1, whole, per_step, granule: WINDOWS, geometry }]
         }
         Walk::Columns => {
             let (_, widest) = columns(pass, problem, facts, pack);
@@ -237,15 +230,17 @@ fn columns_cut(geometry: Geometry, width: u32, pack: u32) -> Cut {
 
 /// With so many slots a thread, teams whose blocks reach each other's shared memory: one block, and
 /// clusters of every size that gives a block less to hold than smaller ones do. The smallest need not
-/// give each of its blocks anything.
+/// give each of its blocks anything. Where `only` says how many blocks, teams of so many.
 fn near_candidates(
     cut: &Cut,
     facts: &DeviceFacts,
     residents: u64,
     slots: u64,
+    only: Option<u64>,
 ) -> impl Iterator<Item = Candidate> {
+    let sizes = only.map_or(1..=Clusters::LARGEST as u64, |parts| parts..=parts);
     let mut held = u64::MAX;
-    (1..=Clusters::LARGEST as u64).filter_map(move |parts| {
+    sizes.filter_map(move |parts| {
         let (tier, at_once) = match parts {
             1 => (Tier::Block, cut.groups),
             _ => {
@@ -281,6 +276,7 @@ fn far_candidates(
     facts: &DeviceFacts,
     residents: u64,
     slots: u64,
+    only: Option<u64>,
 ) -> impl Iterator<Item = Candidate> {
     let blocks = u64::from(facts.cooperative_blocks[residents as usize - 1]);
     let of = move |parts: u64, slots: u64| {
@@ -308,8 +304,10 @@ fn far_candidates(
     if slots > 0 && blocks > 0 {
         let least = cut.whole.div_ceil(slots * cut.per_step).max(1);
         let least = (least..=least + 1).find(|parts| cut.steps(*parts) <= slots);
-        found = match least {
-            Some(least) if least <= blocks => {
+        found = match (only, least) {
+            (Some(parts), _) if parts > blocks => [None; 4],
+            (Some(parts), _) => [of(parts, cut.steps(parts).min(slots)), None, None, None],
+            (None, Some(least)) if least <= blocks => {
                 let most = (blocks / least).min(cut.groups);
                 [1, 2, 4, most].map(|divisor| of_teams((most / divisor).max(1), least))
             }
@@ -322,6 +320,7 @@ fn far_candidates(
 fn plan_of(
     pass: Pass,
     problem: &Problem,
+    facts: &DeviceFacts,
     walk: Walk,
     pack: u32,
     slot_bytes: u64,
@@ -329,7 +328,7 @@ fn plan_of(
 ) -> Plan {
     let tile_bytes = candidate.slots * slot_bytes;
     let exchange_bytes = match candidate.tier {
-        Tier::Block | Tier::Cluster => exchange_bytes(candidate.channels),
+        Tier::Block | Tier::Cluster => exchange_bytes(candidate.channels, pack.into()),
         _ => 0,
     };
     Plan {
@@ -345,22 +344,46 @@ fn plan_of(
         slots: candidate.slots as u32,
         tile_bytes: tile_bytes as u32,
         shared_bytes: (tile_bytes + exchange_bytes) as u32,
+        spares_cache: candidate.evicted > 0.0 && exceeds_cache(problem, facts),
+    }
+}
+
+/// Bytes that the sweeps of a training pass move.
+struct Sweeps {
+    /// What both go through, unless it stays on chip.
+    both: f64,
+    /// What only the second reads, or writes.
+    second: f64,
+}
+
+impl Sweeps {
+    fn of(pass: Pass, problem: &Problem) -> Sweeps {
+        let tensor = problem.elements() * problem.dtype().size();
+        let (all, both) = match pass {
+            Pass::Backward => {
+                let outputs = 1 + usize::from(problem.epilogue().residual);
+                let all = problem.backward_floor_bytes();
+                (all, all - outputs * tensor)
+            }
+            // A forward's residual waits for the second.
+            _ => (problem.forward_floor_bytes(), tensor),
+        };
+        Sweeps { both: both as f64, second: (all - both) as f64 }
     }
 }
 
 /// What a call should take in two launches, where L2 serves the second read of what it holds.
 pub(super) fn streaming_seconds(pass: Pass, problem: &Problem, facts: &DeviceFacts) -> f64 {
-    let tensor = (problem.elements() * problem.dtype().size()) as f64;
-    let inputs = if pass == Pass::Backward { 2.0 } else { 1.0 };
-    let fits_l2 = inputs * tensor <= facts.l2_bytes as f64 / 2.0;
-    let again = inputs * if fits_l2 { FROM_L2 } else { 1.0 };
-    2.0 * LAUNCH + (inputs + again + 1.0) * tensor / facts.memory_bandwidth as f64
+    let Sweeps { both, second } = Sweeps::of(pass, problem);
+    let fits_l2 = both <= facts.l2_bytes as f64 / 2.0;
+    let again = if fits_l2 { FROM_L2 } else { 1.0 };
+    2.0 * LAUNCH + (both * (1.0 + again) + second) / facts.memory_bandwidth as f64
 }
 
-/// What inference should take.
+/// What inference should take, which leaves no mask.
 pub(super) fn apply_seconds(problem: &Problem, facts: &DeviceFacts) -> f64 {
-    let tensor = (problem.elements() * problem.dtype().size()) as f64;
-    LAUNCH + 2.0 * tensor / facts.memory_bandwidth as f64
+    let bytes = problem.forward_floor_bytes() - problem.mask_len();
+    LAUNCH + bytes as f64 / facts.memory_bandwidth as f64
 }
 
 /// What a launch should take: bytes over the bandwidth that its multiprocessors reach, and
@@ -368,9 +391,8 @@ pub(super) fn apply_seconds(problem: &Problem, facts: &DeviceFacts) -> f64 {
 fn seconds(pass: Pass, problem: &Problem, facts: &DeviceFacts, candidate: &Candidate) -> f64 {
     let Candidate { residents, groups, channels, parts, teams, evicted, .. } = *candidate;
     let multiprocessors = f64::from(facts.multiprocessors);
-    let tensor = (problem.elements() * problem.dtype().size()) as f64;
-    let inputs = if pass == Pass::Backward { 2.0 } else { 1.0 };
-    let bytes = tensor * (inputs * (1.0 + evicted) + 1.0);
+    let Sweeps { both, second } = Sweeps::of(pass, problem);
+    let bytes = both * (1.0 + evicted) + second;
 
     let at_once = if parts == 1 { residents * u64::from(facts.multiprocessors) } else { teams };
     let waves = groups.div_ceil(at_once) as f64;

@@ -85,7 +85,8 @@ impl Plan {
             _ => 0,
         };
         let size = problem.dtype().size() as u64;
-        let inputs = if self.pass == Pass::Backward { 2 } else { 1 };
+        let residual = u64::from(problem.epilogue().backward_reads_residual());
+        let inputs = if self.pass == Pass::Backward { 2 + residual } else { 1 };
         let again = inputs * self.evicted_elements(problem) * size;
         let held = facts.l2_bytes / 2;
         let from_l2 = match (is_second, read_before <= held) {

@@ -1,5 +1,6 @@
 //! [`Workspace`]: scratch of a GPU call.
 
+use super::choice::{Choice, training_plans};
 use super::launcher::{DeviceFacts, Launcher};
 use super::plan::{Alignment, Pass, Plan, Tier};
 use super::resident::resident;
@@ -25,8 +26,8 @@ pub(super) struct Size {
 }
 
 impl Size {
-    /// Enough for any call on `problem`, wherever its tensors lie.
-    fn of(problem: &Problem, facts: &DeviceFacts) -> Result<Size> {
+    /// Enough for any call on `problem`, wherever its tensors lie: in any tier, or as `choice` says.
+    fn of(problem: &Problem, facts: &DeviceFacts, choice: Choice) -> Result<Size> {
         let sums = (SUM_ROWS * problem.channels()) as u64;
         let mut size = Size { counters: 0, partials: 0, sums };
         let mut hold = |plan: &Plan| {
@@ -43,10 +44,14 @@ impl Size {
         for pass in [Pass::Forward, Pass::Backward] {
             for alignment in offsets {
                 for tier in [None, Some(Tier::Block), Some(Tier::Cluster), Some(Tier::Grid)] {
-                    if let Some((plan, _)) = resident(pass, problem, facts, alignment, tier) {
+                    if let Some((plan, _)) = resident(pass, problem, facts, alignment, tier.into())
+                    {
                         hold(&plan);
                     }
                 }
+                // Whether there are such plans is for the call to say, which knows its tensors.
+                let plans = training_plans(pass, problem, facts, alignment, alignment, choice);
+                plans.iter().flatten().for_each(&mut hold);
             }
         }
         Ok(size)
@@ -80,8 +85,8 @@ impl<L: Launcher> fmt::Debug for Workspace<L> {
 }
 
 impl<L: Launcher> Workspace<L> {
-    pub(super) fn new(launcher: &L, problem: &Problem) -> Result<Self> {
-        let size = Size::of(problem, &launcher.facts())?;
+    pub(super) fn new(launcher: &L, problem: &Problem, choice: Choice) -> Result<Self> {
+        let size = Size::of(problem, &launcher.facts(), choice)?;
         Ok(Workspace { buffer: launcher.zeros(size.words() as usize)?, size })
     }
 

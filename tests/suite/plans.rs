@@ -3,10 +3,10 @@
 use crate::common::{LAYOUTS, epilogues};
 use proptest::prelude::*;
 use warpnorm::cuda::{
-    Alignment, Clusters, DeviceFacts, Geometry, Pass, Plan, Tier, Walk, profiles,
-    static_shared_bytes, training_plans,
+    Alignment, Choice, Clusters, DeviceFacts, Geometry, Pass, Plan, Tier, Walk, predicted_seconds,
+    profiles, static_shared_bytes, training_plans,
 };
-use warpnorm::{DType, Epilogue, Layout, Operand, Problem};
+use warpnorm::{Activation, DType, Epilogue, Layout, Operand, Problem};
 
 pub const PASSES: [Pass; 5] =
     [Pass::Statistics, Pass::Apply, Pass::Reduce, Pass::Gradient, Pass::Frozen];
@@ -141,7 +141,35 @@ proptest! {
             }
         }
     }
+
+    /// With blocks to a channel as they are asked for, a launch that the device takes, or an error.
+    #[test]
+    fn plans_with_so_many_parts(
+        (problem, alignment) in problem_strategy(),
+        parts in prop_oneof![0..40u32, any::<u32>()],
+    ) {
+        for (_, facts) in profiles::ALL {
+            for (pass, tier) in [Pass::Forward, Pass::Backward]
+                .into_iter()
+                .flat_map(|pass| TIERS.map(|tier| (pass, tier)))
+            {
+                let choice = Choice::Parts(tier, parts);
+                match training_plans(pass, &problem, &facts, alignment, alignment, choice) {
+                    Ok(plans) => for plan in plans {
+                        prop_assert_eq!((plan.tier, plan.parts), (tier, parts));
+                        check_plan(&plan, &problem, alignment);
+                        if tier != Tier::Streaming {
+                            check_resident(&plan, &problem, &facts);
+                        }
+                    },
+                    Err(error) => prop_assert!(error.to_string().contains("parts"), "{error}"),
+                }
+            }
+        }
+    }
 }
+
+const TIERS: [Tier; 4] = [Tier::Streaming, Tier::Block, Tier::Cluster, Tier::Grid];
 
 const TRAINING: [(Pass, Option<Tier>); 8] = [
     (Pass::Forward, None),
@@ -206,6 +234,89 @@ fn plans_for(pass: Pass, problem: &Problem, facts: &DeviceFacts, tier: Option<Ti
     training_plans(pass, problem, facts, aligned, aligned, tier).unwrap()
 }
 
+/// An epilogue adds the time of its bytes, as often as they are moved: a backward that streams reads
+/// mask and residual twice.
+#[test]
+fn predictions_count_what_an_epilogue_moves() {
+    let facts = profiles::H200;
+    let plain = Problem::new(&[256, 64, 112, 112], LAYOUTS[0], DType::F16, Epilogue::NONE).unwrap();
+    let tensor = (plain.elements() * plain.dtype().size()) as f64;
+    let mask = plain.elements() as f64 / 8.0;
+    let [streaming, grid] = [Tier::Streaming, Tier::Grid].map(Some);
+    for (pass, tier, activation, bytes) in [
+        (Pass::Apply, None, Activation::Relu, tensor),
+        (Pass::Forward, streaming, Activation::Identity, tensor),
+        (Pass::Forward, streaming, Activation::Relu, tensor + mask),
+        (Pass::Forward, grid, Activation::Relu, tensor + mask),
+        (Pass::Forward, grid, Activation::Silu, tensor),
+        (Pass::Backward, streaming, Activation::Identity, tensor),
+        (Pass::Backward, streaming, Activation::Relu, tensor + 2.0 * mask),
+        (Pass::Backward, streaming, Activation::Silu, 3.0 * tensor),
+        (Pass::Backward, grid, Activation::Identity, tensor),
+    ] {
+        let fused = plain.with_epilogue(Epilogue { activation, residual: true }).unwrap();
+        let [with, without] =
+            [fused, plain].map(|it| predicted_seconds(pass, &it, &facts, tier).unwrap());
+        let found = (with - without) * facts.memory_bandwidth as f64;
+        assert!((found / bytes - 1.0).abs() < 1e-6, "{pass:?} {tier:?} {activation:?}: {found}");
+    }
+}
+
+/// No tier that has a plan should take less time than the one that is chosen, with whatever epilogue.
+#[test]
+fn the_chosen_tier_should_take_the_least_time() {
+    for (name, facts) in profiles::ALL {
+        for (extents, layout) in [[32, 256, 56, 56], [32, 64, 112, 112], [8, 512, 28, 28]]
+            .into_iter()
+            .flat_map(|it| LAYOUTS.map(|layout| (it, layout)))
+        {
+            for epilogue in epilogues() {
+                let problem = Problem::new(&extents, layout, DType::F16, epilogue).unwrap();
+                for pass in [Pass::Forward, Pass::Backward] {
+                    let seconds = |tier| predicted_seconds(pass, &problem, &facts, tier).unwrap();
+                    let tier = plans_for(pass, &problem, &facts, None)[0].tier;
+                    let least = TIERS.map(|tier| seconds(Some(tier))).into_iter().reduce(f64::min);
+                    let chosen = [Some(seconds(None)), Some(seconds(Some(tier)))];
+                    assert_eq!(chosen, [least; 2], "{name} {pass:?} {problem}: {tier:?}");
+                }
+            }
+        }
+    }
+}
+
+/// 2048 channels of 7 x 7 leave blocks without work in their last turn, which costs the more the more
+/// bytes there are: with a residual, grids that meet in memory should be faster.
+#[test]
+fn a_residual_decides_between_tiers() {
+    let tier = |residual| {
+        let epilogue = Epilogue { activation: Activation::Identity, residual };
+        let problem = Problem::new(&[4, 2048, 7, 7], LAYOUTS[0], DType::F32, epilogue).unwrap();
+        plans_for(Pass::Forward, &problem, &profiles::T4, None)[0].tier
+    };
+    assert_eq!([false, true].map(tier), [Tier::Block, Tier::Grid]);
+}
+
+/// Outputs leave L2 to inputs where these are read again, and only where L2 could not hold the outputs
+/// for whoever reads them next.
+#[test]
+fn outputs_leave_the_cache_to_inputs_that_are_read_again() {
+    let spares = |facts: &DeviceFacts, n, tier| {
+        let extents = [n, 64, 112, 112];
+        let problem = Problem::new(&extents, LAYOUTS[1], DType::F16, Epilogue::NONE).unwrap();
+        let plans =
+            [Pass::Forward, Pass::Backward].map(|pass| plans_for(pass, &problem, facts, tier));
+        plans.map(|plans| plans.iter().any(|plan| plan.spares_cache))
+    };
+    let grid = Some(Tier::Grid);
+    assert_eq!(spares(&profiles::H200, 256, grid), [true; 2]);
+    // All of it stays on chip.
+    assert_eq!(spares(&profiles::H200, 8, grid), [false; 2]);
+    // 51 MB: more than stays on chip, less than L2 holds.
+    assert_eq!(spares(&profiles::RTX_4090, 32, grid), [false; 2]);
+    assert_eq!(spares(&profiles::RTX_4090, 64, grid), [true; 2]);
+    assert_eq!(spares(&profiles::H200, 256, Some(Tier::Streaming)), [false; 2]);
+}
+
 /// Clusters are for what one block cannot hold and as many as a cluster has can, on devices that
 /// have them.
 #[test]
@@ -242,6 +353,35 @@ fn clusters_of_every_size() {
             }
         }
     }
+}
+
+/// Teams as large as they are asked for, and what a device has not.
+#[test]
+fn parts_are_as_many_as_asked_for() {
+    let problem = Problem::new(&[32, 64, 56, 56], LAYOUTS[0], DType::F16, Epilogue::NONE).unwrap();
+    let plans = |facts, tier, parts| {
+        let (choice, aligned) = (Choice::Parts(tier, parts), Alignment::ALIGNED);
+        training_plans(Pass::Forward, &problem, facts, aligned, aligned, choice)
+    };
+    for (tier, possible, impossible) in [
+        (Tier::Streaming, &[1, 2, 7, 392][..], &[0, 393, u32::MAX][..]),
+        (Tier::Block, &[1], &[0, 2]),
+        (Tier::Cluster, &[2, 3, 16], &[0, 1, 17]),
+        // Not all of 250 would have a part.
+        (Tier::Grid, &[2, 7, 16, 196], &[0, 1, 250, 265]),
+    ] {
+        for &parts in possible {
+            for plan in plans(&profiles::H200, tier, parts).unwrap() {
+                assert_eq!((plan.tier, plan.parts), (tier, parts), "{plan}");
+            }
+        }
+        for &parts in impossible {
+            let error = plans(&profiles::H200, tier, parts).unwrap_err().to_string();
+            assert!(error.contains("parts") && error.contains(&parts.to_string()), "{error}");
+        }
+    }
+    let error = plans(&profiles::A100, Tier::Cluster, 2).unwrap_err().to_string();
+    assert!(error.contains("cluster") && error.contains("at most 0"), "{error}");
 }
 
 /// How clusters fit groups of multiprocessors.
@@ -287,7 +427,7 @@ fn benchmark_shapes_use_the_device() {
 /// 7 x 7 and 14 x 14 planes of the last stages of a ResNet.
 #[test]
 fn residual_stages_keep_whole_packs() {
-    let epilogue = Epilogue { activation: warpnorm::Activation::Relu, residual: true };
+    let epilogue = Epilogue { activation: Activation::Relu, residual: true };
     for spatial in [49, 196, 784, 3136, 12544] {
         for dtype in DTYPES {
             let problem =

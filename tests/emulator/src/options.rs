@@ -39,7 +39,7 @@ impl Default for Options {
 }
 
 /// The same with so little shared memory that small tensors need several blocks to stay on chip,
-/// and several rounds in each.
+/// and several rounds in each, and with a cache that does not hold them.
 pub fn cramped_facts() -> DeviceFacts {
     // Four slots a thread, of two tensors and a mask.
     let shared = static_shared_bytes(Pass::Backward, Walk::Columns) + 4 * 256 * 34;
@@ -47,6 +47,7 @@ pub fn cramped_facts() -> DeviceFacts {
     DeviceFacts {
         shared_bytes_per_block: shared,
         shared_bytes_per_multiprocessor: shared + facts.shared_bytes_reserved,
+        l2_bytes: 16 << 10,
         ..facts
     }
 }

@@ -117,6 +117,7 @@ fn what_stays_on_chip_is_read_once() {
         let keeps_all = |plan: &&Plan| rounds(plan) <= u64::from(plan.slots);
         assert!(of(Tier::Grid).any(|plan| keeps_all(&plan)), "{pass:?} {walk:?}");
         assert!(of(Tier::Grid).any(|plan| !keeps_all(&plan)), "{pass:?} {walk:?}");
+        assert!(of(Tier::Grid).any(|plan| plan.spares_cache), "{pass:?} {walk:?}");
     }
 }
 

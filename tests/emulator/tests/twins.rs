@@ -290,6 +290,14 @@ fn bf16_counts_as_f16_does() {
     }
 }
 
+/// Neither packs on chip nor what blocks leave for each other.
+#[test]
+fn on_chip_banks_do_not_conflict() {
+    for ((kernel, tier), row) in ROWS.iter().filter(|((_, tier), _)| *tier != "streaming") {
+        assert_eq!(row.conflicts, Some(0), "percent: {kernel}, {tier}");
+    }
+}
+
 #[test]
 fn twins_are_small() {
     for Twin { dim: (n, c, s), .. } in TWINS {
