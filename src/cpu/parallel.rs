@@ -237,3 +237,28 @@ pub fn for_each_dense<B: Bundle>(bundle: B, rows: [usize; 2], f: &mut impl FnMut
     for_each_dense(left, left_rows, f);
     for_each_dense(right, right_rows, f);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Writes every value's index beside it, piece by piece.
+    fn number(start: usize, piece: Along<'_, 0, usize>) {
+        piece.0.iter_mut().enumerate().for_each(|(index, it)| *it += start + index);
+    }
+
+    #[test]
+    fn pieces_are_all_there_and_once_in_any_order() {
+        for len in 0..40 {
+            for grain in [1, 3, 8, 100] {
+                let mut values = [vec![0; len], vec![0; len], vec![0; len]];
+                let [forwards, halves, alone] = &mut values;
+                for_each(Along::<0, _>(forwards), 0, 0, len, grain, &number);
+                for_each_backwards(Along::<0, _>(halves), 0, 0, len, grain, &number);
+                backwards(Along::<0, _>(alone), 0, len, grain, &number);
+                let expected: Vec<usize> = (0..len).collect();
+                assert_eq!(values, [(); 3].map(|()| expected.clone()), "{len} by {grain}");
+            }
+        }
+    }
+}

@@ -99,3 +99,56 @@ impl<A: Adder, P: LanePairs> Rows<'_, A, P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    /// Whole numbers, whose sums are exact in any order; counts how often each is taken.
+    struct Whole<R> {
+        values: Vec<R>,
+        taken: RefCell<Vec<usize>>,
+    }
+
+    impl<R: Real> LanePairs for Whole<R> {
+        type Real = R;
+        type Lanes<const N: usize> = ();
+
+        fn lanes<const N: usize>(&self, _lane: usize) {}
+
+        fn pairs<const N: usize>(&self, at: usize, (): ()) -> [[R; N]; 2] {
+            self.taken.borrow_mut()[at..at + N].iter_mut().for_each(|it| *it += 1);
+            [*self.values[at..].first_chunk().expect("inside the tensor"); 2]
+        }
+
+        fn prefetch(&self, _at: usize) {}
+    }
+
+    fn every_value_counts_once<R: Real>(whole: impl Fn(usize) -> R) {
+        for stride in [1, 3, 16, 21, 100, 600] {
+            for rows in [1, 7, 8, 9, 41] {
+                let values = (0..rows * stride).map(|at| whole(at % 31)).collect();
+                let pairs = Whole { values, taken: RefCell::new(vec![0; rows * stride]) };
+                let (mut sums, mut squares) = (vec![1.0; stride], vec![2.0; stride]);
+                let half = stride / 2;
+                for columns in [0..half, half..stride] {
+                    let sums = [&mut sums[columns.clone()], &mut squares[columns.clone()]];
+                    add_rows(&pairs, 0..rows, stride, columns, sums);
+                }
+                assert!(pairs.taken.borrow().iter().all(|&it| it == 1), "{rows}x{stride}");
+                for lane in 0..stride {
+                    let lane_values = || (0..rows).map(|row| ((row * stride + lane) % 31) as f64);
+                    assert_eq!(sums[lane], 1.0 + lane_values().sum::<f64>());
+                    assert_eq!(squares[lane], 2.0 + lane_values().map(|it| it * it).sum::<f64>());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sums_along_columns_hold_every_value_once() {
+        every_value_counts_once(|value| value as f64);
+        every_value_counts_once(|value| value as f32);
+    }
+}

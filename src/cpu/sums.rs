@@ -103,3 +103,62 @@ fn total(mut lanes: [f64; LANES]) -> f64 {
     }
     lanes[0]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::simd::{PlainAdder, Summable, with_adder};
+
+    /// Whole numbers, whose sums are exact in any order.
+    struct Whole<R>(Vec<R>);
+
+    impl<R: Real> Pairs for Whole<R> {
+        type Real = R;
+
+        fn pairs<const N: usize>(&self, at: usize) -> [[R; N]; 2] {
+            let a = *self.0[at..].first_chunk().expect("inside the run");
+            [a, std::array::from_fn(|index| a[index] + a[index])]
+        }
+    }
+
+    fn every_value_counts_once<R: Real>(whole: impl Fn(i32) -> R) {
+        for len in (0..70).chain([127, 128, 1000]) {
+            let values = Whole((1..=len).map(&whole).collect());
+            let mut sums = PairSums::new();
+            // Two runs, as a tile of short ones has.
+            for _ in 0..2 {
+                with_adder!(|adder| sums.add(adder, &values, len as usize));
+            }
+            let n = f64::from(len);
+            let squares = n * (n + 1.0) * (2.0 * n + 1.0) / 6.0;
+            assert_eq!(sums.totals(), [n * (n + 1.0), 4.0 * squares], "{len}");
+        }
+    }
+
+    #[test]
+    fn sums_along_runs_hold_every_value_once() {
+        every_value_counts_once(f64::from);
+        every_value_counts_once(|value| value as f32);
+    }
+
+    fn adders_agree<R: Real + Summable, const N: usize>(value: impl Fn(f64) -> R) {
+        let chunk =
+            |seed: f64| std::array::from_fn(|i| value((seed + i as f64 * 0.37).sin() / 3.0));
+        let (a, b, start) = (chunk(1.0), chunk(2.0), [chunk(3.0), chunk(4.0)]);
+        let (mut plain, mut best): ([[R; N]; 2], [[R; N]; 2]) = (start, start);
+        PlainAdder.add(&mut plain, &a, &b);
+        with_adder!(|adder| adder.add(&mut best, &a, &b));
+        assert_eq!(plain.map(|it| it.map(R::extend)), best.map(|it| it.map(R::extend)));
+    }
+
+    #[test]
+    fn adders_agree_to_the_bit() {
+        adders_agree::<_, 1>(|value| value);
+        adders_agree::<_, 4>(|value| value);
+        adders_agree::<_, 16>(|value| value);
+        adders_agree::<_, 1>(|value| value as f32);
+        adders_agree::<_, 4>(|value| value as f32);
+        adders_agree::<_, 16>(|value| value as f32);
+        adders_agree::<_, 32>(|value| value as f32);
+    }
+}
