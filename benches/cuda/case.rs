@@ -12,9 +12,6 @@ use warpnorm::cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCapt
 use warpnorm::cuda::{Choice, Cuda};
 use warpnorm::{Backend, Element, Error, Problem, Result};
 
-/// Calls in a graph, at most.
-const GRAPH_CALLS: usize = 256;
-
 type Workspace = <Cuda as Backend>::Workspace;
 
 /// One problem on one device.
@@ -27,7 +24,8 @@ pub struct Case<'g, E: Element> {
     /// They take turns.
     pub sets: Vec<Tensors<Cuda, E>>,
     workspace: Workspace,
-    expected: Option<Expected>,
+    /// Of training; and of inference, as long as the running statistics stay as they are.
+    expected: [Option<Expected>; 2],
     checked: Vec<(Pass, f64)>,
     has_run_forward: bool,
 }
@@ -57,7 +55,7 @@ impl<'g, E: Element> Case<'g, E> {
             inputs,
             sets,
             workspace,
-            expected: None,
+            expected: [None, None],
             checked: Vec::new(),
             has_run_forward: false,
         })
@@ -95,16 +93,37 @@ impl<'g, E: Element> Case<'g, E> {
             self.call(Pass::TrainForward, set)?;
         }
         self.has_run_forward = true;
+        self.expected[1] = None;
         Ok(())
     }
 
-    pub fn expected(&mut self) -> &Expected {
-        self.expected.get_or_insert_with(|| Expected::of(&self.problem, &self.inputs))
+    pub fn expected(&mut self, pass: Pass) -> Result<&Expected> {
+        let [of_training, of_inference] = &mut self.expected;
+        if pass != Pass::Inference {
+            return Ok(of_training.get_or_insert_with(|| Expected::of(&self.problem, &self.inputs)));
+        }
+        if of_inference.is_none() {
+            let (cuda, tensors) = (&self.gpu.cuda, &self.sets[0]);
+            let mean = cuda.download(&tensors.running_mean)?;
+            let var = cuda.download(&tensors.running_var)?;
+            *of_inference = Some(Expected::of_inference(&self.problem, &self.inputs, &mean, &var));
+        }
+        Ok(of_inference.as_ref().expect("just made"))
     }
 
-    /// The largest error of a training pass, once; an error where it is too large.
+    /// The error of an output of the first set.
+    pub fn error_of(&mut self, pass: Pass, output: &[E]) -> Result<f64> {
+        let problem = self.problem;
+        let expected = self.expected(pass)?;
+        Ok(match pass {
+            Pass::TrainBackward => expected.dx_error(&problem, output),
+            _ => expected.y_error(&problem, output),
+        })
+    }
+
+    /// The largest error of a call, once; an error where it is too large.
     pub fn check(&mut self, pass: Pass) -> Result<Option<f64>> {
-        if !matches!(pass, Pass::TrainForward | Pass::TrainBackward) {
+        if pass == Pass::Copy {
             return Ok(None);
         }
         if let Some((_, error)) = self.checked.iter().find(|(checked, _)| *checked == pass) {
@@ -112,13 +131,12 @@ impl<'g, E: Element> Case<'g, E> {
         }
         self.prepare(pass)?;
         self.call(pass, 0)?;
+        if pass != Pass::Inference {
+            self.expected[1] = None;
+        }
         let output = self.output(pass)?;
-        let problem = self.problem;
-        let error = match pass {
-            Pass::TrainForward => self.expected().y_error(&problem, &output),
-            _ => self.expected().dx_error(&problem, &output),
-        };
-        let bar = score::bar(problem.dtype());
+        let error = self.error_of(pass, &output)?;
+        let bar = score::bar(self.problem.dtype());
         if error > bar {
             let reason = format!("an error of {error:.1e}, at most {bar:.1e} was expected");
             return Err(Error::system(format!("checking {pass} against the textbook"), reason));
@@ -127,15 +145,18 @@ impl<'g, E: Element> Case<'g, E> {
         Ok(Some(error))
     }
 
-    /// What a training pass wrote for the first set.
+    /// What a call wrote for the first set.
     pub fn output(&self, pass: Pass) -> Result<Vec<E>> {
         let tensors = &self.sets[0];
-        self.gpu.cuda.download(if pass == Pass::TrainForward { &tensors.y } else { &tensors.dx })
+        self.gpu.cuda.download(if pass == Pass::TrainBackward { &tensors.dx } else { &tensors.y })
     }
 
     /// Time of so many of our calls.
     pub fn time(&mut self, pass: Pass, config: Config, calls: u64) -> Result<Duration> {
         self.prepare(pass)?;
+        if pass == Pass::TrainForward {
+            self.expected[1] = None;
+        }
         self.time_calls(config, calls, &mut |case, set| case.call(pass, set))
     }
 
@@ -158,12 +179,12 @@ impl<'g, E: Element> Case<'g, E> {
         }
     }
 
-    /// A call on each set, as many as there are, in a graph.
+    /// A call on each set in a graph: so that replays, too, come to no tensor that the L2 holds.
     fn graph(&mut self, call: &mut dyn FnMut(&mut Self, usize) -> Result<()>) -> Result<Graph> {
         let what = "capturing a graph";
         // Kernels are looked up before.
         call(self, 0)?;
-        let count = self.sets.len().min(GRAPH_CALLS);
+        let count = self.sets.len();
         let stream = &self.gpu.stream;
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         driver(what, stream.begin_capture(mode))?;
@@ -186,6 +207,8 @@ impl Graph {
     fn time(&self, gpu: &Gpu, calls: u64) -> Result<Duration> {
         let replays = calls.div_ceil(self.count);
         let mut replay = |_| driver("replaying a graph", self.graph.launch());
+        // The first replay of a graph sets it up on the device.
+        replay(0)?;
         let elapsed = gpu.stopwatch.time(replays, &mut replay)?;
         Ok(elapsed.mul_f64(calls as f64 / (replays * self.count) as f64))
     }

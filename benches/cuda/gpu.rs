@@ -16,10 +16,11 @@ pub struct Gpu {
     pub cuda: Cuda,
     pub stream: Arc<CudaStream>,
     pub stopwatch: Stopwatch,
-    /// With the bandwidth of a copy in the place of what clock and width come to.
+    /// With the bandwidth of a copy in the place of what clock and width come to: for predictions.
     pub facts: DeviceFacts,
+    /// As calls have them: what plans are made of.
+    pub planned_with: DeviceFacts,
     info: DeviceInfo,
-    memory_bandwidth: u64,
     /// Or why there is none.
     pub cudnn: std::result::Result<Cudnn, String>,
 }
@@ -41,17 +42,18 @@ impl Gpu {
         let mut gpu = Gpu {
             cudnn: Cudnn::open(stream.clone()),
             stopwatch: Stopwatch::new(stream.clone())?,
-            memory_bandwidth: facts.memory_bandwidth,
             cuda,
             stream,
             facts,
+            planned_with: facts,
             info,
         };
         gpu.facts.memory_bandwidth = gpu.copy_bandwidth()?;
         Ok(gpu)
     }
 
-    /// Bytes a second, read and written, of copies that take turns; it also warms the device up.
+    /// Bytes a second, read and written, of one copy again and again, too large for the L2 to hold
+    /// any of it until the next; it also warms the device up.
     fn copy_bandwidth(&self) -> Result<u64> {
         let bytes = COPY_BYTES.min(self.free_bytes()? as usize / 8);
         let from = self.cuda.zeros::<u8>(bytes)?;
@@ -90,10 +92,11 @@ impl Gpu {
                 multiprocessors: self.facts.multiprocessors,
                 memory_bytes: self.info.memory_bytes,
                 l2_bytes: self.facts.l2_bytes,
-                memory_bandwidth: self.memory_bandwidth,
+                memory_bandwidth: self.planned_with.memory_bandwidth,
             },
             versions,
             copy_bandwidth: self.facts.memory_bandwidth as f64,
+            no_cudnn: self.cudnn.as_ref().err().cloned(),
             ..GpuFile::default()
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! Times are the device's, by events in its stream, of calls that follow each other. Their tensors
 //! take turns, so that the L2 serves nothing it should not (`gpu`), or are the same each time
-//! (`gpu-in-cache`); small calls are also replayed from a graph (`gpu-graph`). What a training call
-//! computes is compared with the textbook before it is timed. docs/benchmarking.md says why.
+//! (`gpu-in-cache`); small calls are also replayed from a graph (`gpu-graph`). What a call computes is
+//! compared with the textbook before it is timed. docs/benchmarking.md says why.
 //!
 //! Criterion keeps our times. All else goes to `gpu.json` and `cudnn.json` in its folder.
 
@@ -34,12 +34,10 @@ use gpu::Gpu;
 use half::{bf16, f16};
 use id::{Config, Element as Type, Fused, Id, Pass};
 use record::Record;
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use warpnorm::{Element, Result};
-
-/// Bytes of a call whose time on the host is of interest.
-const SMALL: usize = 4 << 20;
 
 fn main() -> ExitCode {
     let mut criterion = Criterion::default()
@@ -95,6 +93,11 @@ impl Run<'_> {
                 Type::Bf16 => self.group::<bf16>(group),
                 Type::F32 | Type::F64 => self.group::<f32>(group),
             };
+            // Whatever came after it would only say so again.
+            if let Err(reason) = self.gpu.cuda.synchronize() {
+                eprintln!("{}, or what shares its tensors: the device is lost: {reason}", group[0]);
+                return failures + 1;
+            }
         }
         failures
     }
@@ -117,12 +120,21 @@ impl Run<'_> {
             }
             // A wrong result ends one benchmark, not all.
             let outcome = catch_unwind(AssertUnwindSafe(|| self.bench::<E>(id, &mut case)));
-            if outcome.is_err() {
-                eprintln!("{id}: failed, left out");
+            if let Err(panic) = outcome {
+                let reason = reason(&*panic);
+                eprintln!("{id}: failed, left out: {reason}");
                 failures += 1;
+                self.record.failed(id, reason);
+                self.write();
             }
         }
         failures
+    }
+
+    fn write(&self) {
+        if let Err(reason) = self.record.write() {
+            eprintln!("what is kept beside Criterion's results: {reason}");
+        }
     }
 
     /// One identifier, if the filter lets it pass.
@@ -141,17 +153,15 @@ impl Run<'_> {
         group.bench_function(rest, |bencher| {
             passed = true;
             let problem = id.problem().expect("a shape that exists");
-            let case = case
-                .get_or_insert_with(|| Case::new(gpu, problem).expect("memory for the tensors"));
-            case.check(id.pass).expect("a result as the textbook's");
-            bencher.iter_custom(|calls| {
-                case.time(id.pass, id.config, calls).expect("calls that fit the problem")
-            });
+            let case = case.get_or_insert_with(|| required(Case::new(gpu, problem)));
+            required(case.check(id.pass));
+            bencher.iter_custom(|calls| required(case.time(id.pass, id.config, calls)));
         });
         group.finish();
         if let (true, Some(case)) = (passed, case) {
-            self.beside(id, case).expect("what is measured beside it");
-            self.record.write().expect("a folder to write to");
+            self.record.succeeded(id);
+            required(self.beside(id, case));
+            self.write();
         }
     }
 
@@ -172,7 +182,7 @@ impl Run<'_> {
         if let Some(error) = case.check(id.pass)? {
             self.record.accuracy(id, error, cudnn.as_ref());
         }
-        if id.floor_bytes()? <= SMALL {
+        if sampling::is_host_timed(id)? {
             let sets = case.sets.len();
             let ours =
                 gpu.stopwatch.host_time(&mut |index| case.call(id.pass, index as usize % sets))?;
@@ -180,4 +190,15 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
+
+/// Criterion's closures return nothing: an error is a panic, which [`Run::group`] catches.
+fn required<T>(outcome: Result<T>) -> T {
+    outcome.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// What a panic says.
+fn reason(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()
 }

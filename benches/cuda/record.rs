@@ -22,18 +22,21 @@ pub struct Record {
 impl Record {
     pub fn open(gpu: &Gpu) -> Self {
         let folder = criterion_home();
-        let now = gpu.file();
+        let mut now = gpu.file();
         let name = now.device.name.clone();
         let before = read::<GpuFile>(&folder.join(GPU_FILE));
         let before = before.filter(|file| file.device.name == name).unwrap_or_default();
         let theirs = read::<PeerFile>(&folder.join(CUDNN_FILE));
         let theirs = theirs.filter(|file| file.device == name).unwrap_or_default();
+        let no_cudnn = now.no_cudnn.take().filter(|_| theirs.results.is_empty());
         let version = gpu.cudnn.as_ref().ok().map(|cudnn| ("cudnn".to_owned(), cudnn.version()));
         Record {
             gpu: GpuFile {
                 plans: before.plans,
                 host: before.host,
                 accuracy: before.accuracy,
+                failed: before.failed,
+                no_cudnn,
                 ..now
             },
             cudnn: PeerFile {
@@ -46,11 +49,21 @@ impl Record {
         }
     }
 
+    /// It could not be measured, and why.
+    pub fn failed(&mut self, id: &Id, reason: String) {
+        self.gpu.failed.insert(id.to_string(), reason);
+    }
+
+    /// It was measured, whatever came of it before.
+    pub fn succeeded(&mut self, id: &Id) {
+        self.gpu.failed.remove(&id.to_string());
+    }
+
     /// How a call is laid over the device, and what that should take.
     pub fn plan(&mut self, gpu: &Gpu, id: &Id) -> Result<()> {
         let problem = id.problem()?;
         let aligned = Alignment::ALIGNED;
-        let facts = &gpu.facts;
+        let facts = &gpu.planned_with;
         let training = |pass| training_plans(pass, &problem, facts, aligned, aligned, None);
         let (pass, plans) = match id.pass {
             Pass::Copy => return Ok(()),
@@ -60,7 +73,7 @@ impl Record {
                 (Call::Apply, vec![Plan::new(Call::Apply, &problem, facts, aligned)?])
             }
         };
-        let seconds = predicted_seconds(pass, &problem, facts, None)?;
+        let seconds = predicted_seconds(pass, &problem, &gpu.facts, Some(plans[0].tier))?;
         let bytes = |(index, plan): (usize, &Plan)| plan.hbm_bytes(&problem, facts, index == 1);
         let planned = Planned {
             tier: format!("{:?}", plans[0].tier).to_lowercase(),
@@ -78,7 +91,11 @@ impl Record {
 
     /// Our error against the textbook, and cuDNN's where it is there.
     pub fn accuracy(&mut self, id: &Id, ours: f64, cudnn: Option<&Measured>) {
-        let output = if id.pass == Pass::TrainForward { "y" } else { "dx" };
+        let output = match id.pass {
+            Pass::TrainBackward => "dx",
+            Pass::Inference => "y of inference",
+            _ => "y",
+        };
         let errors = Errors {
             ours,
             cudnn: cudnn.map(|measured| measured.errors.clone()).unwrap_or_default(),
@@ -117,7 +134,10 @@ fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()
 }
 
+/// All of it or nothing: a run may be ended at any time.
 fn write(path: &Path, value: &impl Serialize) -> std::io::Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(std::io::Error::other)?;
-    std::fs::write(path, text + "\n")
+    let unfinished = path.with_extension("unfinished");
+    std::fs::write(&unfinished, text + "\n")?;
+    std::fs::rename(unfinished, path)
 }

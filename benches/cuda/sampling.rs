@@ -1,5 +1,6 @@
 //! How often something is called to be timed, and on how many copies of its tensors. Knows no GPU.
 
+use crate::id::{Config, Id, Pass};
 use std::time::Duration;
 use warpnorm::Result;
 
@@ -20,6 +21,12 @@ pub fn sets(call_bytes: u64, set_bytes: u64, l2_bytes: u64, free_bytes: u64) -> 
     let others = (L2_TURNS * l2_bytes).div_ceil(call_bytes.max(1));
     let fit = (free_bytes as f64 * MEMORY_SHARE) as u64 / set_bytes.max(1);
     (others + 1).min(MOST_SETS).min(fit).max(1) as usize
+}
+
+/// Whether it is of interest what a call takes on the host: where it may be more than on the device.
+pub fn is_host_timed(id: &Id) -> Result<bool> {
+    const SMALL: usize = 4 << 20;
+    Ok(id.config == Config::Gpu && id.pass != Pass::Copy && id.floor_bytes()? <= SMALL)
 }
 
 /// The median of samples, each of so many calls that it lasts its share of [`MEASUREMENT`],

@@ -91,7 +91,10 @@ fn main() -> ExitCode {
             Type::F32 | Type::F64 => tune::<f32>(&gpu, &id, &parts),
         };
         match outcome {
-            Ok(measured) => println!("{id}\n{}\n", table(&gpu, &id, &measured)),
+            Ok((measured, all)) => {
+                println!("{id}\n{}\n", table(&gpu, &id, &measured));
+                failed |= !all;
+            }
             Err(error) => {
                 eprintln!("{id}: {error}");
                 failed = true;
@@ -113,7 +116,7 @@ fn parts(mut args: impl Iterator<Item = String>) -> std::result::Result<Vec<u32>
 
 fn plans(gpu: &Gpu, id: &Id, choice: Choice) -> Result<Vec<Plan>> {
     let aligned = Alignment::ALIGNED;
-    training_plans(call_of(id), &id.problem()?, &gpu.facts, aligned, aligned, choice)
+    training_plans(call_of(id), &id.problem()?, &gpu.planned_with, aligned, aligned, choice)
 }
 
 /// Every tier, by itself and with as many blocks to a channel as `parts` says.
@@ -124,11 +127,11 @@ fn choices(parts: &[u32]) -> impl Iterator<Item = Choice> {
     })
 }
 
-/// Every plan once: a tier that has none of its own streams.
-fn tune<E: Element>(gpu: &Gpu, id: &Id, parts: &[u32]) -> Result<Vec<Measured>> {
-    let problem = id.problem()?;
-    let mut case = Case::<E>::new(gpu, problem)?;
-    let mut found = Vec::<Measured>::new();
+/// Every plan once: a tier that has none of its own streams. One that fails ends none of the others;
+/// whether all went well is said, too.
+fn tune<E: Element>(gpu: &Gpu, id: &Id, parts: &[u32]) -> Result<(Vec<Measured>, bool)> {
+    let mut case = Case::<E>::new(gpu, id.problem()?)?;
+    let (mut found, mut all) = (Vec::<Measured>::new(), true);
     for choice in choices(parts) {
         let plans = match plans(gpu, id, choice) {
             Ok(plans) => plans,
@@ -139,13 +142,31 @@ fn tune<E: Element>(gpu: &Gpu, id: &Id, parts: &[u32]) -> Result<Vec<Measured>> 
         if found.iter().any(|it| it.plans == plans) {
             continue;
         }
-        case.force(choice)?;
-        case.check(id.pass)?;
-        let measured_ns = sampling::median_ns(|calls| case.time(id.pass, id.config, calls))?;
-        let seconds = predicted_seconds(call_of(id), &problem, &gpu.facts, choice)?;
-        found.push(Measured { plans, predicted_ns: seconds * 1e9, measured_ns });
+        match measure(&mut case, id, choice, plans) {
+            Ok(measured) => found.push(measured),
+            Err(error) => {
+                eprintln!("{id}: {choice:?}: {error}");
+                all = false;
+            }
+        }
     }
-    Ok(found)
+    // An error that stays with the device is all plans' from here on.
+    gpu.cuda.synchronize()?;
+    Ok((found, all))
+}
+
+fn measure<E: Element>(
+    case: &mut Case<'_, E>,
+    id: &Id,
+    choice: Choice,
+    plans: Vec<Plan>,
+) -> Result<Measured> {
+    case.force(choice)?;
+    case.check(id.pass)?;
+    let measured_ns = sampling::median_ns(|calls| case.time(id.pass, id.config, calls))?;
+    let facts = &case.gpu.facts;
+    let seconds = predicted_seconds(call_of(id), &case.problem, facts, choice)?;
+    Ok(Measured { plans, predicted_ns: seconds * 1e9, measured_ns })
 }
 
 fn table(gpu: &Gpu, id: &Id, measured: &[Measured]) -> Table {

@@ -208,8 +208,9 @@ def compiled(epilogue, training):
 
 
 def clock_cpu(calls, inner):
+    """Time of the next `inner` calls."""
     start = time.perf_counter_ns()
-    for call in itertools.islice(itertools.cycle(calls), inner):
+    for call in itertools.islice(calls, inner):
         call()
     return (time.perf_counter_ns() - start) / inner
 
@@ -217,7 +218,7 @@ def clock_cpu(calls, inner):
 def clock_cuda(calls, inner):
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
-    for call in itertools.islice(itertools.cycle(calls), inner):
+    for call in itertools.islice(calls, inner):
         call()
     end.record()
     end.synchronize()
@@ -236,15 +237,36 @@ def graph_of(calls):
     return graph.replay, len(calls)
 
 
+def tensor_bytes(extents, dtype):
+    elements = math.prod(int(extent) for extent in extents.split("x"))
+    return elements * torch.empty((), dtype=DTYPES[dtype]).element_size()
+
+
+def l2_bytes():
+    return torch.cuda.get_device_properties(0).L2_cache_size
+
+
 def sets_of(extents, dtype):
     """How many copies of the tensors take turns: as benches/cuda/sampling.rs has it."""
-    elements = math.prod(int(extent) for extent in extents.split("x"))
-    tensor = elements * torch.empty((), dtype=DTYPES[dtype]).element_size()
-    l2 = torch.cuda.get_device_properties(0).L2_cache_size
+    tensor = tensor_bytes(extents, dtype)
+    # What the allocator keeps of other shapes counts as taken.
+    torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
-    others = -(-3 * l2 // (2 * tensor))
+    others = -(-3 * l2_bytes() // (2 * tensor))
     # x, dy, residual, y, what of dy ReLU lets pass, dx, and the step in f32 from which they come.
-    return max(1, min(others + 1, 512, int(0.6 * free) // (8 * tensor)))
+    return max(1, min(others + 1, 2048, int(0.6 * free) // (8 * tensor)))
+
+
+def is_measured(way, pass_, dtype, extents, config):
+    """Leaves out what benches/cuda leaves out, and copies but once."""
+    if config == "gpu-in-cache":
+        moved = 3 if pass_ == "train_backward" else 2
+        if moved * tensor_bytes(extents, dtype) > l2_bytes() // 2:
+            return False
+    # What autograd does with a capture is another matter.
+    if (way, config) == ("compile", "gpu-graph"):
+        return False
+    return pass_ != "copy" or way in ("eager", "native")
 
 
 def measure(calls, device, seconds, least):
@@ -252,15 +274,17 @@ def measure(calls, device, seconds, least):
 
     The calls do the same on different tensors, and take turns."""
     clock = clock_cpu if device == "cpu" else clock_cuda
+    # A sample goes on where the last one ended, or a slow call would never come to most tensors.
+    turns = itertools.cycle(calls)
     for _ in range(3):
-        once = clock(calls, len(calls) if device == "cuda" else 1)
+        once = clock(turns, len(calls) if device == "cuda" else 1)
     inner = max(1, round((2e6 if device == "cpu" else 1e7) / once))
-    clock(calls, inner)
+    clock(turns, inner)
     samples, faults = [], []
     stop = time.perf_counter() + seconds
     while len(samples) < least or time.perf_counter() < stop:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        samples.append(clock(calls, inner))
+        samples.append(clock(turns, inner))
         faults.append((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / inner)
     return statistics.median(samples), statistics.median(faults)
 
@@ -399,32 +423,49 @@ def identifiers(args):
     ]
 
 
-def run(args, way):
-    """One way's results, and what it refuses."""
+def run(args, way, found, save):
+    """Adds one way's results to `found`, and what it refuses; saved as they come."""
     seconds, least = (0.02, 3) if args.quick else (1.0, 15) if args.device == "cpu" else (0.1, 10)
-    results, refused = [], {}
     shares_tensors = lambda id_: (*id_[1:4], id_[4])
     for (layout, dtype, extents, _), ids in itertools.groupby(identifiers(args), shares_tensors):
         cases = []
         for pass_, _, _, _, epilogue, config in ids:
             id_ = f"{pass_}/{layout}/{dtype}/{extents}/{epilogue}/{config}"
-            # What autograd does with a capture is another matter.
-            if args.filter not in id_ or (way, config) == ("compile", "gpu-graph"):
+            if args.filter not in id_ or not is_measured(way, pass_, dtype, extents, config):
                 continue
             try:
                 if not cases:
                     count = 1 if args.device == "cpu" else sets_of(extents, dtype)
                     cases = [Case(args.device, layout, dtype, extents, way) for _ in range(count)]
                 median, faults = measure_one(cases, args.device, pass_, epilogue, config, seconds, least)
-            except (RuntimeError, NotImplementedError, Refused) as reason:
-                refused[id_] = str(reason).splitlines()[0]
-                print(f"{id_:60} not supported: {refused[id_]}", file=sys.stderr)
+            # Compilers fail in many ways, and none of them is to end the rest.
+            except Exception as error:
+                found["refused"][id_] = reason(error)
+                print(f"{id_:60} not supported: {found['refused'][id_]}", file=sys.stderr)
+                save()
+                require_device(args.device)
                 continue
             print(f"{id_:60} {median / 1e3:12.2f} us", file=sys.stderr)
-            if faults * resource.getpagesize() > 0.1 * cases[0].x.nbytes + resource.getpagesize():
+            expected = 0.1 * cases[0].x.nbytes + resource.getpagesize()
+            if args.device == "cpu" and faults * resource.getpagesize() > expected:
                 print(f"warning: {id_}: {faults:.0f} page faults a call; its memory was not warm", file=sys.stderr)
-            results.append({"id": id_, "median_ns": round(median, 1)})
-    return results, refused
+            found["results"].append({"id": id_, "median_ns": round(median, 1)})
+        save()
+
+
+def reason(error):
+    """Its first line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def require_device(device):
+    """Ends the program where an error has taken the device away: all else would fail of that."""
+    if device == "cuda":
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            sys.exit(f"the device is lost, and the rest is not measured: {reason(error)}")
 
 
 def measure_one(cases, device, pass_, epilogue, config, seconds, least):
@@ -435,48 +476,73 @@ def measure_one(cases, device, pass_, epilogue, config, seconds, least):
     calls = [case.call(pass_, epilogue) for case in cases]
     if config != "gpu-graph":
         return measure(calls, device, seconds, least)
-    replay, count = graph_of(calls[:256])
+    replay, count = graph_of(calls)
     median, faults = measure([replay], device, seconds, least)
     return median / count, faults
 
 
-def peer(args, way, overhead):
-    """A way's object in the output."""
+def measure_way(args, way, found, save):
+    """Fills a way's object in the output."""
     load = ForeignLoad()
+
+    def save_with_load():
+        found["foreign_cpu_share"] = load.share()
+        save()
+
     # Autograd is part of what torch.compile compiles.
     with contextlib.nullcontext() if way == "compile" else torch.inference_mode():
-        results, refused = run(args, way)
+        run(args, way, found, save_with_load)
     share = load.share()
     if share is not None and share > 0.05:
         print(f"warning: other processes used {share:.0%} of a core; measure again", file=sys.stderr)
-    found = {
-        "peer": WAYS[way], "device": device_name(args.device), "versions": versions(args.device),
-        "call_overhead_ns": overhead, "foreign_cpu_share": share, "results": results, "refused": refused,
-    }
     if args.step and args.device == "cuda":
-        torch.backends.cudnn.enabled = way != "native"
-        found["resnet50_step_ns"] = torch_resnet.step_times(way == "compile")
-        torch.backends.cudnn.enabled = True
-    return found
+        torch.cuda.empty_cache()
+        for batch, outcome in torch_resnet.step_times(way):
+            if isinstance(outcome, Exception):
+                found["refused"][f"step/{batch}"] = reason(outcome)
+                print(f"{WAYS[way]}: no step at N = {batch}: {reason(outcome)}", file=sys.stderr)
+                require_device(args.device)
+            else:
+                found["resnet50_step_ns"][batch] = outcome
+            save()
+
+
+def compile_every_shape():
+    """By default eager calls silently take over after some hundred shapes."""
+    config = torch._dynamo.config
+    config.cache_size_limit = config.accumulated_cache_size_limit = 1 << 16
+    config.fail_on_recompile_limit_hit = True
+    # The same graph is differentiated again and again.
+    torch._functorch.config.donated_buffer = False
+
+
+def write(path, peers):
+    """All of it or nothing: a run may be ended at any time."""
+    with open(path + ".unfinished", "w") as file:
+        json.dump(peers[0] if len(peers) == 1 else peers, file, indent=1)
+        file.write("\n")
+    os.replace(path + ".unfinished", path)
 
 
 def main():
     args = arguments()
     keep_freed_memory()
-    # The same graph is differentiated again and again.
-    torch._functorch.config.donated_buffer = False
-    torch._dynamo.config.cache_size_limit = 4096
+    compile_every_shape()
     torch.manual_seed(1)
     with torch.inference_mode():
         if args.device == "cpu":
             torch.set_num_threads(1)
         overhead = call_overhead(args.device)
-    peers = [peer(args, way, overhead) for way in args.ways]
-    if not any(found["results"] for found in peers):
+    peers = []
+    for way in args.ways:
+        peers.append({
+            "peer": WAYS[way], "device": device_name(args.device), "versions": versions(args.device),
+            "call_overhead_ns": overhead, "foreign_cpu_share": None,
+            "results": [], "refused": {}, "resnet50_step_ns": {},
+        })
+        measure_way(args, way, peers[-1], lambda: write(args.output, peers))
+    if not any(found["results"] or found["resnet50_step_ns"] for found in peers):
         sys.exit("nothing measured: no identifier matches the options given")
-    with open(args.output, "w") as file:
-        json.dump(peers[0] if len(peers) == 1 else peers, file, indent=1)
-        file.write("\n")
 
 
 if __name__ == "__main__":

@@ -166,9 +166,9 @@ fn is_gpu_shape_of(id: &Id) -> bool {
     plain && (all_types || other_batches || growth) || in_step || sampled
 }
 
-/// Every shape of the GPU, once.
+/// Every shape of the GPU, once: those of whole steps first, for a run that is cut short.
 pub fn gpu_shapes() -> Vec<Vec<usize>> {
-    let of_layers = [32, 64, 256].into_iter().flat_map(|batch| {
+    let of_layers = [64, 256, 32].into_iter().flat_map(|batch| {
         RESNET_50.iter().map(move |layer| [&[batch], &layer.sample[..]].concat())
     });
     let growth = GROWTH.iter().flat_map(|(_, shapes)| shapes.map(<[usize]>::to_vec));

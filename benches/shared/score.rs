@@ -55,6 +55,24 @@ fn largest(values: &Array3<f64>) -> Array1<f64> {
 impl Expected {
     /// Of training on `inputs`.
     pub fn of<E: Element>(problem: &Problem, inputs: &Inputs<E>) -> Self {
+        Self::with::<E>(problem, inputs, None)
+    }
+
+    /// Of inference, by running statistics.
+    pub fn of_inference<E: Element>(
+        problem: &Problem,
+        inputs: &Inputs<E>,
+        mean: &[E::Param],
+        var: &[E::Param],
+    ) -> Self {
+        Self::with(problem, inputs, Some([mean, var]))
+    }
+
+    fn with<E: Element>(
+        problem: &Problem,
+        inputs: &Inputs<E>,
+        running: Option<[&[E::Param]; 2]>,
+    ) -> Self {
         let channels = sampled_channels(problem.channels(), problem.values_per_channel());
         let epilogue = problem.epilogue();
         let tensor = |values: &[E]| gather(problem, &channels, values);
@@ -65,7 +83,10 @@ impl Expected {
         let residual = epilogue.residual.then(|| tensor(&inputs.residual));
         let residual = residual.as_ref().map(|residual| residual.view());
         let (weight, bias) = (vector(&inputs.weight), vector(&inputs.bias));
-        let (mean, var) = reference::moments(x.view());
+        let (mean, var) = match running {
+            Some([mean, var]) => (vector(mean), vector(var)),
+            None => reference::moments(x.view()),
+        };
         let invstd = reference::invstd(var.view(), NORM.eps);
         let statistics = (mean.view(), invstd.view(), weight.view(), bias.view());
         let (mean, invstd, weight, bias) = statistics;
@@ -80,7 +101,7 @@ impl Expected {
             weight,
             bias,
             epilogue.activation,
-            true,
+            running.is_none(),
         );
         let column =
             |values: &Array1<f64>| values.clone().insert_axis(Axis(0)).insert_axis(Axis(2));

@@ -51,6 +51,12 @@ pub struct GpuFile {
     pub host: BTreeMap<String, HostCost>,
     /// Errors against the textbook, by identifier and output: `<identifier> y`.
     pub accuracy: BTreeMap<String, Errors>,
+    /// What could not be measured, or was wrong, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub failed: BTreeMap<String, String>,
+    /// Why cuDNN was not there, if it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_cudnn: Option<String>,
 }
 
 /// Criterion's own rule for where its results go.

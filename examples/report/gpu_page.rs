@@ -14,6 +14,7 @@ const NAMED: usize = 25;
 
 pub fn write(report: &Report, page: &mut String) {
     let Some(gpu) = &report.gpu else { return };
+    write_failed(gpu, page);
     write_step(report, page);
     write_predictions(report, gpu, page);
     write_growth(report, page);
@@ -38,6 +39,21 @@ pub fn device(gpu: &GpuFile) -> String {
         gpu.copy_bandwidth / 1e9,
         versions.join(", "),
     )
+}
+
+fn write_failed(gpu: &GpuFile, page: &mut String) {
+    if let Some(reason) = &gpu.no_cudnn {
+        let _ = writeln!(page, "**cuDNN was not measured: {reason}.**\n");
+    }
+    if gpu.failed.is_empty() {
+        return;
+    }
+    page.push_str("## Failed\n\nNot measured, or wrong:\n\n");
+    let mut table = Table::new(&["case", "reason"], 2);
+    for (id, reason) in &gpu.failed {
+        table.row(vec![format!("`{id}`"), reason.replace('|', "/")]);
+    }
+    table.write(page);
 }
 
 fn write_step(report: &Report, page: &mut String) {

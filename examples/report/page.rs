@@ -7,7 +7,7 @@ use crate::join::{self, Peer, Row};
 use crate::machine::Machine;
 use crate::plots::Picture;
 use crate::rust_page;
-use crate::summary::{Line, summarize};
+use crate::summary::{Line, Ratios, summarize};
 use crate::table::{Table, cell, percent, ratio, time};
 use std::fmt::Write;
 
@@ -157,18 +157,19 @@ fn write_summary(report: &Report, page: &mut String) {
         "least",
     ];
     let mut table = Table::new(&columns, 6);
-    for Line { kind, peer, cases, mean, least, worst, refused } in lines {
+    for Line { kind, peer, cases, ratios, refused } in lines {
+        let worst = |it: &Ratios| format!("{} {}", it.worst.shape(), it.worst.fused);
         table.row(vec![
             kind.pass.to_string(),
             kind.slot.to_string(),
             kind.element.to_string(),
             kind.config.to_string(),
             report.peers[peer].name.clone(),
-            format!("{} {}", worst.shape(), worst.fused),
+            cell(ratios.as_ref(), worst),
             cases.to_string(),
             if refused == 0 { String::new() } else { refused.to_string() },
-            ratio(mean),
-            ratio(least),
+            cell(ratios.as_ref(), |it| ratio(it.mean)),
+            cell(ratios.as_ref(), |it| ratio(it.least)),
         ]);
     }
     table.write(page);
@@ -290,6 +291,13 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_cudnn_is_said() {
+        let mut report = invented::report();
+        report.gpu.as_mut().unwrap().no_cudnn = Some("no library".to_owned());
+        assert!(markdown(&report, &[]).contains("**cuDNN was not measured: no library.**"));
+    }
+
+    #[test]
     fn a_gpus_report_has_every_section() {
         let page = markdown(&invented::report(), &[]);
         for part in [
@@ -301,6 +309,8 @@ mod tests {
             "## Accuracy",
             "## What a call takes on the host",
             "## Beside candle and Burn",
+            "## Failed",
+            "an error of 2/3",
             "refused",
         ] {
             assert!(page.contains(part), "{part} in {page}");

@@ -5,6 +5,7 @@ use crate::id::{Id, Pass};
 use crate::join::{Measured, Peer};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -91,25 +92,25 @@ fn latest_runs(directory: &Path) -> Result<Vec<PathBuf>, SourceError> {
     Ok(runs)
 }
 
-/// A peer's file, in any of its forms.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum AnyFile {
-    Rust(RustFile),
-    Several(Vec<PeerFile>),
-    One(PeerFile),
-}
-
 /// The peers of a file that `benches/peers` wrote, and what the Rust peers' program found beside
 /// times.
 pub fn read_peers(path: &Path) -> Result<(Vec<Peer>, Option<RustFile>), SourceError> {
-    let (files, rust) = match read_json(path)? {
-        AnyFile::Rust(mut file) => (std::mem::take(&mut file.peers), Some(file)),
-        AnyFile::Several(files) => (files, None),
-        AnyFile::One(file) => (vec![file], None),
+    // Not an untagged enum: serde keeps its keys as text then, and batches are numbers.
+    let json: Value = read_json(path)?;
+    let (files, rust) = if json.is_array() {
+        (of_json::<Vec<PeerFile>>(json, path)?, None)
+    } else if json.get("peers").is_some() {
+        let mut file: RustFile = of_json(json, path)?;
+        (std::mem::take(&mut file.peers), Some(file))
+    } else {
+        (vec![of_json::<PeerFile>(json, path)?], None)
     };
     let peers = files.into_iter().map(|file| peer(file, path)).collect::<Result<_, _>>()?;
     Ok((peers, rust))
+}
+
+fn of_json<T: DeserializeOwned>(json: Value, path: &Path) -> Result<T, SourceError> {
+    serde_json::from_value(json).map_err(|error| unusable(path, error))
 }
 
 fn peer(file: PeerFile, path: &Path) -> Result<Peer, SourceError> {
@@ -260,6 +261,18 @@ mod tests {
         assert_eq!((peers.len(), peers[0].results.len(), peers[0].devices.len()), (2, 2, 2));
         let error = add_peer(&mut peers, more[0].clone(), &path).unwrap_err().to_string();
         assert!(error.contains("a second time of P"), "{error}");
+    }
+
+    #[test]
+    fn steps_are_read_by_their_batch_in_every_form_of_file() {
+        let folder = Folder::new("steps");
+        let peer = r#"{"device":"D","results":[],"foreign_cpu_share":null,
+            "resnet50_step_ns":{"64":5,"256":20.5}}"#;
+        let rust = format!(r#"{{"peers":[{peer}],"allocation":[],"memory":[],"accuracy":[]}}"#);
+        for text in [peer.to_owned(), format!("[{peer}]"), rust] {
+            let (peers, _) = read_peers(&folder.write("p.json", &text)).unwrap();
+            assert_eq!(peers[0].resnet50_step_ns, [(64, 5.0), (256, 20.5)].into());
+        }
     }
 
     #[test]

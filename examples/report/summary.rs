@@ -24,12 +24,18 @@ pub struct Line {
     pub kind: Kind,
     pub peer: usize,
     pub cases: usize,
+    /// `None` where the peer refuses all.
+    pub ratios: Option<Ratios>,
+    /// What the peer refuses of this kind.
+    pub refused: usize,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ratios {
     pub mean: f64,
     pub least: f64,
     /// Where the least is.
     pub worst: Id,
-    /// What the peer refuses of this kind.
-    pub refused: usize,
 }
 
 /// In the order of the rows. Copies are yardsticks.
@@ -45,28 +51,28 @@ pub fn summarize(rows: &[Row], peers: &[Peer]) -> Vec<Line> {
     for kind in kinds {
         let of_kind = || rows.iter().filter(move |row| Kind::of(&row.id) == kind);
         for (index, peer) in peers.iter().enumerate() {
-            let ratios = of_kind()
+            let against = of_kind()
                 .filter_map(|row| row.peers[index].map(|against| (against.ratio, &row.id)));
-            let ratios: Vec<(f64, &Id)> = ratios.collect();
-            let Some(&(least, worst)) = ratios.iter().min_by(|a, b| a.0.total_cmp(&b.0)) else {
+            let against: Vec<(f64, &Id)> = against.collect();
+            let is_refused = |row: &&Row| peer.refused.contains_key(&row.id.to_string());
+            let refused = of_kind().filter(is_refused).count();
+            if against.is_empty() && refused == 0 {
                 continue;
-            };
-            let refused = of_kind().filter(|row| peer.refused.contains_key(&row.id.to_string()));
-            lines.push(Line {
-                kind,
-                peer: index,
-                cases: ratios.len(),
-                mean: geometric_mean(ratios.iter().map(|(ratio, _)| *ratio)),
-                least,
-                worst: worst.clone(),
-                refused: refused.count(),
-            });
+            }
+            let (cases, ratios) = (against.len(), ratios(&against));
+            lines.push(Line { kind, peer: index, cases, ratios, refused });
         }
     }
     lines
 }
 
-pub fn geometric_mean(values: impl Iterator<Item = f64>) -> f64 {
+fn ratios(against: &[(f64, &Id)]) -> Option<Ratios> {
+    let &(least, worst) = against.iter().min_by(|a, b| a.0.total_cmp(&b.0))?;
+    let mean = geometric_mean(against.iter().map(|(ratio, _)| *ratio));
+    Some(Ratios { mean, least, worst: worst.clone() })
+}
+
+fn geometric_mean(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, count) = values.fold((0.0, 0), |(sum, count), value| (sum + value.ln(), count + 1));
     (sum / f64::from(count)).exp()
 }
@@ -100,10 +106,22 @@ mod tests {
         let rows = join(&of([100.0; 3]), &peers).unwrap();
         let lines = summarize(&rows, &peers);
         assert_eq!(lines.len(), 2);
-        assert_eq!((lines[0].cases, lines[0].least, lines[0].refused), (2, 0.5, 0));
-        assert!((lines[0].mean - 2.0).abs() < 1e-12);
-        assert_eq!(lines[0].worst.shape(), "8x4x2x2");
+        assert_eq!((lines[0].cases, lines[0].refused), (2, 0));
+        let ratios = lines[0].ratios.as_ref().unwrap();
+        assert!((ratios.mean - 2.0).abs() < 1e-12);
+        assert_eq!((ratios.least, ratios.worst.shape().as_str()), (0.5, "8x4x2x2"));
         assert_eq!((lines[1].cases, lines[1].refused), (1, 1));
+    }
+
+    #[test]
+    fn a_kind_that_is_refused_altogether_is_a_line() {
+        let ours = [measured("8x4x2x2", "channels-last", 1.0)];
+        let refused = [(ours[0].id.to_string(), "no".to_owned())].into();
+        let peers = [Peer { refused, ..Peer::default() }, Peer::default()];
+        let lines = summarize(&join(&ours, &peers).unwrap(), &peers);
+        assert_eq!(lines.len(), 1);
+        assert_eq!((lines[0].peer, lines[0].cases, lines[0].refused), (0, 0, 1));
+        assert_eq!(lines[0].ratios, None);
     }
 
     #[test]

@@ -6,12 +6,13 @@ cd "$(dirname "$0")"
 
 readonly FAILED=1 NO_GPU=2 NO_TOOL=3
 failures=()
+python=${PYTHON:-python3}
 
 usage() {
     cat <<'TEXT'
 ./run.sh test                 every test, and the public cases in both layouts
 ./run.sh sanitize [TOOL...]   the tests under compute-sanitizer: memcheck racecheck initcheck synccheck
-./run.sh bench [NAME...]      benchmarks (cuda, cpu), peers/, and a report on them
+./run.sh bench [NAME...]      benchmarks (cuda, torch, cpu), and a report on them
 ./run.sh tune [TEXT]          every plan of the identifiers that contain TEXT, against its prediction
 ./run.sh train [OPTION...]    the training example
 ./run.sh info [OPTION...]     driver, devices, kernels, plans
@@ -34,6 +35,19 @@ header() {
     bin/info | sed -n '/^device/p'
     if command -v nvidia-smi >/dev/null; then
         nvidia-smi --query-gpu=index,name,driver_version,memory.total --format=csv || true
+    fi
+}
+
+# cuDNN, cuBLAS and NVRTC where Python's packages have them, after all else that the loader knows.
+find_python_libraries() {
+    local found
+    found=$("$python" -c '
+import glob, importlib.util
+roots = importlib.util.find_spec("nvidia").submodule_search_locations
+print(":".join(path for root in roots for path in sorted(glob.glob(root + "/*/lib"))))
+' 2>/dev/null) || return 0
+    if [ -n "$found" ]; then
+        export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$found
     fi
 }
 
@@ -125,23 +139,46 @@ sanitize() {
         bin/gpu --test-threads 1 "${skipped[@]}"
 }
 
+# The GPU's part comes first: where its time is short, the rest may be cut off.
 run_bench() {
-    local name names=("$@") criterion=results/$stamp-criterion peers=()
-    if [ ${#names[@]} -eq 0 ]; then names=(cuda cpu); fi
+    local name names=("$@") home=${BENCH_HOME:-results/$stamp-bench} filter=${BENCH_FILTER:-}
+    if [ ${#names[@]} -eq 0 ]; then names=(cuda torch cpu); fi
+    mkdir -p "$home"
     for name in "${names[@]}"; do
-        if [ "$name" = cuda ]; then require_gpu; fi
-        step "bench $name" env CRITERION_HOME="$criterion" "bin/bench-$name" --bench
+        case $name in
+            torch) bench_torch "$home" "$filter" ;;
+            *)
+                if [ "$name" = cuda ]; then require_gpu; fi
+                step "bench $name" env CRITERION_HOME="$home/criterion" "bin/bench-$name" --bench \
+                    ${filter:+"$filter"}
+                ;;
+        esac
     done
-    if python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
-        step 'peer torch' python3 peers/torch_bn.py --device cuda --ways native,cudnn --step \
-            --output "results/$stamp-torch.json"
-        peers+=(--peer "results/$stamp-torch.json")
-    else
-        printf '\nPyTorch with CUDA is not here: not measured\n'
-    fi
-    step report bin/report --device "$(device_name)" --criterion "$criterion" "${peers[@]}" \
-        --commit "$(sed -n 's/^commit //p' built-from.txt)" --output "results/$stamp-report"
+    report "$home"
     conclude
+}
+
+bench_torch() {
+    local home=$1 filter=$2 options called
+    if ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+        printf '\nPyTorch with CUDA is not here: not measured\n'
+        return
+    fi
+    read -ra options <<<"${TORCH_OPTIONS:---ways native,cudnn --step}"
+    # What is measured again replaces what it was before: the report takes nothing twice.
+    called=$(printf %s "${options[*]} $filter" | tr -cs 'A-Za-z0-9_.' -)
+    step 'bench torch' "$python" peers/torch_bn.py --device cuda "${options[@]}" \
+        --filter "$filter" --output "$home/torch$called.json"
+}
+
+# On all that is in a folder, also of earlier runs.
+report() {
+    local file peers=()
+    for file in "$1"/torch*.json; do
+        if [ -e "$file" ]; then peers+=(--peer "$file"); fi
+    done
+    step report bin/report --device "$(device_name)" --criterion "$1/criterion" "${peers[@]}" \
+        --commit "$(sed -n 's/^commit //p' built-from.txt)" --output "$1"
 }
 
 # The first GPU's, as a folder's: NVIDIA-H100-80GB-HBM3.
@@ -175,6 +212,7 @@ case $command in
 esac
 
 run() {
+    find_python_libraries
     header
     case $command in
         test) run_test ;;

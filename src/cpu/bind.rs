@@ -39,12 +39,13 @@ impl<'p> Call<'p> {
     ) -> Result<Self> {
         problem.check_dtype(E::DTYPE)?;
         workspace.check(problem)?;
-        let parallel = cpu.is_parallel(problem);
+        let threads = cpu.threads(problem);
+        let parallel = threads > 1;
         let (batch, channels, spatial) = (problem.batch(), problem.channels(), problem.spatial());
         let merged = gapless.iter().all(|&gapless| gapless);
         let partition = match problem.layout() {
             Layout::ChannelsFirst => {
-                Partition::First(planes::Partition::new(batch, channels, spatial, parallel))
+                Partition::First(planes::Partition::new(batch, channels, spatial, threads))
             }
             Layout::ChannelsLast => {
                 let rows = match (merged, spatial) {
@@ -167,7 +168,7 @@ impl<'p> Call<'p> {
 }
 
 /// Outputs of this size and more leave no room in a last-level cache for what else is in use.
-pub(super) const STREAMING_BYTES: usize = 32 << 20;
+pub(super) const STREAMING_BYTES: usize = 12 << 20;
 /// Shorter runs are mostly lines that a streaming store fills in part.
 pub(super) const STREAMING_RUN: usize = 1024;
 

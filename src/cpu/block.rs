@@ -6,7 +6,9 @@
 
 use super::channel::{Coefficients, GradientCoefficients};
 use super::convert::Real;
-use super::run::{self, Body, Output, PARTIAL, along_lines, first_partial, read, total};
+use super::run::{self, Body, Output, along_lines, read};
+use super::simd::with_adder;
+use super::sums::{PairSums, Pairs};
 use crate::element::{DType, Element};
 
 /// `block = values`, exactly.
@@ -73,56 +75,46 @@ pub fn deviation<E: Element, R: Real>(x: R, mean_hi: R, mean_lo: R) -> R {
     }
 }
 
-/// Sums of deviations from a pivot and of their squares along runs, in parts.
+/// The deviations of a run's values from a pivot, twice: for sums of them and of their squares.
 pub struct Deviations<'a, E> {
     pub values: &'a [E],
-    pivot: f64,
-    first: [f64; PARTIAL],
-    second: [f64; PARTIAL],
+    pub pivot: f64,
 }
 
-impl<E: Element> Deviations<'_, E> {
-    pub fn new(pivot: f64) -> Self {
-        Deviations { values: &[], pivot, first: [0.0; PARTIAL], second: [0.0; PARTIAL] }
-    }
+impl<E: Element> Pairs for Deviations<'_, E> {
+    type Real = f64;
 
-    /// The two sums.
     #[inline(always)]
-    pub fn totals(&self) -> [f64; 2] {
-        [total(self.first), total(self.second)]
-    }
-}
-
-impl<E: Element> Body for Deviations<'_, E> {
-    #[inline(always)]
-    fn chunk<const N: usize>(&mut self, at: usize) {
+    fn pairs<const N: usize>(&self, at: usize) -> [[f64; N]; 2] {
         let values = read::<E, N>(self.values, at);
-        let partial = first_partial::<N>(at);
-        for (index, value) in values.into_iter().enumerate() {
-            let deviation = E::extend(value) - self.pivot;
-            self.first[partial + index] += deviation;
-            self.second[partial + index] += deviation * deviation;
+        let mut deviations = [0.0; N];
+        for index in 0..N {
+            deviations[index] = E::extend(values[index]) - self.pivot;
         }
+        [deviations; 2]
     }
 }
 
 /// The sums of g and of g * d over a block.
 #[inline(always)]
 pub fn gradient_sums(g: &[f64], d: &[f64]) -> [f64; 2] {
-    let mut partial = [[0.0; PARTIAL]; 2];
-    let (g_chunks, g_rest) = g.as_chunks::<PARTIAL>();
-    let (d_chunks, d_rest) = d.as_chunks::<PARTIAL>();
-    for (g, d) in g_chunks.iter().zip(d_chunks) {
-        for lane in 0..PARTIAL {
-            partial[0][lane] += g[lane];
-            partial[1][lane] += g[lane] * d[lane];
-        }
+    let mut sums = PairSums::new();
+    with_adder!(|adder| sums.add(adder, &Gradients { g, d }, g.len()));
+    sums.totals()
+}
+
+struct Gradients<'a> {
+    g: &'a [f64],
+    d: &'a [f64],
+}
+
+impl Pairs for Gradients<'_> {
+    type Real = f64;
+
+    #[inline(always)]
+    fn pairs<const N: usize>(&self, at: usize) -> [[f64; N]; 2] {
+        [*run::at(self.g, at), *run::at(self.d, at)]
     }
-    for (lane, (&g, &d)) in g_rest.iter().zip(d_rest).enumerate() {
-        partial[0][lane] += g;
-        partial[1][lane] += g * d;
-    }
-    partial.map(total)
 }
 
 /// `d = x - mean`, in x's place.

@@ -118,12 +118,14 @@ fn forward_direct<E: Element, const MEASURED: bool>(
     streaming: bool,
 ) {
     let x = tensors.0;
-    let grouping = Grouping::new(x.dim());
+    let grouping = if MEASURED { Grouping::twice } else { Grouping::once }(x.dim());
     let mut coefficients = [ChannelCoefficients::NONE; MAX_GROUP];
     let mut moments = [Moments::default(); MAX_GROUP];
     let measure_group = |group: Range<usize>, samples: Range<usize>, moments: &mut [Moments]| {
-        for (moments, channel) in moments.iter_mut().zip(group).filter(|_| MEASURED) {
-            *moments = measure(samples_of(x, channel, samples.clone()), *moments);
+        for samples in grouping.tiles(samples).filter(|_| MEASURED) {
+            for (moments, channel) in moments.iter_mut().zip(group.clone()) {
+                *moments = measure(samples_of(x, channel, samples.clone()), *moments);
+            }
         }
     };
     measure_group(grouping.group(0), 0..x.len_of(Axis(0)), &mut moments);
@@ -136,12 +138,7 @@ fn forward_direct<E: Element, const MEASURED: bool>(
         let next = grouping.group(group.end);
         moments.fill(Moments::default());
         for samples in grouping.steps() {
-            let part = ForwardGroup::new(
-                &mut tensors,
-                group.clone(),
-                grouping.ahead(next.clone()),
-                samples.clone(),
-            );
+            let part = ForwardGroup::new(&mut tensors, group.clone(), samples.clone());
             apply_group(part, coefficients, direct, streaming);
             measure_group(next.clone(), samples, &mut moments);
         }
@@ -362,15 +359,17 @@ fn backward_direct<E: Element, const REDUCED: bool>(
     (direct, frozen): (Direct, bool),
     streaming: bool,
 ) {
-    let grouping = Grouping::new(inputs.0.dim());
+    let grouping = if REDUCED { Grouping::twice } else { Grouping::once }(inputs.0.dim());
     let mut values = [ChannelCoefficients::NONE; MAX_GROUP];
     let mut sums = [Sums::default(); MAX_GROUP];
     let reduce_group = |group: Range<usize>, samples: Range<usize>, sums: &mut [Sums]| {
-        for (sums, channel) in sums.iter_mut().zip(group).filter(|_| REDUCED) {
-            let inputs = channel_inputs(inputs, channel).samples(samples.clone());
-            let by = GradientCoefficients::default();
-            let coefficients = ChannelCoefficients::new::<E>(&coefficients(channel), &by);
-            *sums = reduce_direct(inputs, coefficients, direct, *sums);
+        for samples in grouping.tiles(samples).filter(|_| REDUCED) {
+            for (sums, channel) in sums.iter_mut().zip(group.clone()) {
+                let inputs = channel_inputs(inputs, channel).samples(samples.clone());
+                let by = GradientCoefficients::default();
+                let coefficients = ChannelCoefficients::new::<E>(&coefficients(channel), &by);
+                *sums = reduce_direct(inputs, coefficients, direct, *sums);
+            }
         }
     };
     reduce_group(grouping.group(0), 0..inputs.0.len_of(Axis(0)), &mut sums);
@@ -383,8 +382,8 @@ fn backward_direct<E: Element, const REDUCED: bool>(
         let next = grouping.group(group.end);
         sums.fill(Sums::default());
         for samples in grouping.steps() {
-            let (group, ahead) = (group.clone(), grouping.ahead(next.clone()));
-            let part = GradientGroup::new(inputs, &mut outputs, group, ahead, samples.clone());
+            let group = group.clone();
+            let part = GradientGroup::new(inputs, &mut outputs, group, samples.clone());
             write_group(part, values, direct, frozen, streaming);
             reduce_group(next.clone(), samples, &mut sums);
         }

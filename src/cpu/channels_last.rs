@@ -9,10 +9,11 @@ use super::direct::{
 use super::lanes::{LaneCoefficients, LanePrecisions};
 use super::moments::{Lanes, Moments, is_far, read_lane};
 use super::parallel::for_each_dense;
-use super::rows::{PACK, Pack, Partition, ahead, block_rows, loose_lanes, packs, pieces};
-use super::run::{Output, read};
+use super::row_sums::{LanePairs, add_rows};
+use super::rows::{Partition, pieces};
+use super::run::{Output, at, read};
 use super::simd::{finish_streaming, prefetch_line, vectorized};
-use super::tile::{Blocks, Pass, with_blocks};
+use super::tile::{Blocks, Pass, TILE, with_blocks};
 use super::{LaneTables, epilogue};
 use crate::config::{Activation, Epilogue};
 use crate::element::Element;
@@ -66,83 +67,117 @@ vectorized! {
 /// The moments of each lane of a part.
 fn measure<E: Element>(x: ArrayView3<'_, E>, rows: [usize; 2], lanes: usize, partial: &mut [f64]) {
     let mut before = 0;
-    for_each_dense(x, rows, &mut |x| {
-        measure_rows(x, lanes, before, partial);
-        before += x.len() / lanes;
+    with_blocks(|blocks| {
+        for_each_dense(x, rows, &mut |x| {
+            measure_rows(x, lanes, before, partial, blocks);
+            before += x.len() / lanes;
+        });
     });
 }
 
 vectorized! {
     /// Merges dense rows into the moments of `before` rows.
-    fn measure_rows<'a, E>(x: &'a [E], lanes: usize, before: usize, partial: &'a mut [f64]) {
-        let block_rows = block_rows::<E>(lanes);
+    fn measure_rows<'a, 'b, E>(
+        x: &'a [E],
+        lanes: usize,
+        before: usize,
+        partial: &'a mut [f64],
+        blocks: &'b mut Blocks,
+    ) {
+        /// Rows whose deviations are taken around one pivot.
+        const ROWS: usize = 512;
         let mut moments = Lanes::new(partial);
-        for (index, block) in x.chunks(block_rows * lanes).enumerate() {
-            let before = (before + index * block_rows) as f64;
-            let next = &x[x.len().min((index + 1) * block_rows * lanes)..];
-            for (index, pack) in packs(lanes).enumerate() {
-                let into = moments.columns(pack.start..pack.start + PACK);
-                let ahead = ahead(next, index, block_rows);
-                measure_pack::<E, PACK>(block, lanes, pack, before, into, ahead);
-            }
-            for start in 0..loose_lanes(lanes) {
-                let into = moments.columns(start..start + 1);
-                measure_pack::<E, 1>(block, lanes, Pack { start, skip: 0 }, before, into, &[]);
+        for (index, x) in x.chunks(ROWS * lanes).enumerate() {
+            let before = (before + index * ROWS) as f64;
+            for start in (0..lanes).step_by(TILE) {
+                let columns = start..lanes.min(start + TILE);
+                let into = moments.columns(columns.clone());
+                measure_columns(x, lanes, columns, before, into, blocks);
             }
         }
     }
 }
 
-/// Merges the lanes of a pack, but for the first `skip`, into the moments of `before` rows.
+/// Merges some columns of rows into the moments of `before` rows.
 #[inline(always)]
-fn measure_pack<E: Element, const W: usize>(
-    block: &[E],
+fn measure_columns<E: Element>(
+    x: &[E],
     lanes: usize,
-    Pack { start, skip }: Pack,
+    columns: Range<usize>,
     before: f64,
     mut into: Lanes<'_>,
-    ahead: &[E],
+    blocks: &mut Blocks,
 ) {
-    let count = (block.len() / lanes) as f64;
-    let inverse = 1.0 / count;
-    let mut pivot = [0.0; W];
-    for lane in 0..W {
-        pivot[lane] = if before == 0.0 { block[start + lane].to_f64() } else { into.mean_hi[lane] };
+    let rows = x.len() / lanes;
+    let (count, inverse, width) = (rows as f64, 1.0 / rows as f64, columns.len());
+    let Blocks { d: first, g: second, z: pivot, .. } = blocks;
+    let (first, second, pivot) = (&mut first[..width], &mut second[..width], &mut pivot[..width]);
+    if before == 0.0 {
+        block::load(&x[columns.clone()], pivot);
+    } else {
+        pivot.copy_from_slice(into.mean_hi);
     }
-    let (mut first, mut second) = deviations(block, lanes, start, &pivot, ahead);
+    add_deviations(x, lanes, columns.clone(), pivot, first, second);
     let mut far = false;
-    for lane in 0..W {
-        far |= is_far::<E>(inverse, first[lane], second[lane]);
+    for (&first, &second) in first.iter().zip(&*second) {
+        far |= is_far::<E>(inverse, first, second);
     }
     if far {
-        for lane in 0..W {
-            pivot[lane] += first[lane] * inverse;
+        for (pivot, first) in pivot.iter_mut().zip(&*first) {
+            *pivot += first * inverse;
         }
-        (first, second) = deviations(block, lanes, start, &pivot, &[]);
+        add_deviations(x, lanes, columns, pivot, first, second);
     }
-    into.columns(skip..W).merge(before, count, &pivot[skip..], &first[skip..], &second[skip..]);
+    into.merge(before, count, pivot, first, second);
 }
 
-/// Sums of each lane's deviations from its pivot, and of their squares.
+/// Sums of some columns' deviations from their pivots, and of their squares.
 #[inline(always)]
-fn deviations<E: Element, const W: usize>(
-    block: &[E],
+fn add_deviations<E: Element>(
+    x: &[E],
     lanes: usize,
+    columns: Range<usize>,
+    pivot: &[f64],
+    first: &mut [f64],
+    second: &mut [f64],
+) {
+    first.fill(0.0);
+    second.fill(0.0);
+    let deviations = LaneDeviations { x, pivot, start: columns.start };
+    add_rows(&deviations, 0..x.len() / lanes, lanes, columns, [first, second]);
+}
+
+/// Deviations from each lane's pivot, twice: for sums of them and of their squares.
+struct LaneDeviations<'a, E> {
+    x: &'a [E],
+    /// Of the lanes from `start` on.
+    pivot: &'a [f64],
     start: usize,
-    pivot: &[f64; W],
-    ahead: &[E],
-) -> ([f64; W], [f64; W]) {
-    let (mut first, mut second) = ([0.0; W], [0.0; W]);
-    for (index, row) in block.chunks_exact(lanes).enumerate() {
-        prefetch_line(ahead, index * W);
-        let row = read::<E, W>(row, start);
-        for lane in 0..W {
-            let deviation = E::extend(row[lane]) - pivot[lane];
-            first[lane] += deviation;
-            second[lane] += deviation * deviation;
-        }
+}
+
+impl<E: Element> LanePairs for LaneDeviations<'_, E> {
+    type Real = f64;
+    type Lanes<const N: usize> = [f64; N];
+
+    #[inline(always)]
+    fn lanes<const N: usize>(&self, lane: usize) -> [f64; N] {
+        *at(self.pivot, lane - self.start)
     }
-    (first, second)
+
+    #[inline(always)]
+    fn pairs<const N: usize>(&self, at: usize, pivot: [f64; N]) -> [[f64; N]; 2] {
+        let x = read::<E, N>(self.x, at);
+        let mut deviations = [0.0; N];
+        for lane in 0..N {
+            deviations[lane] = E::extend(x[lane]) - pivot[lane];
+        }
+        [deviations; 2]
+    }
+
+    #[inline(always)]
+    fn prefetch(&self, at: usize) {
+        prefetch_line(self.x, at);
+    }
 }
 
 /// The tensors of a forward call.

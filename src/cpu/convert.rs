@@ -38,6 +38,7 @@ pub trait Real:
     + Add<Output = Self>
     + Sub<Output = Self>
     + Mul<Output = Self>
+    + simd::Summable
     + Send
     + Sync
     + 'static

@@ -4,9 +4,8 @@
 use super::block::{deviation, gradient, normalize};
 use super::channel::{Coefficients, GradientCoefficients, unit};
 use super::convert::Real;
-use super::run::{
-    Body, Output, Partial, Sum, along_lines, first_partial, read, read_bits, write_bits,
-};
+use super::run::{Body, Output, along_lines, read, read_bits, write_bits};
+use super::sums::Pairs;
 use crate::config::{Activation, Epilogue};
 use crate::element::Element;
 
@@ -341,7 +340,7 @@ fn backward<E: Element, R: Real, const RELU: bool, const ADD: bool>(
     (if cut { R::default() } else { R::load::<E>(dy) }, d)
 }
 
-/// What sums add up of one value: g, and g times d in units.
+/// What sums are made of: g of one value, and d in units.
 #[inline(always)]
 pub fn summands<E: Element, R: Real, const RELU: bool, const ADD: bool>(
     x: E::Wide,
@@ -350,7 +349,7 @@ pub fn summands<E: Element, R: Real, const RELU: bool, const ADD: bool>(
     c: &ValueCoefficients<R>,
 ) -> (R, R) {
     let (g, d) = backward::<E, R, RELU, ADD>(x, dy, positive, c);
-    (g, g * c.in_units(d))
+    (g, c.in_units(d))
 }
 
 /// A run of what backward reads.
@@ -411,34 +410,13 @@ where
     }
 }
 
-/// Sums of g and of g * d (in units) along runs of a channel.
-pub struct GradientSums<'a, E, R, const RELU: bool, const ADD: bool> {
+/// g and d (in units) of a run of a channel, to be added up.
+pub struct GradientPairs<'a, E, R, const RELU: bool, const ADD: bool> {
     pub inputs: BackwardRun<'a, E>,
     pub coefficients: ValueCoefficients<R>,
-    pub g: Partial<R>,
-    pub gd: Partial<R>,
 }
 
-impl<E, R, const RELU: bool, const ADD: bool> Body for GradientSums<'_, E, R, RELU, ADD>
-where
-    E: Element,
-    R: Real,
-{
-    #[inline(always)]
-    fn chunk<const N: usize>(&mut self, at: usize) {
-        let (x, dy) = (read::<E, N>(self.inputs.x, at), read::<E, N>(self.inputs.dy, at));
-        let positive = if RELU && ADD { read_bits::<N>(self.inputs.mask, at) } else { 0 };
-        let partial = first_partial::<N>(at);
-        for index in 0..N {
-            let (positive, c) = (positive >> index & 1 == 1, &self.coefficients);
-            let (g, gd) = summands::<E, R, RELU, ADD>(x[index], dy[index], positive, c);
-            self.g.add(partial, index, g);
-            self.gd.add(partial, index, gd);
-        }
-    }
-}
-
-impl<E, R, const RELU: bool, const ADD: bool> Sum for GradientSums<'_, E, R, RELU, ADD>
+impl<E, R, const RELU: bool, const ADD: bool> Pairs for GradientPairs<'_, E, R, RELU, ADD>
 where
     E: Element,
     R: Real,
@@ -446,15 +424,23 @@ where
     type Real = R;
 
     #[inline(always)]
-    fn partials(&mut self) -> [&mut Partial<R>; 2] {
-        [&mut self.g, &mut self.gd]
+    fn pairs<const N: usize>(&self, at: usize) -> [[R; N]; 2] {
+        let (x, dy) = (read::<E, N>(self.inputs.x, at), read::<E, N>(self.inputs.dy, at));
+        let positive = if RELU && ADD { read_bits::<N>(self.inputs.mask, at) } else { 0 };
+        let mut pairs = [[R::default(); N]; 2];
+        for index in 0..N {
+            let (positive, c) = (positive >> index & 1 == 1, &self.coefficients);
+            let (g, d) = summands::<E, R, RELU, ADD>(x[index], dy[index], positive, c);
+            (pairs[0][index], pairs[1][index]) = (g, d);
+        }
+        pairs
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::run::{along, along_lines};
+    use crate::cpu::run::along_lines;
     use half::{bf16, f16};
 
     const VALUE: ValueCoefficients<f64> = ValueCoefficients {
@@ -499,7 +485,7 @@ mod tests {
                     let head = forward.y.head();
                     along_lines::<E>(&mut forward, head, len);
                 }
-                false => along::<1>(&mut forward, 0, len),
+                false => (0..len).for_each(|at| forward.chunk::<1>(at)),
             }
             let mut gradient = Gradient::<E, _, true, true, false> {
                 inputs: BackwardRun { x: &x[offset..], dy: &dy[offset..], mask: &mask },
@@ -512,7 +498,7 @@ mod tests {
                     let head = gradient.dx.head();
                     along_lines::<E>(&mut gradient, head, len);
                 }
-                false => along::<1>(&mut gradient, 0, len),
+                false => (0..len).for_each(|at| gradient.chunk::<1>(at)),
             }
             Run { y, mask, dx, dresidual }
         }

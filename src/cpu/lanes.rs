@@ -6,11 +6,11 @@ use super::convert::Real;
 use super::direct::{
     BackwardRun, ChunkCoefficients, Precisions, RunCoefficients, ValueCoefficients, summands,
 };
-use super::rows::{
-    PACK, Pack, Partition, ahead, block_rows, collect, loose_lanes, packs, together,
-};
+use super::row_sums::{LanePairs, add_rows};
+use super::rows::Partition;
 use super::run::{MAX_CHUNK, read, read_bits};
 use super::simd::{Table, prefetch_line, vectorized};
+use super::tile::TILE;
 use crate::element::Element;
 use std::ops::Range;
 
@@ -246,68 +246,56 @@ impl<R: Real> LaneCoefficients<'_, R> {
         sum_g: &mut [f64],
         sum_gd: &mut [f64],
     ) {
-        let lanes = self.lanes;
-        let block_rows = block_rows::<E>(lanes);
-        let rows = inputs.x.len() / lanes;
-        for first in (0..rows).step_by(block_rows) {
-            let block = first..rows.min(first + block_rows);
-            for (index, pack) in packs(lanes).enumerate() {
-                let next = block.end * lanes;
-                let ahead = [&inputs.x[next..], &inputs.dy[next..]]
-                    .map(|next| ahead(next, index, block_rows));
-                self.add_pack::<E, RELU, ADD, PACK>(
-                    inputs,
-                    block.clone(),
-                    ahead,
-                    pack,
-                    sum_g,
-                    sum_gd,
-                );
-            }
-            for start in 0..loose_lanes(lanes) {
-                let pack = Pack { start, skip: 0 };
-                let block = block.clone();
-                self.add_pack::<E, RELU, ADD, 1>(inputs, block, [&[]; 2], pack, sum_g, sum_gd);
+        /// Rows that go by before the next columns: while their sums are in the first-level cache.
+        const ROWS: usize = 256;
+        let (lanes, rows) = (self.lanes, inputs.x.len() / self.lanes);
+        let pairs = LaneGradients::<_, _, RELU, ADD> { inputs, coefficients: *self };
+        for first in (0..rows).step_by(ROWS) {
+            for start in (0..lanes).step_by(TILE) {
+                let columns = start..lanes.min(start + TILE);
+                let sums = [&mut sum_g[columns.clone()], &mut sum_gd[columns.clone()]];
+                add_rows(&pairs, first..rows.min(first + ROWS), lanes, columns, sums);
             }
         }
     }
+}
 
-    /// Adds the sums of a pack's lanes, but for the first `skip`, over a block of rows.
+/// g and d (in units) of rows, to be added up.
+struct LaneGradients<'a, E, R, const RELU: bool, const ADD: bool> {
+    inputs: BackwardRun<'a, E>,
+    coefficients: LaneCoefficients<'a, R>,
+}
+
+impl<'a, E, R, const RELU: bool, const ADD: bool> LanePairs for LaneGradients<'a, E, R, RELU, ADD>
+where
+    E: Element,
+    R: Real,
+{
+    type Real = R;
+    type Lanes<const N: usize> = LaneChunk<'a, R, N>;
+
     #[inline(always)]
-    fn add_pack<E: Element, const RELU: bool, const ADD: bool, const W: usize>(
-        &self,
-        inputs: BackwardRun<'_, E>,
-        rows: Range<usize>,
-        ahead: [&[E]; 2],
-        Pack { start, skip }: Pack,
-        sum_g: &mut [f64],
-        sum_gd: &mut [f64],
-    ) {
-        let coefficients = LaneChunk(self.table.chunk::<W>(start));
-        let (mut g_sums, mut gd_sums) = ([0.0; W], [0.0; W]);
-        let step = together::<R>(rows.len());
-        for first in rows.clone().step_by(step) {
-            let (mut some_g, mut some_gd) = ([R::default(); W], [R::default(); W]);
-            for row in first..rows.end.min(first + step) {
-                prefetch_line(ahead[0], (row - rows.start) * W);
-                prefetch_line(ahead[1], (row - rows.start) * W);
-                let at = row * self.lanes + start;
-                let (x, dy) = (read::<E, W>(inputs.x, at), read::<E, W>(inputs.dy, at));
-                let positive = if RELU && ADD { read_bits::<W>(inputs.mask, at) } else { 0 };
-                for lane in 0..W {
-                    let (positive, c) = (positive >> lane & 1 == 1, coefficients.of(lane));
-                    let (g, gd) = summands::<E, R, RELU, ADD>(x[lane], dy[lane], positive, &c);
-                    some_g[lane] = some_g[lane] + g;
-                    some_gd[lane] = some_gd[lane] + gd;
-                }
-            }
-            collect(&mut g_sums, &some_g);
-            collect(&mut gd_sums, &some_gd);
+    fn lanes<const N: usize>(&self, lane: usize) -> LaneChunk<'a, R, N> {
+        LaneChunk(self.coefficients.table.chunk(lane))
+    }
+
+    #[inline(always)]
+    fn pairs<const N: usize>(&self, at: usize, lanes: LaneChunk<'a, R, N>) -> [[R; N]; 2] {
+        let (x, dy) = (read::<E, N>(self.inputs.x, at), read::<E, N>(self.inputs.dy, at));
+        let positive = if RELU && ADD { read_bits::<N>(self.inputs.mask, at) } else { 0 };
+        let mut pairs = [[R::default(); N]; 2];
+        for index in 0..N {
+            let (positive, c) = (positive >> index & 1 == 1, lanes.of(index));
+            let (g, d) = summands::<E, R, RELU, ADD>(x[index], dy[index], positive, &c);
+            (pairs[0][index], pairs[1][index]) = (g, d);
         }
-        for lane in skip..W {
-            sum_g[start + lane] += g_sums[lane];
-            sum_gd[start + lane] += gd_sums[lane];
-        }
+        pairs
+    }
+
+    #[inline(always)]
+    fn prefetch(&self, at: usize) {
+        prefetch_line(self.inputs.x, at);
+        prefetch_line(self.inputs.dy, at);
     }
 }
 

@@ -21,9 +21,11 @@ mod neighbours;
 mod parallel;
 mod passes;
 mod planes;
+mod row_sums;
 mod rows;
 mod run;
 mod simd;
+mod sums;
 mod tensor;
 mod tile;
 
@@ -90,15 +92,16 @@ impl Cpu {
         Ok(Cpu { threads })
     }
 
-    fn is_parallel(&self, problem: &Problem) -> bool {
+    /// The threads that a call is shared out over; 1 is the caller's alone.
+    fn threads(&self, problem: &Problem) -> usize {
         /// Below this the hand-over to another thread costs more than it brings.
         const MIN_ELEMENTS: usize = 1 << 16;
-        problem.elements() >= MIN_ELEMENTS
-            && match &self.threads {
-                Threads::Ambient => rayon::current_num_threads() > 1,
-                Threads::One => false,
-                Threads::Pool(_) => true,
-            }
+        match &self.threads {
+            _ if problem.elements() < MIN_ELEMENTS => 1,
+            Threads::Ambient => rayon::current_num_threads(),
+            Threads::One => 1,
+            Threads::Pool(pool) => pool.current_num_threads(),
+        }
     }
 
     /// Runs `f`, on this backend's threads if `parallel`.
@@ -143,7 +146,7 @@ impl WorkspaceSize {
         let (batch, channels) = (problem.batch(), problem.channels());
         match problem.layout() {
             Layout::ChannelsFirst => {
-                let partition = planes::Partition::new(batch, channels, problem.spatial(), false);
+                let partition = planes::Partition::new(batch, channels, problem.spatial(), 1);
                 let each = channels * partition.parts();
                 WorkspaceSize { moments: each, sums: channels + each, ..WorkspaceSize::default() }
             }

@@ -6,15 +6,16 @@ use super::channels_first::{BackwardTensors, ForwardTensors, GradientTensors};
 use super::direct::{
     BackwardRun, ChannelCoefficients, Direct, Forward, Gradient, with_direct, with_precision,
 };
+use super::planes::SLAB;
 use super::run::Output;
-use super::simd::{prefetch, vectorized};
+use super::simd::vectorized;
 use super::tile::{TILE, tile_rows};
 use crate::element::Element;
 use ndarray::{ArrayView3, ArrayViewMut3, Axis, Slice};
 use std::ops::Range;
 
 /// Neighbours at most.
-pub const MAX_GROUP: usize = 64;
+pub const MAX_GROUP: usize = 256;
 
 /// How a task's channels are grouped, and the samples that are done at a time.
 #[derive(Debug, Clone, Copy)]
@@ -23,25 +24,33 @@ pub struct Grouping {
     /// Channels of a group, at most [`MAX_GROUP`].
     size: usize,
     batch: usize,
+    /// Samples that are written at a time.
     step: usize,
+    /// Samples that are added up at a time: whole tiles, so that a channel's are the same wherever a
+    /// task begins.
+    tile: usize,
 }
 
 impl Grouping {
-    /// Neighbours whose tensors fit a second-level cache together; single channels where runs are
-    /// so long that the hardware foresees what comes. Single channels are done a few samples at a
-    /// time, so that other work can go between.
-    pub fn new((batch, channels, spatial): (usize, usize, usize)) -> Self {
-        const SHORT_RUN: usize = 256;
-        const GROUP: usize = 32 << 10;
+    /// For passes that read a channel twice. Short runs make up for their distance only side by side:
+    /// as many neighbours as the last-level cache surely holds. Channels of long runs go by
+    /// themselves, a few samples at a time, so that the next one is read while this one is written.
+    pub fn twice((batch, channels, spatial): (usize, usize, usize)) -> Self {
+        const SHORT_RUN: usize = 8192;
         const STEP: usize = 4 * TILE;
+        let tile = tile_rows(spatial);
         if spatial < SHORT_RUN {
-            let size = (GROUP / (batch * spatial).max(1)).clamp(1, MAX_GROUP);
-            Grouping { channels, size, batch, step: batch.max(1) }
+            let size = (SLAB / (batch * spatial).max(1)).clamp(1, MAX_GROUP);
+            Grouping { channels, size, batch, step: batch.max(1), tile }
         } else {
-            // Whole tiles: a channel's are then the same wherever a task begins.
-            let step = STEP.div_ceil(spatial).next_multiple_of(tile_rows(spatial));
-            Grouping { channels, size: 1, batch, step }
+            let step = STEP.div_ceil(spatial).next_multiple_of(tile);
+            Grouping { channels, size: 1, batch, step, tile: step }
         }
+    }
+
+    /// For passes that read a channel once: many neighbours, in the order of memory.
+    pub fn once((batch, channels, _): (usize, usize, usize)) -> Self {
+        Grouping { channels, size: MAX_GROUP, batch, step: batch.max(1), tile: batch.max(1) }
     }
 
     /// The channels of every group.
@@ -54,17 +63,20 @@ impl Grouping {
         start.min(self.channels)..self.channels.min(start + self.size)
     }
 
-    /// What is brought into the cache while the group before `next` is written: the hardware does
-    /// not foresee short runs.
-    pub fn ahead(self, next: Range<usize>) -> Range<usize> {
-        if self.size > 1 { next } else { next.start..next.start }
+    /// Samples to be written at a time.
+    pub fn steps(self) -> impl Iterator<Item = Range<usize>> {
+        steps(0..self.batch, self.step)
     }
 
-    /// Samples to be done at a time.
-    pub fn steps(self) -> impl Iterator<Item = Range<usize>> {
-        let Grouping { batch, step, .. } = self;
-        (0..batch).step_by(step).map(move |start| start..batch.min(start + step))
+    /// Parts of `samples` to be added up at a time.
+    pub fn tiles(self, samples: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        steps(samples, self.tile)
     }
+}
+
+fn steps(range: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(step).map(move |start| start..end.min(start + step))
 }
 
 /// Some channels of a tensor, in some samples.
@@ -95,15 +107,12 @@ pub struct ForwardGroup<'a, E> {
     residual: Option<ArrayView3<'a, E>>,
     y: ArrayViewMut3<'a, E>,
     mask: Option<ArrayViewMut3<'a, u8>>,
-    /// The next neighbours' x, brought into the cache meanwhile.
-    ahead: ArrayView3<'a, E>,
 }
 
 impl<'a, E> ForwardGroup<'a, E> {
     pub fn new(
         (x, residual, y, mask): &'a mut ForwardTensors<'_, E>,
         group: Range<usize>,
-        ahead: Range<usize>,
         samples: Range<usize>,
     ) -> Self {
         let cut = |tensor: ArrayView3<'a, E>| part(tensor, group.clone(), samples.clone());
@@ -112,7 +121,6 @@ impl<'a, E> ForwardGroup<'a, E> {
             residual: residual.as_ref().map(|residual| cut(residual.reborrow())),
             y: part_mut(y, group.clone(), samples.clone()),
             mask: mask.as_mut().map(|mask| part_mut(&mut mask.0, group.clone(), samples.clone())),
-            ahead: part(x.reborrow(), ahead, samples.clone()),
         }
     }
 }
@@ -127,7 +135,6 @@ vectorized! {
     ) {
         let mut group = group;
         for index in 0..group.x.len_of(Axis(0)) {
-            prefetch(sample(group.ahead, index));
             with_direct!(direct, |RELU, ADD| {
                 forward_sample::<E, RELU, ADD>(&mut group, index, coefficients, streaming);
             });
@@ -178,8 +185,6 @@ pub struct GradientGroup<'a, E> {
     mask: Option<ArrayView3<'a, u8>>,
     dx: ArrayViewMut3<'a, E>,
     dresidual: Option<ArrayViewMut3<'a, E>>,
-    /// The next neighbours' x and dy, brought into the cache meanwhile.
-    ahead: [ArrayView3<'a, E>; 2],
 }
 
 impl<'a, E> GradientGroup<'a, E> {
@@ -187,7 +192,6 @@ impl<'a, E> GradientGroup<'a, E> {
         (x, dy, _, mask): BackwardTensors<'a, E>,
         (dx, dresidual): &'a mut GradientTensors<'_, E>,
         group: Range<usize>,
-        ahead: Range<usize>,
         samples: Range<usize>,
     ) -> Self {
         let cut_mut =
@@ -198,7 +202,6 @@ impl<'a, E> GradientGroup<'a, E> {
             x: part(x, group.clone(), samples.clone()),
             dy: part(dy, group.clone(), samples.clone()),
             mask: mask.map(|mask| part(mask.0, group.clone(), samples.clone())),
-            ahead: [x, dy].map(|it| part(it, ahead.clone(), samples.clone())),
         }
     }
 }
@@ -214,8 +217,6 @@ vectorized! {
     ) {
         let mut group = group;
         for index in 0..group.x.len_of(Axis(0)) {
-            prefetch(sample(group.ahead[0], index));
-            prefetch(sample(group.ahead[1], index));
             with_direct!(direct, |RELU, ADD| {
                 let (group, c) = (&mut group, coefficients);
                 match frozen {

@@ -185,6 +185,43 @@ pub fn for_each<B: Bundle>(
     );
 }
 
+/// [`for_each`], the last pieces first.
+pub fn for_each_backwards<B: Bundle>(
+    bundle: B,
+    axis: usize,
+    start: usize,
+    len: usize,
+    grain: usize,
+    f: &(impl Fn(usize, B) + Sync),
+) {
+    if len <= grain {
+        return f(start, bundle);
+    }
+    let half = len.div_ceil(grain) / 2 * grain;
+    let (left, right) = bundle.split(axis, half);
+    rayon::join(
+        || for_each_backwards(right, axis, start + half, len - half, grain, f),
+        || for_each_backwards(left, axis, start, half, grain, f),
+    );
+}
+
+/// [`for_each_backwards`] on this thread alone.
+pub fn backwards<B: Bundle>(
+    mut bundle: B,
+    axis: usize,
+    len: usize,
+    grain: usize,
+    f: &impl Fn(usize, B),
+) {
+    let pieces = len.div_ceil(grain);
+    for start in (1..pieces).rev().map(|piece| piece * grain) {
+        let (left, right) = bundle.split(axis, start);
+        f(start, right);
+        bundle = left;
+    }
+    f(0, bundle);
+}
+
 /// Cuts the first two axes, of extents `rows`, until pieces are dense, and calls `f` with them in
 /// memory order.
 pub fn for_each_dense<B: Bundle>(bundle: B, rows: [usize; 2], f: &mut impl FnMut(B::Flat)) {
@@ -199,4 +236,29 @@ pub fn for_each_dense<B: Bundle>(bundle: B, rows: [usize; 2], f: &mut impl FnMut
     let (left, right) = bundle.split(axis, half);
     for_each_dense(left, left_rows, f);
     for_each_dense(right, right_rows, f);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Writes every value's index beside it, piece by piece.
+    fn number(start: usize, piece: Along<'_, 0, usize>) {
+        piece.0.iter_mut().enumerate().for_each(|(index, it)| *it += start + index);
+    }
+
+    #[test]
+    fn pieces_are_all_there_and_once_in_any_order() {
+        for len in 0..40 {
+            for grain in [1, 3, 8, 100] {
+                let mut values = [vec![0; len], vec![0; len], vec![0; len]];
+                let [forwards, halves, alone] = &mut values;
+                for_each(Along::<0, _>(forwards), 0, 0, len, grain, &number);
+                for_each_backwards(Along::<0, _>(halves), 0, 0, len, grain, &number);
+                backwards(Along::<0, _>(alone), 0, len, grain, &number);
+                let expected: Vec<usize> = (0..len).collect();
+                assert_eq!(values, [(); 3].map(|()| expected.clone()), "{len} by {grain}");
+            }
+        }
+    }
 }

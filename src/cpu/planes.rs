@@ -4,6 +4,9 @@
 use super::parallel::{Bundle, for_each};
 use super::tile::{Blocks, TILE, with_blocks};
 
+/// Values that the last-level cache keeps until they are read again, beside what else is there.
+pub const SLAB: usize = 1 << 20;
+
 /// How channels are cut and shared out; follows from the shape alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Partition {
@@ -20,12 +23,14 @@ pub struct Partition {
 }
 
 impl Partition {
-    pub fn new(batch: usize, channels: usize, spatial: usize, parallel: bool) -> Self {
+    pub fn new(batch: usize, channels: usize, spatial: usize, threads: usize) -> Self {
         /// Enough channels to keep any number of threads in work.
         const MANY_CHANNELS: usize = 32;
         const MAX_PARTS: usize = 32;
         const MIN_PART: usize = 16 * TILE;
         const MIN_TASK: usize = 8 * TILE;
+        /// For each thread, so that none waits long for the last.
+        const TASKS: usize = 4;
         let values = batch * spatial;
         let wanted = match channels {
             MANY_CHANNELS.. => 1,
@@ -33,7 +38,9 @@ impl Partition {
         };
         let (axis, len, unit) = if batch >= wanted { (0, batch, 1) } else { (2, spatial, TILE) };
         let grain = len.div_ceil(wanted).next_multiple_of(unit).max(1);
-        let per_task = if parallel { MIN_TASK.div_ceil(values.max(1)) } else { usize::MAX };
+        let parallel = threads > 1;
+        let task = (channels * values / (TASKS * threads)).clamp(MIN_TASK, SLAB);
+        let per_task = if parallel { task.div_ceil(values.max(1)) } else { usize::MAX };
         Partition { axis, len, grain, channels: per_task, parallel }
     }
 

@@ -6,9 +6,8 @@
 //! enough. What is left over is one shorter row, the tail. Rows are cut into parts that follow
 //! from the shape alone.
 
-use super::convert::Real;
 use super::moments::Lanes;
-use super::parallel::{Along, Bundle, for_each};
+use super::parallel::{Along, Bundle, backwards, for_each, for_each_backwards};
 use super::tile::{Blocks, TILE, with_blocks};
 use std::ops::Range;
 
@@ -106,24 +105,29 @@ impl Partition {
         (folded.reshape(self.rows[1]), tail)
     }
 
-    /// Calls `f` with tasks of rows, then with the tail: bundle and extents of its first axes.
+    /// Calls `f` with the tail, then with tasks of rows, the last ones first: bundle and extents of
+    /// its first axes. What has gone by before in the order of memory is in the cache at its end.
     pub fn for_each_rows<B: Bundle>(
         &self,
         bundle: B,
         f: &(impl Fn(B, [usize; 2], usize, &mut Blocks) + Sync),
     ) {
-        const MIN_TASK: usize = 16 * TILE;
+        const MIN_TASK: usize = 64 * TILE;
         let (folded, tail) = self.folded(bundle);
         let across = self.rows[1 - self.axis] * self.lanes();
         let len = self.rows[self.axis];
-        let grain = if self.parallel { MIN_TASK.div_ceil(across.max(1)) } else { len };
-        for_each(folded, self.axis, 0, len, grain, &|start, bundle| {
+        let grain = MIN_TASK.div_ceil(across.max(1));
+        if let Some(tail) = tail {
+            with_blocks(|blocks| f(tail, [1, 1], self.tail_lanes(), blocks));
+        }
+        let f = |start: usize, bundle: B| {
             let mut rows = self.rows;
             rows[self.axis] = grain.min(len - start);
             with_blocks(|blocks| f(bundle, rows, self.lanes(), blocks));
-        });
-        if let Some(tail) = tail {
-            with_blocks(|blocks| f(tail, [1, 1], self.tail_lanes(), blocks));
+        };
+        match self.parallel {
+            true => for_each_backwards(folded, self.axis, 0, len, grain, &f),
+            false => backwards(folded, self.axis, len, grain, &f),
         }
     }
 
@@ -165,62 +169,6 @@ impl Partition {
     pub fn partials_len(&self) -> usize {
         Lanes::ROWS * (self.partials() * self.lanes() + self.channels)
     }
-}
-
-/// Lanes whose sums are kept in registers while a block's rows go by.
-pub const PACK: usize = 16;
-
-/// How many rows' results are added up before they are added to sums in f64: all where they are
-/// f64, few where they are f32, whose digits are enough for so many.
-#[inline(always)]
-pub fn together<R: Real>(rows: usize) -> usize {
-    if R::SINGLE { 8 } else { rows.max(1) }
-}
-
-/// Adds the sums of some rows to those of all.
-#[inline(always)]
-pub fn collect<R: Real, const W: usize>(sums: &mut [f64; W], some: &[R; W]) {
-    for lane in 0..W {
-        sums[lane] += some[lane].extend();
-    }
-}
-
-/// Rows of a block: in the second-level cache for all packs once the first has read them, and
-/// enough to make up for what a pack costs beside its rows.
-pub fn block_rows<E>(lanes: usize) -> usize {
-    const BLOCK: usize = 64 << 10;
-    (BLOCK / (lanes * size_of::<E>())).clamp(32, 128)
-}
-
-/// A pack: its first lane, and how many of its lanes the pack before it held.
-pub struct Pack {
-    pub start: usize,
-    pub skip: usize,
-}
-
-/// The packs of a row. The last one overlaps its neighbour where lanes are no multiple of a pack.
-#[inline(always)]
-pub fn packs(lanes: usize) -> impl Iterator<Item = Pack> {
-    let count = if lanes < PACK { 0 } else { lanes.div_ceil(PACK) };
-    (0..count).map(move |index| {
-        let start = (index * PACK).min(lanes - PACK);
-        Pack { start, skip: index * PACK - start }
-    })
-}
-
-/// Lanes that are too few for a pack.
-#[inline(always)]
-pub fn loose_lanes(lanes: usize) -> usize {
-    if lanes < PACK { lanes } else { 0 }
-}
-
-/// What to prefetch while a pack goes through its rows, a pack's width per row: together the packs
-/// of this block bring the next one into the cache, in the order of memory. Their own reads jump
-/// from row to row, which the hardware does not foresee.
-#[inline(always)]
-pub fn ahead<E>(next: &[E], pack: usize, block_rows: usize) -> &[E] {
-    let start = next.len().min(pack * block_rows * PACK);
-    &next[start..next.len().min(start + block_rows * PACK)]
 }
 
 /// Parts of a row of `lanes` or of several whole rows, `len` values in all, that fit a tile: the

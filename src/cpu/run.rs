@@ -1,12 +1,7 @@
 //! Going along a run of neighbouring values in chunks.
 
-use super::convert::{Convert, Real};
+use super::convert::Convert;
 use super::simd;
-
-/// Values of a chunk where results are added up: partial sums that are kept apart, enough to hide
-/// the latency of an addition, few enough for the registers. Fixed, so that results do not depend
-/// on the instruction set's width.
-pub const PARTIAL: usize = 16;
 
 /// No chunk is longer.
 pub const MAX_CHUNK: usize = 32;
@@ -17,28 +12,8 @@ pub trait Body {
     fn chunk<const N: usize>(&mut self, at: usize);
 }
 
-/// Calls `body` for the values of `at..end` in order: `W` at a time, then 8, then one by one.
-#[inline(always)]
-pub fn along<const W: usize>(body: &mut impl Body, mut at: usize, end: usize) {
-    while at + W <= end {
-        body.chunk::<W>(at);
-        simd::keep_chunk();
-        at += W;
-    }
-    while at + 8 <= end {
-        body.chunk::<8>(at);
-        simd::keep_chunk();
-        at += 8;
-    }
-    while at < end {
-        body.chunk::<1>(at);
-        simd::keep_chunk();
-        at += 1;
-    }
-}
-
-/// [`along`] where results go to memory: short chunks for the first `head` values, which lie before
-/// a line begins ([`Output::head`]), then whole lines where possible.
+/// Calls `body` for the values before `end` in order: in short chunks for the first `head` of them,
+/// which lie before a line begins ([`Output::head`]), then in whole lines where possible.
 #[inline(always)]
 pub fn along_lines<E: Convert>(body: &mut impl Body, head: usize, end: usize) {
     match size_of::<E>() {
@@ -61,6 +36,10 @@ fn along_from_head<const W: usize>(body: &mut impl Body, head: usize, end: usize
                 body.chunk::<8>(at);
                 8
             }
+            4.. => {
+                body.chunk::<4>(at);
+                4
+            }
             _ => {
                 body.chunk::<1>(at);
                 1
@@ -69,87 +48,6 @@ fn along_from_head<const W: usize>(body: &mut impl Body, head: usize, end: usize
         simd::keep_chunk();
         at += len;
     }
-}
-
-/// Sums of results along runs, in parts.
-#[derive(Clone, Copy)]
-pub struct Partial<R> {
-    parts: [R; PARTIAL],
-    /// Where f32 goes before it holds more than its digits are enough for.
-    collected: [f64; PARTIAL],
-}
-
-impl<R: Real> Partial<R> {
-    #[inline(always)]
-    pub fn new() -> Self {
-        Partial { parts: [R::default(); PARTIAL], collected: [0.0; PARTIAL] }
-    }
-
-    /// Adds the `index`-th result of a chunk whose [`first_partial`] is `first`.
-    #[inline(always)]
-    pub fn add(&mut self, first: usize, index: usize, value: R) {
-        self.parts[first + index] = self.parts[first + index] + value;
-    }
-
-    #[inline(always)]
-    fn collect(&mut self) {
-        for lane in 0..PARTIAL {
-            self.collected[lane] += self.parts[lane].extend();
-            self.parts[lane] = R::default();
-        }
-    }
-
-    #[inline(always)]
-    pub fn total(mut self) -> f64 {
-        self.collect();
-        total(self.collected)
-    }
-}
-
-/// Adds up in a fixed tree.
-#[inline(always)]
-pub fn total(mut partial: [f64; PARTIAL]) -> f64 {
-    let mut width = PARTIAL / 2;
-    while width > 0 {
-        for lane in 0..width {
-            partial[lane] += partial[lane + width];
-        }
-        width /= 2;
-    }
-    partial[0]
-}
-
-/// A body that adds up.
-pub trait Sum: Body {
-    type Real: Real;
-
-    fn partials(&mut self) -> [&mut Partial<Self::Real>; 2];
-}
-
-/// [`along`] for a body that adds up; `pending` bounds what a part holds since it was collected.
-#[inline(always)]
-pub fn along_sums<S: Sum>(body: &mut S, end: usize, pending: &mut usize) {
-    /// Results that a part holds at most: of so few, f32's digits are enough.
-    const TOGETHER: usize = 8;
-    let step = if S::Real::SINGLE { TOGETHER * PARTIAL } else { end.max(1) };
-    for start in (0..end).step_by(step) {
-        let stop = end.min(start + step);
-        // The rest of a run, by eight and one by one, may come to the same part twice.
-        let most = if stop - start == step { TOGETHER } else { (stop - start) / PARTIAL + 2 };
-        if S::Real::SINGLE && *pending + most > TOGETHER {
-            body.partials().into_iter().for_each(Partial::collect);
-            *pending = 0;
-        }
-        along::<PARTIAL>(body, start, stop);
-        *pending += most;
-    }
-}
-
-/// The partial sum that the first value of a chunk belongs to. An index that is not constant also
-/// keeps the compiler from taking partial sums apart: it would add them up one by one.
-#[inline(always)]
-pub fn first_partial<const N: usize>(at: usize) -> usize {
-    if N == 1 { at % PARTIAL } else { 0 }
 }
 
 /// The chunk of `values` from `at` on.

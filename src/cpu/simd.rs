@@ -1,5 +1,5 @@
-//! What needs `unsafe`: run-time dispatch to the instruction set at hand, conversions of f16, stores
-//! that go past the cache, prefetching, and tables read with one check for all rows.
+//! What needs `unsafe`: run-time dispatch to the instruction set at hand, conversions of f16, sums in
+//! registers, stores that go past the cache, prefetching, and tables read with one check for all rows.
 //!
 //! Inner loops are plain Rust, written once; [`vectorized!`] compiles them for AVX-512, AVX2 and the
 //! baseline (on aarch64 that has NEON), and picks one at run time. Whatever they call must be
@@ -11,7 +11,7 @@
 use super::convert::Convert;
 use crate::element::Element;
 use half::f16;
-use std::ops::Range;
+use std::ops::{Add, Mul, Range};
 
 /// Defines a function whose body is compiled for every instruction set and dispatched at run time.
 macro_rules! vectorized {
@@ -52,7 +52,7 @@ pub(super) use vectorized;
 #[cfg(target_arch = "x86_64")]
 pulp::simd_type! {
     /// x86-64-v3: pulp's own leaves out the conversions of f16.
-    struct Avx2 {
+    pub struct Avx2 {
         avx: "avx",
         avx2: "avx2",
         bmi1: "bmi1",
@@ -234,6 +234,116 @@ fn eight_to_f16_by_hand(values: &[f32; 8]) -> std::arch::x86_64::__m128i {
     unsafe { std::mem::transmute::<[f16; 8], std::arch::x86_64::__m128i>(narrow) }
 }
 
+/// What adds chunks up. The ways agree to the bit.
+pub trait Adder: Copy {
+    /// `sums[0] += a` and `sums[1] += a * b`.
+    fn add<R: Summable, const N: usize>(self, sums: &mut [[R; N]; 2], a: &[R; N], b: &[R; N]);
+}
+
+/// Adds up by plain loops.
+#[derive(Debug, Clone, Copy)]
+pub struct PlainAdder;
+
+impl Adder for PlainAdder {
+    #[inline(always)]
+    fn add<R: Summable, const N: usize>(
+        self,
+        [sums, products]: &mut [[R; N]; 2],
+        a: &[R; N],
+        b: &[R; N],
+    ) {
+        for index in 0..N {
+            sums[index] = sums[index] + a[index];
+            products[index] = products[index] + a[index] * b[index];
+        }
+    }
+}
+
+/// Adds up in registers. In plain loops over arrays the compiler takes those apart, and adds one by
+/// one.
+#[cfg(target_arch = "x86_64")]
+impl Adder for Avx2 {
+    #[inline(always)]
+    fn add<R: Summable, const N: usize>(self, sums: &mut [[R; N]; 2], a: &[R; N], b: &[R; N]) {
+        let whole = N / R::WIDTH * R::WIDTH;
+        for at in (0..whole).step_by(R::WIDTH) {
+            R::add_vector(self, sums, a, b, at);
+        }
+        for index in whole..N {
+            sums[0][index] = sums[0][index] + a[index];
+            sums[1][index] = sums[1][index] + a[index] * b[index];
+        }
+    }
+}
+
+/// What an [`Adder`] adds up.
+pub trait Summable: Copy + Add<Output = Self> + Mul<Output = Self> {
+    /// Values of a vector.
+    const WIDTH: usize;
+
+    /// [`Adder::add`] for the vector from `at` on.
+    #[cfg(target_arch = "x86_64")]
+    fn add_vector<const N: usize>(
+        isa: Avx2,
+        sums: &mut [[Self; N]; 2],
+        a: &[Self; N],
+        b: &[Self; N],
+        at: usize,
+    );
+}
+
+macro_rules! summable {
+    ($real:ty, $load:ident, $store:ident, $add:ident, $multiply:ident) => {
+        impl Summable for $real {
+            const WIDTH: usize = 32 / size_of::<$real>();
+
+            #[cfg(target_arch = "x86_64")]
+            #[inline(always)]
+            fn add_vector<const N: usize>(
+                _isa: Avx2,
+                [sums, products]: &mut [[$real; N]; 2],
+                a: &[$real; N],
+                b: &[$real; N],
+                at: usize,
+            ) {
+                use std::arch::x86_64::{$add, $load, $multiply, $store};
+                assert!(at + Self::WIDTH <= N, "a vector inside the chunk");
+                // SAFETY: the vector lies inside all four arrays; `_isa` is proof of the instructions.
+                unsafe {
+                    let (a, b) = ($load(a.as_ptr().add(at)), $load(b.as_ptr().add(at)));
+                    let (sums, products) =
+                        (sums.as_mut_ptr().add(at), products.as_mut_ptr().add(at));
+                    $store(sums, $add($load(sums), a));
+                    $store(products, $add($load(products), $multiply(a, b)));
+                }
+            }
+        }
+    };
+}
+summable!(f32, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_mul_ps);
+summable!(f64, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd, _mm256_mul_pd);
+
+/// Evaluates an expression with the [`Adder`] for the processor at hand.
+macro_rules! with_adder {
+    (|$adder:ident| $body:expr) => {{
+        #[cfg(target_arch = "x86_64")]
+        let result = match $crate::cpu::simd::Avx2::try_new() {
+            Some($adder) => $body,
+            None => {
+                let $adder = $crate::cpu::simd::PlainAdder;
+                $body
+            }
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        let result = {
+            let $adder = $crate::cpu::simd::PlainAdder;
+            $body
+        };
+        result
+    }};
+}
+pub(super) use with_adder;
+
 /// Values before the first that lies at the head of a cache line.
 #[inline(always)]
 pub fn to_line<E>(values: &[E]) -> usize {
@@ -245,13 +355,14 @@ pub fn to_line<E>(values: &[E]) -> usize {
 #[inline(always)]
 pub fn store_past_cache<E: Convert, const N: usize>(values: &[E; N], to: &mut [E; N]) {
     #[cfg(target_arch = "x86_64")]
-    if to_line(to) == 0 && size_of::<[E; N]>().is_multiple_of(LINE) {
-        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
-        let (from, to) = (values.as_ptr().cast::<__m128i>(), to.as_mut_ptr().cast::<__m128i>());
-        for part in 0..size_of::<[E; N]>() / size_of::<__m128i>() {
+    if Avx2::is_available() && to_line(to) == 0 && size_of::<[E; N]>().is_multiple_of(LINE) {
+        use std::arch::x86_64::{__m256i, _mm256_loadu_si256, _mm256_stream_si256};
+        let (from, to) = (values.as_ptr().cast::<__m256i>(), to.as_mut_ptr().cast::<__m256i>());
+        // Parts as wide as the arithmetic's vectors should be: it is cut to what is stored at once.
+        for part in 0..size_of::<[E; N]>() / size_of::<__m256i>() {
             // SAFETY: both are arrays of so many parts, of f32, f64, f16 or bf16 (nothing else is
-            // Convert), so without padding; `to` is aligned; SSE2 is in the baseline.
-            unsafe { _mm_stream_si128(to.add(part), _mm_loadu_si128(from.add(part))) };
+            // Convert), so without padding; `to` is aligned; the instructions are there.
+            unsafe { _mm256_stream_si256(to.add(part), _mm256_loadu_si256(from.add(part))) };
         }
         return;
     }
@@ -308,14 +419,6 @@ impl<'a, T: Copy, const R: usize> Table<'a, T, R> {
             // inside `values`.
             unsafe { &*self.values.as_ptr().add(row * self.stride + self.first + at).cast() }
         })
-    }
-}
-
-/// Asks for `values` to be brought into the cache.
-#[inline(always)]
-pub fn prefetch<E>(values: &[E]) {
-    for index in (0..values.len()).step_by(LINE / size_of::<E>()) {
-        prefetch_line(values, index);
     }
 }
 

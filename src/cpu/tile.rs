@@ -3,10 +3,11 @@
 use super::block::{self, Deviations};
 use super::channel::Coefficients;
 use super::convert::Real;
-use super::direct::{BackwardRun, ChannelCoefficients, GradientSums, ValueCoefficients};
+use super::direct::{BackwardRun, ChannelCoefficients, GradientPairs, ValueCoefficients};
 use super::epilogue;
 use super::moments::{Moments, is_far};
-use super::run::{PARTIAL, Partial, along, along_sums};
+use super::simd::with_adder;
+use super::sums::PairSums;
 use crate::config::Epilogue;
 use crate::element::Element;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
@@ -168,11 +169,11 @@ impl Tile {
 
     #[inline(always)]
     fn deviations<E: Element>(&self, tensor: ArrayView2<'_, E>, pivot: f64) -> [f64; 2] {
-        let mut sums = Deviations::new(pivot);
-        for row in self.rows.clone() {
-            sums.values = self.run(tensor, row);
-            along::<PARTIAL>(&mut sums, 0, self.columns.len());
-        }
+        let mut sums = PairSums::new();
+        with_adder!(|adder| for row in self.rows.clone() {
+            let values = self.run(tensor, row);
+            sums.add(adder, &Deviations { values, pivot }, values.len());
+        });
         sums.totals()
     }
 
@@ -265,14 +266,13 @@ impl<'a, E: Element> BackwardInputs<'a, E> {
         tile: &Tile,
         coefficients: ValueCoefficients<R>,
     ) -> [f64; 2] {
-        let (mut g, mut gd, mut pending) = (Partial::new(), Partial::new(), 0);
-        for row in tile.rows.clone() {
+        let mut sums = PairSums::new();
+        with_adder!(|adder| for row in tile.rows.clone() {
             let inputs = self.run(tile, row);
-            let mut sums = GradientSums::<_, R, RELU, ADD> { inputs, coefficients, g, gd };
-            along_sums(&mut sums, tile.columns.len(), &mut pending);
-            (g, gd) = (sums.g, sums.gd);
-        }
-        [g.total(), gd.total()]
+            let pairs = GradientPairs::<_, R, RELU, ADD> { inputs, coefficients };
+            sums.add(adder, &pairs, tile.columns.len());
+        });
+        sums.totals()
     }
 }
 

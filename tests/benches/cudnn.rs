@@ -1,6 +1,6 @@
 //! What cuDNN is told of a call.
 
-use crate::describe::{Shape, mode_name, modes, ops, shape};
+use crate::describe::{Shape, layout, mode_name, modes, ops, shape};
 use crate::id::{Fused, Pass};
 use warpnorm::Layout::{ChannelsFirst, ChannelsLast};
 
@@ -21,6 +21,14 @@ fn missing_dimensions_are_1() {
         assert_eq!(dims, [128, 100, 1, 1]);
         assert_eq!((strides[0], strides[1]), (100, 1));
     }
+}
+
+#[test]
+fn per_activation_gets_matrices_as_pytorch_gives_them() {
+    let modes = modes(Pass::TrainForward, 2);
+    let layouts: Vec<_> = modes.iter().map(|&mode| layout(mode, ChannelsLast)).collect();
+    assert_eq!(layouts, [ChannelsLast, ChannelsLast, ChannelsFirst]);
+    assert_eq!(shape(&[128, 100], ChannelsFirst).unwrap().strides, [100, 1, 1, 1]);
 }
 
 #[test]

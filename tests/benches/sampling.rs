@@ -1,6 +1,6 @@
 //! How often something is called to be timed.
 
-use crate::sampling::{MEASUREMENT, SAMPLES, WARM_UP, median, median_ns, sets};
+use crate::sampling::{MEASUREMENT, SAMPLES, WARM_UP, is_host_timed, median, median_ns, sets};
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
@@ -50,4 +50,13 @@ fn a_call_longer_than_a_sample_is_made_once() {
 fn the_median_is_in_the_middle() {
     assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
     assert_eq!(median(&mut [4.0, 1.0, 2.0, 3.0]), 2.5);
+}
+
+#[test]
+fn the_host_is_timed_on_small_calls_that_it_makes_itself() {
+    let timed = |id: &str| is_host_timed(&id.parse().unwrap()).unwrap();
+    assert!(timed("train_forward/channels-last/f16/128x100/none/gpu"));
+    assert!(!timed("train_forward/channels-last/f16/128x100/none/gpu-graph"));
+    assert!(!timed("train_forward/channels-last/f16/64x256x56x56/none/gpu"));
+    assert!(!timed("copy/channels-last/f16/128x100/none/gpu"));
 }

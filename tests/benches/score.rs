@@ -37,6 +37,20 @@ fn right_results_are_within_the_bar() {
 }
 
 #[test]
+fn inference_is_held_against_running_statistics() {
+    let problem =
+        Problem::new(&[9, 5, 6, 7], Layout::ChannelsFirst, f32::DTYPE, Epilogue::NONE).unwrap();
+    let (inputs, mut tensors) = trained::<f32>(&problem);
+    let of_training = tensors.y.clone();
+    let cpu = Cpu::new();
+    tensors.inference(&cpu, &problem, &mut cpu.workspace(&problem).unwrap()).unwrap();
+    let (mean, var) = (&tensors.running_mean, &tensors.running_var);
+    let expected = Expected::of_inference(&problem, &inputs, mean, var);
+    assert!(expected.y_error(&problem, &tensors.y) < bar(f32::DTYPE));
+    assert!(expected.y_error(&problem, &of_training) > 0.1);
+}
+
+#[test]
 fn wrong_results_are_not() {
     let problem =
         Problem::new(&[9, 5, 6, 7], Layout::ChannelsLast, f32::DTYPE, Epilogue::NONE).unwrap();

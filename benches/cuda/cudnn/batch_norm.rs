@@ -28,9 +28,33 @@ pub struct BatchNorm {
     params: TensorDescriptor,
     activation: Option<ActivationDescriptor>,
     statistics: Statistics,
-    workspace: CudaSlice<u8>,
+    workspace: Scratch,
     /// What forward leaves for backward, of each set.
-    reserves: Vec<CudaSlice<u8>>,
+    reserves: Vec<Scratch>,
+}
+
+/// Memory of a size that cuDNN asks for; none where it asks for none, which is how PyTorch has it.
+struct Scratch(Option<CudaSlice<u8>>);
+
+impl Scratch {
+    fn new(handle: &Handle, bytes: usize) -> Outcome<Self> {
+        if bytes == 0 {
+            return Ok(Scratch(None));
+        }
+        let memory = handle.stream.alloc_zeros::<u8>(bytes);
+        memory.map(|memory| Scratch(Some(memory))).map_err(|error| error.to_string())
+    }
+
+    /// Address and size.
+    fn raw(&mut self, handle: &Handle) -> (*mut c_void, usize) {
+        match &mut self.0 {
+            Some(memory) => {
+                let bytes = memory.len();
+                (memory.device_ptr_mut(&handle.stream).0 as *mut c_void, bytes)
+            }
+            None => (null_mut(), 0),
+        }
+    }
 }
 
 /// `[C]` each.
@@ -45,18 +69,22 @@ struct Statistics {
 
 impl Statistics {
     fn new(handle: &Handle, channels: usize) -> Outcome<Self> {
+        let ones = vec![1.0_f32; channels];
         let vector = || {
-            let memory = handle.stream.clone_htod(&vec![1.0_f32; channels]);
+            let memory = handle.stream.clone_htod(&ones);
             memory.map_err(|error| error.to_string())
         };
-        Ok(Statistics {
+        let statistics = Statistics {
             running_mean: vector()?,
             running_var: vector()?,
             mean: vector()?,
             invstd: vector()?,
             dweight: vector()?,
             dbias: vector()?,
-        })
+        };
+        // `ones` goes, and cudarc does not wait for its copies.
+        handle.stream.synchronize().map_err(|error| error.to_string())?;
+        Ok(statistics)
     }
 }
 
@@ -78,10 +106,6 @@ fn vector_mut(handle: &Handle, memory: &mut CudaSlice<f32>) -> *mut c_void {
     memory.device_ptr_mut(&handle.stream).0 as *mut c_void
 }
 
-fn bytes_mut(handle: &Handle, memory: &mut CudaSlice<u8>) -> *mut c_void {
-    memory.device_ptr_mut(&handle.stream).0 as *mut c_void
-}
-
 fn host(number: &f32) -> *const c_void {
     (&raw const *number).cast()
 }
@@ -95,7 +119,7 @@ impl BatchNorm {
         sets: usize,
     ) -> Outcome<Self> {
         let problem = id.problem().map_err(|error| error.to_string())?;
-        let shape = describe::shape(&id.extents, problem.layout())?;
+        let shape = describe::shape(&id.extents, describe::layout(mode, problem.layout()))?;
         let tensor = TensorDescriptor::new(problem.dtype(), &shape)?;
         let params = TensorDescriptor::of_params(&tensor, mode)?;
         let ops = describe::ops(id.fused);
@@ -111,14 +135,11 @@ impl BatchNorm {
         } else {
             Sizes::ask(handle, mode, ops, id.fused, &tensor, &params, activation.as_ref())?
         };
-        let allocate = |bytes: usize| {
-            let memory = handle.stream.alloc_zeros::<u8>(bytes.max(1));
-            memory.map_err(|error| error.to_string())
-        };
-        let reserves = (0..sets).map(|_| allocate(sizes.reserve)).collect::<Outcome<_>>()?;
+        let reserves = (0..sets).map(|_| Scratch::new(handle, sizes.reserve));
+        let reserves = reserves.collect::<Outcome<_>>()?;
         Ok(BatchNorm {
             statistics: Statistics::new(handle, problem.channels())?,
-            workspace: allocate(sizes.workspace)?,
+            workspace: Scratch::new(handle, sizes.workspace)?,
             reserves,
             handle: handle.clone(),
             mode,
@@ -158,7 +179,8 @@ impl BatchNorm {
         let (activation, added) = (self.activation(), self.added());
         let BatchNorm { handle, tensor, params, statistics, workspace, reserves, .. } = self;
         let residual = tensors.residual.as_ref().map_or(null(), |buffer| read(handle, buffer));
-        let (workspace_bytes, reserve_bytes) = (workspace.len(), reserves[set].len());
+        let (workspace, workspace_bytes) = workspace.raw(handle);
+        let (reserve, reserve_bytes) = reserves[set].raw(handle);
         // SAFETY: descriptors fit the memory, which is of the handle's context and is used on its
         // stream alone; workspace and reserve have the sizes that cuDNN asked for.
         checked(unsafe {
@@ -184,9 +206,9 @@ impl BatchNorm {
                 vector_mut(handle, &mut statistics.mean),
                 vector_mut(handle, &mut statistics.invstd),
                 activation,
-                bytes_mut(handle, workspace),
+                workspace,
                 workspace_bytes,
-                bytes_mut(handle, &mut reserves[set]),
+                reserve,
                 reserve_bytes,
             )
         })
@@ -195,7 +217,8 @@ impl BatchNorm {
     fn backward<E: Element>(&mut self, tensors: &mut Tensors<Cuda, E>, set: usize) -> Outcome<()> {
         let (activation, added) = (self.activation(), self.added());
         let BatchNorm { handle, tensor, params, statistics, workspace, reserves, .. } = self;
-        let (workspace_bytes, reserve_bytes) = (workspace.len(), reserves[set].len());
+        let (workspace, workspace_bytes) = workspace.raw(handle);
+        let (reserve, reserve_bytes) = reserves[set].raw(handle);
         let is_fused = self.fused != Fused::None;
         let y = if is_fused { read(handle, &tensors.y) } else { null() };
         let y_descriptor = if is_fused { tensor.raw } else { null_mut() };
@@ -233,16 +256,16 @@ impl BatchNorm {
                 vector(handle, &statistics.mean),
                 vector(handle, &statistics.invstd),
                 activation,
-                bytes_mut(handle, workspace),
+                workspace,
                 workspace_bytes,
-                bytes_mut(handle, &mut reserves[set]),
+                reserve,
                 reserve_bytes,
             )
         })
     }
 
     fn inference<E: Element>(&mut self, tensors: &mut Tensors<Cuda, E>) -> Outcome<()> {
-        let BatchNorm { handle, tensor, params, statistics, .. } = self;
+        let BatchNorm { handle, tensor, params, .. } = self;
         // SAFETY: as for forward.
         checked(unsafe {
             sys::cudnnBatchNormalizationForwardInference(
@@ -257,8 +280,8 @@ impl BatchNorm {
                 params.raw,
                 read(handle, &tensors.weight),
                 read(handle, &tensors.bias),
-                vector(handle, &statistics.running_mean),
-                vector(handle, &statistics.running_var),
+                read(handle, &tensors.running_mean),
+                read(handle, &tensors.running_var),
                 NORM.eps,
             )
         })

@@ -34,6 +34,12 @@ pub fn shape(extents: &[usize], layout: Layout) -> Result<Shape, String> {
     Ok(Shape { dims, strides })
 }
 
+/// How a mode is told that a tensor lies. Where all spatial extents are 1 either layout describes the
+/// same memory, and `PER_ACTIVATION` gets the one that PyTorch gives it.
+pub fn layout(mode: Mode, layout: Layout) -> Layout {
+    if mode == Mode::CUDNN_BATCHNORM_PER_ACTIVATION { Layout::ChannelsFirst } else { layout }
+}
+
 pub fn data_type(dtype: DType) -> cudnnDataType_t {
     match dtype {
         DType::F32 => cudnnDataType_t::CUDNN_DATA_FLOAT,

@@ -7,7 +7,7 @@ mod handle;
 
 use crate::case::Case;
 use crate::files::Score;
-use crate::id::{Config, Id, Pass};
+use crate::id::{Id, Pass};
 use crate::sampling;
 use batch_norm::BatchNorm;
 use cudarc::driver::CudaStream;
@@ -34,7 +34,7 @@ pub struct Measured {
     pub errors: BTreeMap<String, Score>,
     /// Between our results and cuDNN's.
     pub between: BTreeMap<String, Score>,
-    /// Of the fastest mode.
+    /// Of the fastest mode, where the call is so small that the host matters.
     pub host_ns: Option<f64>,
 }
 
@@ -91,22 +91,23 @@ impl Way<'_> {
                 self.run(case, Pass::TrainForward, set)?;
             }
         }
-        if pass != Pass::Inference {
-            self.check(case, measured)?;
-        }
+        self.check(case, measured)?;
         let ns = sampling::median_ns(|calls| {
             case.time_calls(config, calls, &mut |case, set| self.run(case, pass, set))
         })?;
         if measured.best.as_ref().is_none_or(|(_, best)| ns < *best) {
             measured.best = Some((self.name.to_owned(), ns));
-            let sets = case.sets.len();
-            let gpu = case.gpu;
-            let host = gpu
-                .stopwatch
-                .host_time(&mut |index| self.run(case, pass, index as usize % sets))?;
-            measured.host_ns = (config == Config::Gpu).then_some(host);
+            measured.host_ns = match sampling::is_host_timed(self.id)? {
+                true => Some(self.host_time(case)?),
+                false => None,
+            };
         }
         Ok(())
+    }
+
+    fn host_time<E: Element>(&mut self, case: &mut Case<'_, E>) -> Result<f64> {
+        let (gpu, sets, pass) = (case.gpu, case.sets.len(), self.id.pass);
+        gpu.stopwatch.host_time(&mut |index| self.run(case, pass, index as usize % sets))
     }
 
     /// Our results on the same data, then cuDNN's.
@@ -121,16 +122,11 @@ impl Way<'_> {
         }
         self.run(case, pass, 0)?;
         let theirs = case.output(pass)?;
-        let expected = case.expected();
-        let (error, between) = match pass {
-            Pass::TrainForward => (
-                expected.y_error(&problem, &theirs),
-                expected.y_difference(&problem, &theirs, &ours),
-            ),
-            _ => (
-                expected.dx_error(&problem, &theirs),
-                expected.dx_difference(&problem, &theirs, &ours),
-            ),
+        let error = case.error_of(pass, &theirs)?;
+        let expected = case.expected(pass)?;
+        let between = match pass {
+            Pass::TrainBackward => expected.dx_difference(&problem, &theirs, &ours),
+            _ => expected.y_difference(&problem, &theirs, &ours),
         };
         measured.errors.insert(self.name.to_owned(), Score(error));
         measured.between.insert(self.name.to_owned(), Score(between));

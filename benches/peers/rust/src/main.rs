@@ -166,10 +166,14 @@ fn peer(library: &Library, device: Device, timed: &[Timed]) -> PeerFile {
     }
 }
 
-/// As Linux has it.
+/// As the driver or Linux has it.
 fn device_name(device: Device) -> String {
     if device == Device::Cuda {
-        return "CUDA device 0".to_owned();
+        let ask = ["--id=0", "--query-gpu=name", "--format=csv,noheader"];
+        let answer = std::process::Command::new("nvidia-smi").args(ask).output();
+        let name = answer.ok().filter(|answer| answer.status.success());
+        let name = name.map(|answer| String::from_utf8_lossy(&answer.stdout).trim().to_owned());
+        return name.unwrap_or_else(|| "CUDA device 0".to_owned());
     }
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = text.lines().find(|line| line.starts_with("model name"));

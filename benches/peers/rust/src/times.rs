@@ -1,6 +1,6 @@
 //! How long a training pass takes that allocates its outputs.
 
-use crate::cases::CPU_SHAPES;
+use crate::cases::{CPU_SHAPES, gpu};
 use crate::id::{Config, Element, Fused, Id, Pass, Slot};
 use crate::library::{Device, Host, Layer, Library};
 use rand::{RngExt, SeedableRng};
@@ -35,15 +35,30 @@ pub fn host(extents: &[usize]) -> Host {
     }
 }
 
+/// Bytes of a forward that a GPU's L2 holds next to nothing of until the next, and that take so long
+/// that waiting for them does not count.
+const LARGE: usize = 256 << 20;
+
+/// On a GPU the large ones that its own benchmarks measure in f32.
+fn shapes(device: Device) -> Vec<Vec<usize>> {
+    if device != Device::Cuda {
+        return CPU_SHAPES.map(<[usize]>::to_vec).into();
+    }
+    let is_large = |floor: Result<usize, _>| floor.is_ok_and(|bytes| bytes >= LARGE);
+    let ids = gpu().into_iter();
+    let ids = ids.filter(|it| *it == id(Pass::TrainForward, &it.extents, device));
+    ids.filter(|it| is_large(it.floor_bytes())).map(|it| it.extents).collect()
+}
+
 /// Every library on every shape whose identifier contains `filter`.
 pub fn measure(libraries: &[Library], device: Device, filter: &str, effort: &Effort) -> Vec<Timed> {
     let mut timed = Vec::new();
-    for extents in CPU_SHAPES {
-        let ids = [Pass::TrainForward, Pass::TrainBackward].map(|pass| id(pass, extents, device));
+    for extents in shapes(device) {
+        let ids = [Pass::TrainForward, Pass::TrainBackward].map(|pass| id(pass, &extents, device));
         if !ids.iter().any(|id| id.to_string().contains(filter)) {
             continue;
         }
-        let host = host(extents);
+        let host = host(&extents);
         for library in libraries {
             let mut layer = (library.layer)(&host, device);
             let (forward_ns, backward_ns) = medians(&mut *layer, effort);

@@ -1,0 +1,154 @@
+//! Sums along the columns of rows: in every lane those of a and of a * b, for the pairs that a body
+//! makes. A few rows at a time go by in the order of memory.
+
+use super::convert::Real;
+use super::simd::{self, Adder, with_adder};
+use std::ops::Range;
+
+/// What makes pairs (a, b) of values.
+pub trait LanePairs {
+    type Real: Real;
+    /// What there is to know of `N` lanes.
+    type Lanes<const N: usize>: Copy;
+
+    fn lanes<const N: usize>(&self, lane: usize) -> Self::Lanes<N>;
+
+    /// Those of the `N` values from `at` on: every a, and every b.
+    fn pairs<const N: usize>(&self, at: usize, lanes: Self::Lanes<N>) -> [[Self::Real; N]; 2];
+
+    /// Brings what the values at `at` need into the cache.
+    fn prefetch(&self, at: usize);
+}
+
+/// Rows of `stride` values that go by together: in f32, which adds up what they come to, so few that
+/// its digits are enough; else as many as lie in the first-level cache.
+#[inline(always)]
+fn rows_together<R: Real>(stride: usize) -> usize {
+    const FEW: usize = 8;
+    const VALUES: usize = 4096;
+    if R::SINGLE { FEW } else { (VALUES / stride).max(FEW) }
+}
+
+/// Adds the pairs of some rows of `stride` values to the sums of a and of a * b of some columns.
+#[inline(always)]
+pub fn add_rows<P: LanePairs>(
+    pairs: &P,
+    rows: Range<usize>,
+    stride: usize,
+    columns: Range<usize>,
+    sums: [&mut [f64]; 2],
+) {
+    with_adder!(|adder| Rows { adder, pairs, stride, columns, sums }.add(rows));
+}
+
+struct Rows<'a, A, P> {
+    adder: A,
+    pairs: &'a P,
+    stride: usize,
+    columns: Range<usize>,
+    /// Of the columns.
+    sums: [&'a mut [f64]; 2],
+}
+
+impl<A: Adder, P: LanePairs> Rows<'_, A, P> {
+    #[inline(always)]
+    fn add(&mut self, rows: Range<usize>) {
+        let together = rows_together::<P::Real>(self.stride);
+        for row in rows.clone().step_by(together) {
+            self.add_together(row..rows.end.min(row + together));
+        }
+    }
+
+    #[inline(always)]
+    fn add_together(&mut self, rows: Range<usize>) {
+        let (mut lane, end) = (self.columns.start, self.columns.end);
+        while lane + 16 <= end {
+            self.add_chunk::<16>(rows.clone(), lane);
+            lane += 16;
+        }
+        while lane + 4 <= end {
+            self.add_chunk::<4>(rows.clone(), lane);
+            lane += 4;
+        }
+        while lane < end {
+            self.add_chunk::<1>(rows.clone(), lane);
+            lane += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn add_chunk<const N: usize>(&mut self, rows: Range<usize>, lane: usize) {
+        let lanes = self.pairs.lanes::<N>(lane);
+        let mut sums = [[P::Real::default(); N]; 2];
+        // What the hardware does not foresee, because reads jump from row to row: the chunks of these
+        // rows bring the next ones into the cache, in the order of memory.
+        let mut ahead = rows.end * self.stride + lane * rows.len();
+        for row in rows {
+            self.pairs.prefetch(ahead);
+            ahead += N;
+            let [a, b] = self.pairs.pairs::<N>(row * self.stride + lane, lanes);
+            self.adder.add(&mut sums, &a, &b);
+            simd::keep_chunk();
+        }
+        let at = lane - self.columns.start;
+        for (total, sums) in self.sums.iter_mut().zip(&sums) {
+            let total: &mut [f64; N] = total[at..].first_chunk_mut().expect("a sum for each lane");
+            for index in 0..N {
+                total[index] += sums[index].extend();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    /// Whole numbers, whose sums are exact in any order; counts how often each is taken.
+    struct Whole<R> {
+        values: Vec<R>,
+        taken: RefCell<Vec<usize>>,
+    }
+
+    impl<R: Real> LanePairs for Whole<R> {
+        type Real = R;
+        type Lanes<const N: usize> = ();
+
+        fn lanes<const N: usize>(&self, _lane: usize) {}
+
+        fn pairs<const N: usize>(&self, at: usize, (): ()) -> [[R; N]; 2] {
+            self.taken.borrow_mut()[at..at + N].iter_mut().for_each(|it| *it += 1);
+            [*self.values[at..].first_chunk().expect("inside the tensor"); 2]
+        }
+
+        fn prefetch(&self, _at: usize) {}
+    }
+
+    fn every_value_counts_once<R: Real>(whole: impl Fn(usize) -> R) {
+        for stride in [1, 3, 16, 21, 100, 600] {
+            for rows in [1, 7, 8, 9, 41] {
+                let values = (0..rows * stride).map(|at| whole(at % 31)).collect();
+                let pairs = Whole { values, taken: RefCell::new(vec![0; rows * stride]) };
+                let (mut sums, mut squares) = (vec![1.0; stride], vec![2.0; stride]);
+                let half = stride / 2;
+                for columns in [0..half, half..stride] {
+                    let sums = [&mut sums[columns.clone()], &mut squares[columns.clone()]];
+                    add_rows(&pairs, 0..rows, stride, columns, sums);
+                }
+                assert!(pairs.taken.borrow().iter().all(|&it| it == 1), "{rows}x{stride}");
+                for lane in 0..stride {
+                    let lane_values = || (0..rows).map(|row| ((row * stride + lane) % 31) as f64);
+                    assert_eq!(sums[lane], 1.0 + lane_values().sum::<f64>());
+                    assert_eq!(squares[lane], 2.0 + lane_values().map(|it| it * it).sum::<f64>());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sums_along_columns_hold_every_value_once() {
+        every_value_counts_once(|value| value as f64);
+        every_value_counts_once(|value| value as f32);
+    }
+}
