@@ -1,6 +1,7 @@
 //! Splitting work over threads: bundles of views that are cut together, by recursion.
 
 use ndarray::{ArrayView3, ArrayViewMut3, Axis};
+use std::ops::Range;
 
 /// Tensors (and slices of parameters) that are cut at the same place, and read or written as flat
 /// slices once they are contiguous.
@@ -164,62 +165,42 @@ bundle_tuple!(A 0, B 1, C 2, D 3);
 bundle_tuple!(A 0, B 1, C 2, D 3, E 4);
 bundle_tuple!(A 0, B 1, C 2, D 3, E 4, F 5);
 
+/// Who takes pieces, and in which order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// As many threads as rayon has, the first pieces first.
+    Forwards,
+    /// The same, the last pieces first.
+    Backwards,
+    /// This thread, the last pieces first.
+    BackwardsAlone,
+}
+
 /// Cuts `axis` (of extent `len`) until pieces are no longer than `grain`, and calls `f` with the
-/// first index of each, on as many threads as rayon has.
+/// first index of each.
 pub fn for_each<B: Bundle>(
     bundle: B,
     axis: usize,
-    start: usize,
-    len: usize,
+    Range { start, end }: Range<usize>,
     grain: usize,
+    order: Order,
     f: &(impl Fn(usize, B) + Sync),
 ) {
-    if len <= grain {
+    if end - start <= grain {
         return f(start, bundle);
     }
-    let half = len.div_ceil(grain) / 2 * grain;
+    let half = (end - start).div_ceil(grain) / 2 * grain;
     let (left, right) = bundle.split(axis, half);
-    rayon::join(
-        || for_each(left, axis, start, half, grain, f),
-        || for_each(right, axis, start + half, len - half, grain, f),
-    );
-}
-
-/// [`for_each`], the last pieces first.
-pub fn for_each_backwards<B: Bundle>(
-    bundle: B,
-    axis: usize,
-    start: usize,
-    len: usize,
-    grain: usize,
-    f: &(impl Fn(usize, B) + Sync),
-) {
-    if len <= grain {
-        return f(start, bundle);
+    let left = || for_each(left, axis, start..start + half, grain, order, f);
+    let right = || for_each(right, axis, start + half..end, grain, order, f);
+    match order {
+        Order::Forwards => _ = rayon::join(left, right),
+        Order::Backwards => _ = rayon::join(right, left),
+        Order::BackwardsAlone => {
+            right();
+            left();
+        }
     }
-    let half = len.div_ceil(grain) / 2 * grain;
-    let (left, right) = bundle.split(axis, half);
-    rayon::join(
-        || for_each_backwards(right, axis, start + half, len - half, grain, f),
-        || for_each_backwards(left, axis, start, half, grain, f),
-    );
-}
-
-/// [`for_each_backwards`] on this thread alone.
-pub fn backwards<B: Bundle>(
-    mut bundle: B,
-    axis: usize,
-    len: usize,
-    grain: usize,
-    f: &impl Fn(usize, B),
-) {
-    let pieces = len.div_ceil(grain);
-    for start in (1..pieces).rev().map(|piece| piece * grain) {
-        let (left, right) = bundle.split(axis, start);
-        f(start, right);
-        bundle = left;
-    }
-    f(0, bundle);
 }
 
 /// Cuts the first two axes, of extents `rows`, until pieces are dense, and calls `f` with them in
@@ -248,16 +229,23 @@ mod tests {
     }
 
     #[test]
+    fn the_last_pieces_come_first_where_that_is_asked_for() {
+        let order = std::sync::Mutex::new(Vec::new());
+        let mut values = [0; 10];
+        let take = |start, _: Along<'_, 0, usize>| order.lock().unwrap().push(start);
+        for_each(Along::<0, _>(&mut values), 0, 0..10, 3, Order::BackwardsAlone, &take);
+        assert_eq!(order.into_inner().unwrap(), [9, 6, 3, 0]);
+    }
+
+    #[test]
     fn pieces_are_all_there_and_once_in_any_order() {
         for len in 0..40 {
             for grain in [1, 3, 8, 100] {
-                let mut values = [vec![0; len], vec![0; len], vec![0; len]];
-                let [forwards, halves, alone] = &mut values;
-                for_each(Along::<0, _>(forwards), 0, 0, len, grain, &number);
-                for_each_backwards(Along::<0, _>(halves), 0, 0, len, grain, &number);
-                backwards(Along::<0, _>(alone), 0, len, grain, &number);
-                let expected: Vec<usize> = (0..len).collect();
-                assert_eq!(values, [(); 3].map(|()| expected.clone()), "{len} by {grain}");
+                for order in [Order::Forwards, Order::Backwards, Order::BackwardsAlone] {
+                    let mut values = vec![0; len];
+                    for_each(Along::<0, _>(&mut values), 0, 0..len, grain, order, &number);
+                    assert_eq!(values, (0..len).collect::<Vec<_>>(), "{len} by {grain}, {order:?}");
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Channels-first tensors as planes, `[N, spatial]` for each channel: how they are shared out over
 //! threads, and cut where there are few of them.
 
-use super::parallel::{Bundle, for_each};
+use super::parallel::{Bundle, Order, for_each};
 use super::tile::{Blocks, TILE, with_blocks};
 
 /// Values that the last-level cache keeps until they are read again, beside what else is there.
@@ -56,7 +56,7 @@ impl Partition {
         channels: usize,
         f: &(impl Fn(usize, B, &mut Blocks) + Sync),
     ) {
-        for_each(bundle, 1, 0, channels, self.channels, &|start, bundle| {
+        for_each(bundle, 1, 0..channels, self.channels, Order::Forwards, &|start, bundle| {
             with_blocks(|blocks| f(start, bundle, blocks));
         });
     }
@@ -69,7 +69,7 @@ impl Partition {
         f: &(impl Fn(usize, B, &mut Blocks) + Sync),
     ) {
         let grain = if self.parallel { self.grain } else { self.len };
-        for_each(bundle, self.axis, 0, self.len, grain, &|_, bundle| {
+        for_each(bundle, self.axis, 0..self.len, grain, Order::Forwards, &|_, bundle| {
             self.for_each_channels(bundle, channels, f);
         });
     }

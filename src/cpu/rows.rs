@@ -7,7 +7,7 @@
 //! from the shape alone.
 
 use super::moments::Lanes;
-use super::parallel::{Along, Bundle, backwards, for_each, for_each_backwards};
+use super::parallel::{Along, Bundle, Order, for_each};
 use super::tile::{Blocks, TILE, with_blocks};
 use std::ops::Range;
 
@@ -125,10 +125,8 @@ impl Partition {
             rows[self.axis] = grain.min(len - start);
             with_blocks(|blocks| f(bundle, rows, self.lanes(), blocks));
         };
-        match self.parallel {
-            true => for_each_backwards(folded, self.axis, 0, len, grain, &f),
-            false => backwards(folded, self.axis, len, grain, &f),
-        }
+        let order = if self.parallel { Order::Backwards } else { Order::BackwardsAlone };
+        for_each(folded, self.axis, 0..len, grain, order, &f);
     }
 
     /// Calls `f` for every part (the tail is the last) with its share of `[partials, width]`.
@@ -153,7 +151,7 @@ impl Partition {
             }
         };
         let grain = if self.parallel { width } else { len };
-        for_each(Along::<1, _>(main), 1, 0, len, grain, &run);
+        for_each(Along::<1, _>(main), 1, 0..len, grain, Order::Forwards, &run);
         if let Some(tail) = tail {
             f(tail, [1, 1], self.tail_lanes(), tail_partial);
         }

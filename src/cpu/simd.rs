@@ -351,14 +351,14 @@ pub fn to_line<E>(values: &[E]) -> usize {
 }
 
 /// `to = values`, past the cache where both are whole cache lines: the lines are not read before
-/// they are written. (A line written in part this way would be worse off than by ordinary stores.)
+/// they are written. (A line written in part this way would be worse off than by ordinary stores.) Without
+/// AVX2 by ordinary stores: narrower ones would hold the arithmetic to their width.
 #[inline(always)]
 pub fn store_past_cache<E: Convert, const N: usize>(values: &[E; N], to: &mut [E; N]) {
     #[cfg(target_arch = "x86_64")]
     if Avx2::is_available() && to_line(to) == 0 && size_of::<[E; N]>().is_multiple_of(LINE) {
         use std::arch::x86_64::{__m256i, _mm256_loadu_si256, _mm256_stream_si256};
         let (from, to) = (values.as_ptr().cast::<__m256i>(), to.as_mut_ptr().cast::<__m256i>());
-        // Parts as wide as the arithmetic's vectors should be: it is cut to what is stored at once.
         for part in 0..size_of::<[E; N]>() / size_of::<__m256i>() {
             // SAFETY: both are arrays of so many parts, of f32, f64, f16 or bf16 (nothing else is
             // Convert), so without padding; `to` is aligned; the instructions are there.
