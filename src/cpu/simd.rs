@@ -351,8 +351,8 @@ pub fn to_line<E>(values: &[E]) -> usize {
 }
 
 /// `to = values`, past the cache where both are whole cache lines: the lines are not read before
-/// they are written. (A line written in part this way would be worse off than by ordinary stores.) Without
-/// AVX2 by ordinary stores: narrower ones would hold the arithmetic to their width.
+/// they are written. (A line written in part this way would be worse off than by ordinary stores.)
+/// Without AVX2 by ordinary stores: narrower ones would hold the arithmetic to their width.
 #[inline(always)]
 pub fn store_past_cache<E: Convert, const N: usize>(values: &[E; N], to: &mut [E; N]) {
     #[cfg(target_arch = "x86_64")]
