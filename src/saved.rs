@@ -64,6 +64,21 @@ impl<B: Backend, P: Param> Saved<B, P> {
         }
     }
 
+    /// The statistics to read and the mask to write, as
+    /// [`Backend::apply`](crate::Backend::apply) takes them.
+    #[allow(clippy::type_complexity)]
+    pub fn split_mask<E: Element<Param = P>>(
+        &mut self,
+    ) -> (SavedRef<'_, B, E>, Option<B::SliceMut<'_, u8>>) {
+        let statistics = SavedRef {
+            mean_hi: B::slice(&self.mean_hi),
+            mean_lo: B::slice(&self.mean_lo),
+            invstd: B::slice(&self.invstd),
+            mask: None,
+        };
+        (statistics, self.mask.as_mut().map(B::slice_mut))
+    }
+
     /// To pass to a stateless call that writes it.
     pub fn as_mut<E: Element<Param = P>>(&mut self) -> SavedMut<'_, B, E> {
         SavedMut {

@@ -133,19 +133,17 @@ impl<P: Param> SyncBatchNorm<P> {
         let layer = &self.layer;
         parts.par_iter().zip(&mut outputs).try_for_each(|(part, (y, saved))| {
             let mut workspace = backend.workspace(&part.problem)?;
-            let mut mask = saved.mask.take();
+            let (saved, mask) = saved.split_mask::<E>();
             let apply = Apply {
                 x: view(part.x)?,
                 residual: part.residual.map(view).transpose()?,
                 affine: layer.affine::<E>(),
                 y: view_mut(y)?,
-                saved: saved.as_ref(),
-                mask: mask.as_mut().map(Cpu::slice_mut),
+                saved,
+                mask,
                 workspace: &mut workspace,
             };
-            let applied = backend.apply(&part.problem, apply);
-            saved.mask = mask;
-            applied
+            backend.apply(&part.problem, apply)
         })?;
         let (y, parts) = outputs.into_iter().unzip();
         Ok((y, SyncSaved { parts }))
