@@ -64,6 +64,7 @@ impl<P: Param> BatchNorm<Cpu, P> {
         if let Some(bias) = bias {
             check_len("bias", channels, bias.len())?;
         }
+        self.check_affine()?;
 
         let at = |values: &Option<Vec<P>>, channel: usize, default: f64| {
             values.as_ref().map_or(default, |values| values[channel].to_f64())

@@ -231,6 +231,16 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         Ok(())
     }
 
+    /// Refuses a weight or bias whose buffer was replaced by one of another length.
+    pub(crate) fn check_affine(&self) -> Result<()> {
+        for (argument, buffer) in [("weight", &self.weight), ("bias", &self.bias)] {
+            if let Some(buffer) = buffer {
+                check_len(argument, self.config.channels, B::len(buffer))?;
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn affine<E: Element<Param = P>>(&self) -> Affine<'_, B, E> {
         Affine {
             weight: self.weight.as_ref().map(B::slice),

@@ -278,15 +278,24 @@ impl<P: Param> SyncBatchNorm<P> {
                 let x = x[index];
                 let residual = residual.map(|residual| residual[index]);
                 let dy = dy.map(|dy| dy[index]);
-                let call = self.layer.call(&crate::array::inputs(x, residual, dy))?;
+                let call = self.layer.call(&crate::array::inputs(x, residual, dy));
+                let call = call.map_err(|error| of_part(index, error))?;
                 Ok(Part { problem: call.problem, layout: call.layout, x, residual, dy })
             })
             .collect::<Result<Vec<_>>>()?;
-        let values = parts.iter().map(|part| part.problem.values_per_channel()).sum();
-        match parts.first() {
-            Some(first) => first.problem.check_trainable(values)?,
-            None => return Err(Error::argument("x", "at least one part", 0)),
+        if parts.is_empty() {
+            return Err(Error::argument("x", "at least one part", 0));
         }
+        let values: usize = parts.iter().map(|part| part.problem.values_per_channel()).sum();
+        if values <= 1 {
+            return Err(Error::argument(
+                "x",
+                "more than 1 value per channel to take statistics of",
+                format_args!("{values} over {} parts", parts.len()),
+            ));
+        }
+        // Before the running statistics advance: the parts meet the parameters after that.
+        self.layer.check_affine()?;
         Ok(parts)
     }
 }
@@ -294,6 +303,16 @@ impl<P: Param> SyncBatchNorm<P> {
 impl<'a, E, D: Dimension> Part<'a, E, D> {
     fn dy(&self) -> Result<&'a ArrayRef<E, D>> {
         self.dy.ok_or_else(|| Error::argument("dy", "a tensor", "none"))
+    }
+}
+
+/// The same, with the part that it is about.
+fn of_part(index: usize, error: Error) -> Error {
+    match error {
+        Error::Argument { argument, expected, found } => {
+            Error::Argument { argument, expected, found: format!("{found} (part {index})") }
+        }
+        other => other,
     }
 }
 
