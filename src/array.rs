@@ -109,9 +109,9 @@ fn common_layout<E, D: Dimension>(tensors: &[(Operand, &ArrayRef<E, D>)]) -> Res
         let both = Fits { first: common.first && fits.first, last: common.last && fits.last };
         if !both.first && !both.last {
             let expected = match (common.first, common.last) {
-                (true, true) => "channels-first or channels-last",
-                (true, false) => "channels-first",
-                _ => "channels-last",
+                (true, true) => "channels-first or channels-last strides",
+                (true, false) => "channels-first strides, as the call's other tensors",
+                _ => "channels-last strides, as the call's other tensors",
             };
             return Err(Error::argument(
                 operand.name(),

@@ -66,7 +66,9 @@ impl fmt::Display for Activation {
         f.write_str(match self {
             Activation::Identity => "identity",
             Activation::Relu => "relu",
-            Activation::LeakyRelu { .. } => "leaky_relu",
+            Activation::LeakyRelu { negative_slope } => {
+                return write!(f, "leaky_relu({negative_slope})");
+            }
             Activation::Relu6 => "relu6",
             Activation::Sigmoid => "sigmoid",
             Activation::Tanh => "tanh",

@@ -244,7 +244,7 @@ impl Problem {
         }
         Err(Error::argument(
             "x",
-            "more than 1 value per channel when training",
+            "more than 1 value per channel to take statistics of",
             format_args!("{values_per_channel} ({self})"),
         ))
     }

@@ -194,7 +194,7 @@ impl Backend for Cpu {
         if count <= 1.0 {
             return Err(Error::argument(
                 "moments",
-                "more than 1 value per channel when training",
+                "more than 1 value per channel to take statistics of",
                 format_args!("{count} over {ranks} ranks"),
             ));
         }
