@@ -187,6 +187,9 @@ impl BatchNormConfig {
         if self.channels == 0 {
             return Err(Error::argument("channels", "at least 1", 0));
         }
+        if self.channels > isize::MAX as usize / size_of::<f64>() {
+            return Err(Error::argument("channels", "as many as can be addressed", self.channels));
+        }
         check_eps(self.eps)?;
         check_activation(self.activation)?;
         match self.momentum {

@@ -219,17 +219,20 @@ impl Problem {
     /// The least bytes a training forward moves: `x` (and the residual) read, `y` (and the mask)
     /// written.
     pub fn forward_floor_bytes(&self) -> usize {
-        let tensors = 2 + usize::from(self.epilogue.residual);
-        tensors * self.elements() * self.dtype.size() + self.mask_len()
+        self.bytes_of(2 + usize::from(self.epilogue.residual))
     }
 
     /// The least bytes a training backward moves: `x` and `dy` (and mask or residual, where the
     /// activation asks for it) read, `dx` (and `dresidual`) written.
     pub fn backward_floor_bytes(&self) -> usize {
-        let tensors = 3
-            + usize::from(self.epilogue.residual)
-            + usize::from(self.epilogue.backward_reads_residual());
-        tensors * self.elements() * self.dtype.size() + self.mask_len()
+        let residual = usize::from(self.epilogue.residual);
+        self.bytes_of(3 + residual + usize::from(self.epilogue.backward_reads_residual()))
+    }
+
+    /// Bytes of `tensors` tensors and the mask. One tensor can be addressed, several need not be.
+    fn bytes_of(&self, tensors: usize) -> usize {
+        let tensor = self.elements() * self.dtype.size();
+        tensor.saturating_mul(tensors).saturating_add(self.mask_len())
     }
 
     /// Refuses a batch that has no variance to speak of: PyTorch's rule, and the paper's m - 1.

@@ -298,6 +298,17 @@ fn problems_that_cannot_be() {
     assert_names(error, "negative_slope", "a finite number", "NaN");
 }
 
+/// A tensor can be addressed; three of them, in bytes, are more than `usize` counts.
+#[test]
+fn bytes_that_cannot_be_counted() {
+    let extents = [isize::MAX as usize / 4, 1];
+    for layout in LAYOUTS {
+        let problem = Problem::new(&extents, layout, DType::F32, ADD_RELU).unwrap();
+        assert_eq!(problem.forward_floor_bytes(), usize::MAX);
+        assert_eq!(problem.backward_floor_bytes(), usize::MAX);
+    }
+}
+
 #[test]
 fn configurations_that_cannot_be() {
     let refuse = |config: BatchNormConfig, argument: &str, expected: &str, found: &str| {
@@ -306,6 +317,8 @@ fn configurations_that_cannot_be() {
     };
     let new = || BatchNormConfig::new(3);
     refuse(BatchNormConfig::new(0), "channels", "at least 1", "0");
+    let most = usize::MAX.to_string();
+    refuse(BatchNormConfig::new(usize::MAX), "channels", "can be addressed", &most);
     refuse(new().eps(-1.0), "eps", "0 or more", "-1");
     refuse(new().eps(f64::NAN), "eps", "0 or more", "NaN");
     refuse(new().eps(f64::INFINITY), "eps", "finite", "inf");
@@ -459,6 +472,49 @@ fn saved_statistics_of_another_call() {
 }
 
 #[test]
+fn slopes_that_differ_are_both_named() {
+    let leaky = |negative_slope| Activation::LeakyRelu { negative_slope };
+    let layer: BatchNorm =
+        BatchNormConfig::new(3).activation(leaky(0.2)).build(Cpu::new()).unwrap();
+    let problem = layer.problem::<f32>(&[4, 3], Layout::ChannelsLast, false).unwrap();
+    let other = problem.with_epilogue(Epilogue::activation(leaky(0.1))).unwrap();
+    let mut workspace = Cpu::new().workspace(&problem).unwrap();
+    let (x, mut y) = ([1.0f32; 12], [0.0f32; 12]);
+    let (x, y) = (x[..].into(), (&mut y[..]).into());
+    let error = layer.forward_eval_into::<f32>(&other, x, None, y, &mut workspace).unwrap_err();
+    assert_names(error, "problem", "leaky_relu(0.2)", "leaky_relu(0.1)");
+}
+
+#[test]
+fn an_array_alone_is_not_compared_with_others() {
+    let transposed = Array2::<f32>::ones((3, 4)).reversed_axes();
+    let error = layer(3).forward_train(&transposed).err().unwrap();
+    assert!(!error.to_string().contains("other tensors"), "{error}");
+}
+
+/// A fold and the parts of a batch have lengths of their own to check before they begin.
+#[test]
+fn replaced_parameters_are_refused_before_anything_is_done() {
+    let x = Array2::from_shape_fn((4, 3), |(n, c)| (n * c) as f32);
+    let replaced = |weight: usize, bias: usize| {
+        let mut layer = layer(3);
+        *layer.weight_buffer_mut().unwrap() = vec![1.0; weight];
+        *layer.bias_buffer_mut().unwrap() = vec![0.0; bias];
+        layer
+    };
+    for (argument, found, layer) in [("weight", "2", replaced(2, 3)), ("bias", "4", replaced(3, 4))]
+    {
+        let error = layer.fold_into(&Array2::ones((3, 5)), None, 0).unwrap_err();
+        assert_names(error, argument, "3 elements", found);
+        let before = layer.state().unwrap();
+        let mut sync = SyncBatchNorm::new(layer);
+        let error = sync.forward_train(&[&*x, &*x]).err().unwrap();
+        assert_names(error, argument, "3 elements", found);
+        assert_eq!(sync.layer().state().unwrap(), before);
+    }
+}
+
+#[test]
 fn a_layer_without_running_statistics_cannot_evaluate_in_place() {
     let config = BatchNormConfig::new(3).track_running_stats(false);
     let layer: BatchNorm = config.build(Cpu::new()).unwrap();
@@ -551,13 +607,13 @@ fn parts_that_do_not_belong_together() {
     let error = sync.backward(&[a, b], &[b, a], &saved).unwrap_err();
     assert_names(error, "dy", "shape [2, 3, 5]", "[1, 3, 5]");
     let wide = Array3::<f32>::ones((2, 4, 5));
-    assert_names(sync.forward_train(&[a, &wide]).err().unwrap(), "x", "3 channels", "4");
+    assert_names(sync.forward_train(&[a, &wide]).err().unwrap(), "x", "3 channels", "4 (part 1)");
     let flipped = b.slice(s![.., .., ..;-1]);
     assert_names(sync.forward_train(&[a, &flipped]).err().unwrap(), "x", "strides", "-1");
     // One value per channel in all, in one part of two.
     let (one, empty) = (Array3::<f32>::ones((1, 3, 1)), Array3::<f32>::ones((0, 3, 1)));
     let error = sync.forward_train(&[&*empty, &*one]).err().unwrap();
-    assert_names(error, "x", "more than 1 value", "1");
+    assert_names(error, "x", "more than 1 value", "1 over 2 parts");
     assert_eq!(sync.layer().state().unwrap(), before);
 }
 
