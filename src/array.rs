@@ -1,11 +1,4 @@
 //! `ndarray` in and out: the layer on the CPU as most people use it.
-//!
-//! An array has rank 2 and up with channels on axis 1, `[N, C, spatial...]`. Its layout is read
-//! off its strides: channels-first if the spatial axes run fastest, channels-last if the channels
-//! do (such as an NHWC array seen through `permuted_axes([0, 3, 1, 2])`). Axes of extent 1 are
-//! ignored; where both fit, `[N, C]` counts as channels-last and anything else as channels-first.
-//! The batch axis may have any stride (a slice of a larger array). Nothing is copied: what fits
-//! neither layout, or another layout than the call's first tensor, is refused.
 
 use crate::backend::{Backend, GradientsMut};
 use crate::config::Layout;
@@ -115,10 +108,7 @@ fn common_layout<E, D: Dimension>(tensors: &[(Operand, &ArrayRef<E, D>)]) -> Res
             };
             return Err(Error::argument(
                 operand.name(),
-                format_args!(
-                    "{expected} strides, as the call's other tensors; \
-                     `as_standard_layout` copies into channels-first"
-                ),
+                format_args!("{expected}; `as_standard_layout` copies into channels-first"),
                 format_args!("shape {:?}, strides {:?}", array.shape(), array.strides()),
             ));
         }

@@ -1,20 +1,4 @@
 //! [`Backend`]: the stateless calls that a device offers, on buffers that are all the caller's.
-//!
-//! Shapes: `x`, `residual`, `y` and their gradients have the [`Problem`]'s extents, layout and
-//! element type; every parameter and statistic is `[C]` of the element's [`Param`] type. No call
-//! allocates anything proportional to a tensor, and none keeps what it was given.
-//!
-//! # The split form
-//! To synchronize over several devices (or slices of a batch), a training forward is three calls:
-//! [`statistics`](Backend::statistics) on each device, which writes `[4, C]` f64 moments (rows
-//! count, mean hi, mean lo, M2); an all-gather of them to `[R, 4, C]`;
-//! [`merge_statistics`](Backend::merge_statistics) and [`apply`](Backend::apply) on each device.
-//! Backward likewise: [`backward_reduce`](Backend::backward_reduce) writes `[3, C]` f64 sums (rows
-//! count, sum of the gradient g at the normalization's output, sum of g times the deviation from
-//! the mean) together with the device's own `dweight` and `dbias`; an all-gather to `[R, 3, C]`;
-//! [`merge_sums`](Backend::merge_sums); [`backward_apply`](Backend::backward_apply). Devices may
-//! have uneven and empty batches. All merging follows the order of the ranks, so that every device
-//! arrives at the same bits.
 
 use crate::element::{Element, Scalar};
 use crate::error::Result;
@@ -254,9 +238,88 @@ pub struct BackwardApply<'a, B: Backend, E: Element> {
     pub workspace: &'a mut B::Workspace,
 }
 
-/// A device that runs batch normalization.
+/// A device that runs batch normalization: stateless calls on buffers that are all the caller's.
 ///
-/// Every call checks its arguments before it writes anything: on `Err` all buffers are as before.
+/// `x`, `residual`, `y` and their gradients have the [`Problem`]'s extents, layout and element
+/// type; every parameter and statistic is `[C]` of the element's [`Param`](crate::Param) type. No
+/// call allocates anything proportional to a tensor, and none keeps what it was given. Every call
+/// checks its arguments before it writes anything: on `Err` all buffers are as before.
+///
+/// # The split form
+/// To synchronize over several devices, or slices of a batch (ranks, in what follows), a training
+/// forward is three calls: [`statistics`](Self::statistics) on each rank, which writes `[4, C]` f64
+/// moments (rows count, mean hi, mean lo, M2, the sum of squared deviations from the mean); an
+/// all-gather of them to `[R, 4, C]`, which is the caller's;
+/// [`merge_statistics`](Self::merge_statistics) and [`apply`](Self::apply) on each rank. Backward
+/// likewise: [`backward_reduce`](Self::backward_reduce) writes `[3, C]` f64 sums (rows count, sum of
+/// the gradient g at the normalization's output, sum of g times the deviation from the mean)
+/// together with the rank's own `dweight` and `dbias`; an all-gather to `[R, 3, C]`;
+/// [`merge_sums`](Self::merge_sums); [`backward_apply`](Self::backward_apply).
+///
+/// Ranks may have uneven and empty batches. All merging follows the order of the ranks, so that
+/// every rank arrives at the same bits. A rank's part of it, with ReLU over a residual:
+///
+/// ```
+/// use warpnorm::*;
+///
+/// # let gather = |share: &[f64]| share.to_vec();
+/// # let (x, residual, dy) = ([1.0f32, 5.0, 2.0, 9.0], [0.5f32; 4], [1.0f32; 4]);
+/// let (cpu, channels) = (Cpu::new(), 2);
+/// let epilogue = Epilogue { activation: Activation::Relu, residual: true };
+/// let problem = Problem::new(&[2, channels], Layout::ChannelsLast, DType::F32, epilogue)?;
+/// let norm = Norm { eps: 1e-5, momentum: Some(0.1) };
+/// let mut saved: Saved<Cpu, f32> = Saved::new(&cpu, &problem)?;
+/// let mut workspace = cpu.workspace(&problem)?;
+/// let (mut y, mut dx) = ([0.0f32; 4], [0.0f32; 4]);
+///
+/// let mut share = vec![0.0; MOMENT_ROWS * channels];
+/// cpu.statistics::<f32>(&problem, x[..].into(), (&mut share).into(), &mut workspace)?;
+/// let moments = gather(&share); // your all-gather: [R, 4, C], in the order of the ranks
+/// let merge = MergeStatistics {
+///     moments: (&moments).into(),
+///     running: None, // or this rank's own: all ranks' advance alike
+///     saved: saved.as_mut(),
+/// };
+/// cpu.merge_statistics::<f32>(channels, &norm, merge)?;
+/// let (statistics, mask) = saved.split_mask();
+/// cpu.apply::<f32>(&problem, Apply {
+///     x: x[..].into(),
+///     residual: Some(residual[..].into()),
+///     affine: Affine { weight: None, bias: None },
+///     y: (&mut y[..]).into(),
+///     saved: statistics,
+///     mask,
+///     workspace: &mut workspace,
+/// })?;
+///
+/// let mut share = vec![0.0; SUM_ROWS * channels];
+/// cpu.backward_reduce::<f32>(&problem, BackwardReduce {
+///     x: x[..].into(),
+///     residual: None, // the mask knows
+///     dy: dy[..].into(),
+///     affine: Affine { weight: None, bias: None },
+///     saved: saved.as_ref(),
+///     sums: (&mut share).into(),
+///     dweight: None,
+///     dbias: None,
+///     workspace: &mut workspace,
+/// })?;
+/// let (gathered, mut sums) = (gather(&share), share); // [R, 3, C]
+/// cpu.merge_sums(channels, (&gathered).into(), (&mut sums).into())?;
+/// cpu.backward_apply::<f32>(&problem, BackwardApply {
+///     x: x[..].into(),
+///     residual: None,
+///     dy: dy[..].into(),
+///     affine: Affine { weight: None, bias: None },
+///     saved: saved.as_ref(),
+///     sums: (&sums).into(),
+///     dx: (&mut dx[..]).into(),
+///     dresidual: None,
+///     workspace: &mut workspace,
+/// })?;
+/// # assert!((y[1] - 0.0).abs() < 1e-6 && (y[3] - 1.5).abs() < 1e-5 && saved.mask().is_some());
+/// # Ok::<(), warpnorm::Error>(())
+/// ```
 pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Memory that the device owns.
     type Buffer<T: Scalar>: Send + Sync;

@@ -12,8 +12,55 @@ use crate::saved::Saved;
 /// (`[C]`), `num_batches_tracked`.
 ///
 /// `P` is what they are held in: `f32` for tensors of `f32`, `f16` and `bf16`, `f64` for `f64`.
-/// On the [`Cpu`](crate::Cpu) the layer takes `ndarray` arrays; the calls here, on flat buffers
-/// that are all the caller's, are the same on every backend.
+///
+/// # Calls on arrays and on buffers
+/// On the [`Cpu`](crate::Cpu) the layer takes and gives `ndarray` arrays
+/// ([`forward_train`](Self::forward_train), [`backward`](Self::backward),
+/// [`forward_eval`](Self::forward_eval) and their like). The calls whose names end in `_into` work
+/// on flat buffers that are all the caller's and are the same on every backend:
+///
+/// ```
+/// use warpnorm::{Backend, BatchNorm, Cpu, GradientsMut, Layout, Saved};
+///
+/// let mut bn: BatchNorm = BatchNorm::new(2, Cpu::new())?;
+///
+/// // Once for each shape.
+/// let problem = bn.problem::<f32>(&[4, 2], Layout::ChannelsLast, false)?;
+/// let mut saved = Saved::new(bn.backend(), &problem)?;
+/// let mut workspace = bn.backend().workspace(&problem)?;
+/// let x = vec![1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 9.0];
+/// let dy = vec![1.0f32, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+/// let (mut y, mut dx) = (vec![0.0f32; 8], vec![0.0f32; 8]);
+/// let (mut dweight, mut dbias) = (vec![0.0f32; 2], vec![0.0f32; 2]);
+///
+/// // In each step.
+/// let (input, output) = ((&x).into(), (&mut y).into());
+/// bn.forward_train_into::<f32>(&problem, input, None, output, &mut saved, &mut workspace)?;
+/// let gradients = GradientsMut {
+///     dx: (&mut dx).into(),
+///     dresidual: None,
+///     dweight: Some((&mut dweight).into()),
+///     dbias: Some((&mut dbias).into()),
+/// };
+/// let (input, dy) = ((&x).into(), (&dy).into());
+/// bn.backward_into::<f32>(&problem, input, None, dy, &saved, gradients, &mut workspace)?;
+/// for (weight, gradient) in bn.weight_mut().unwrap().iter_mut().zip(&dweight) {
+///     *weight -= 0.1 * gradient;
+/// }
+/// assert_eq!(dbias, [1.0, 0.0]);
+/// # Ok::<(), warpnorm::Error>(())
+/// ```
+///
+/// # Shape and layout of arrays
+/// An array has rank 2 and up with channels on axis 1, `[N, C, spatial...]`. Its layout is read off
+/// its strides: channels-first if the spatial axes run fastest, channels-last if the channels do
+/// (such as an NHWC array seen through `permuted_axes([0, 3, 1, 2])`). Axes of extent 1 are ignored;
+/// where both fit, an array of one position per sample, such as `[N, C]`, counts as channels-last
+/// and anything else as channels-first. The batch axis may have any stride that leaves samples
+/// apart (a slice of a larger array, but not one run backwards or broadcast). Outputs have the
+/// layout of `x`. Nothing is copied: what fits neither layout, such as a transposed matrix or a
+/// broadcast gradient, or another layout than the call's first tensor, is refused. To pass it all
+/// the same, copy it: `x.as_standard_layout()`.
 pub struct BatchNorm<B: Backend = crate::Cpu, P: Param = f32> {
     pub(crate) backend: B,
     pub(crate) config: BatchNormConfig,
