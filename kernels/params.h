@@ -1,7 +1,8 @@
 // The one struct that every kernel takes by value: the ABI between host and device.
 //
-// Rust sees it as src/cuda/params.rs, made from this file by bindgen. Addresses are in the device's
-// address space, 0 where a call has no such buffer. Extents and strides count elements.
+// Rust sees it as src/cuda/params.rs, made from this file by bindgen: docs/kernels.md says how, under
+// "Changing them". Addresses are in the device's address space, 0 where a call has no such buffer.
+// Extents and strides count elements.
 #pragma once
 
 typedef unsigned long long Address;

@@ -1,4 +1,5 @@
-//! Correct kernels give correct results, and the checker finds nothing in them.
+//! The emulator's own kernels: correct ones give correct results, and the checker finds nothing in
+//! them.
 #![cfg(emulated)]
 
 mod common;
