@@ -2,7 +2,7 @@
 
 use crate::suite::flat::Buffers;
 use crate::suite::on_backend::on_backend;
-use crate::suite::{Bars, Case, Data, Dim, LAYOUTS, Mode, epilogues};
+use crate::suite::{About, Bars, Case, Data, Dim, LAYOUTS, Mode, epilogues};
 use crate::{ADD_RELU, Subject};
 use warpnorm::cuda::{Device, Launcher, Tier};
 use warpnorm::{Backend, Element, Epilogue, Layout, Operand};
@@ -14,6 +14,7 @@ fn check<E: Element>(subject: &impl Subject, case: Case, gaps: &[(Operand, usize
     // Evaluation has no tiers.
     let modes = if subject.tier() == Tier::Streaming { &modes[..] } else { &modes[..1] };
     for &mode in modes {
+        let _about = About((E::DTYPE, mode, case, gaps));
         let data = Data::<E>::new(case).without_gradients_at_kinks(mode);
         let mut buffers = Buffers::with_gaps(&data, gaps);
         run(&device, &mut buffers, mode);

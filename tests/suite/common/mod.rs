@@ -171,6 +171,17 @@ impl Case {
     }
 }
 
+/// Says what a failure was about: assertions on results do not know the case.
+pub struct About<T: std::fmt::Debug>(pub T);
+
+impl<T: std::fmt::Debug> Drop for About<T> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("in {:?}", self.0);
+        }
+    }
+}
+
 /// Which statistics a call normalizes with.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Mode {
@@ -586,6 +597,7 @@ pub fn check_mode<E: Element>(case: Case, embedding: Embedding, mode: Mode) {
 
 pub fn check_data<E: Element>(data: &Data<E>, embedding: Embedding, mode: Mode) {
     let case = data.case;
+    let _about = About((E::DTYPE, mode, case));
     let expected = data.expected(mode);
     let embed = |tensor| Embedded::new(tensor, case.layout, embedding);
     let (x, dy, residual) = (embed(&*data.x), embed(&*data.dy), data.residual().map(embed));
