@@ -136,19 +136,35 @@ __device__ inline unsigned load_bits(const Params &params, const Walk &walk, con
     return row[window.mask_bit / 8] >> window.mask_bit % 8;
 }
 
-template <Gate GATE, class T, int V, class Walk>
-__device__ inline Inputs<T, V> load_inputs(const Params &params, const Walk &walk,
-                                           const Window &window) {
-    Inputs<T, V> inputs = {};
-    inputs.x = load<T, V>(walk, params.x, params.x_stride, window);
-    inputs.dy = load<T, V>(walk, params.dy, params.dy_stride, window);
-    if (GATE == ANY_FROM_X && params.residual) {
-        inputs.residual = load<T, V>(walk, params.residual, params.residual_stride, window);
+// The inputs of a batch.
+template <Gate GATE, class T, int V, int BATCH, class Walk>
+__device__ inline void load_inputs(const Params &params, const Walk &walk,
+                                   const Window (&windows)[BATCH],
+                                   Inputs<T, V> (&inputs)[BATCH]) {
+    const bool has_residual = GATE == ANY_FROM_X && params.residual;
+    const bool has_mask = (GATE == FROM_MASK || GATE == ANY_FROM_X) && params.mask;
+#pragma unroll
+    for (int u = 0; u < BATCH; ++u) {
+        Inputs<T, V> &of = inputs[u] = {};
+        of.x = load_pack_of<T, V>(params.x, params.x_stride, windows[u]);
+        of.dy = load_pack_of<T, V>(params.dy, params.dy_stride, windows[u]);
+        if (has_residual) {
+            of.residual = load_pack_of<T, V>(params.residual, params.residual_stride, windows[u]);
+        }
     }
-    if ((GATE == FROM_MASK || GATE == ANY_FROM_X) && params.mask) {
-        inputs.bits = load_bits(params, walk, window);
+#pragma unroll
+    for (int u = 0; u < BATCH; ++u) {
+        if (has_mask) inputs[u].bits = load_bits(params, walk, windows[u]);
     }
-    return inputs;
+#pragma unroll
+    for (int u = 0; u < BATCH; ++u) {
+        Inputs<T, V> &of = inputs[u];
+        load_end(walk, params.x, params.x_stride, windows[u], of.x);
+        load_end(walk, params.dy, params.dy_stride, windows[u], of.dy);
+        if (has_residual) {
+            load_end(walk, params.residual, params.residual_stride, windows[u], of.residual);
+        }
+    }
 }
 
 template <Gate GATE, class T, int V>
@@ -257,10 +273,8 @@ __device__ inline void walk_inputs(const Params &params, Walk &walk, const Each 
         Window windows[BATCH];
         Inputs<T, V> inputs[BATCH];
 #pragma unroll
-        for (int u = 0; u < BATCH; ++u) {
-            windows[u] = walk.next(u);
-            inputs[u] = load_inputs<GATE, T, V>(params, walk, windows[u]);
-        }
+        for (int u = 0; u < BATCH; ++u) windows[u] = walk.next(u);
+        load_inputs<GATE>(params, walk, windows, inputs);
         each(windows, inputs);
     }
 }

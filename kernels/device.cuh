@@ -143,11 +143,21 @@ template <class T, int N> struct __align__(sizeof(T) * N) Pack {
 
 // One instruction moves a pack: `bytes` is 2, 4, 8 or 16, and the address a multiple of it.
 // `streaming` marks data in global memory that is touched once, so that it does not displace what
-// is not.
+// is not. `load_pack_if` gives zeros for what is not there, in global memory and without a branch:
+// where branches meet, the compiler takes 16-bit elements apart, and so each load would be waited for
+// before the next one begins.
 #ifdef WARPNORM_EMULATOR
 
 template <int N, class T>
 EMULATOR_ONE_ACCESS Pack<T, N> load_pack(const T *address) {
+    emulator::pack_read(address, sizeof(T) * N, EMULATOR_CALLER);
+    return *reinterpret_cast<const Pack<T, N> *>(address);
+}
+
+template <int N, class T>
+EMULATOR_ONE_ACCESS Pack<T, N> load_pack_if(bool is_there, const T *address) {
+    emulator::require_global(address);
+    if (!is_there) return {};
     emulator::pack_read(address, sizeof(T) * N, EMULATOR_CALLER);
     return *reinterpret_cast<const Pack<T, N> *>(address);
 }
@@ -212,6 +222,27 @@ __device__ __forceinline__ uint4 load_streaming(const uint4 *address) {
     return bits;
 }
 
+__device__ __forceinline__ void load_if(bool is_there, uint16_t &bits, const uint16_t *address) {
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p ld.global.u16 %0, [%1];}"
+                 : "+h"(bits)
+                 : "l"(address), "r"((uint32_t)is_there)
+                 : "memory");
+}
+
+__device__ __forceinline__ void load_if(bool is_there, uint32_t &bits, const uint32_t *address) {
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p ld.global.u32 %0, [%1];}"
+                 : "+r"(bits)
+                 : "l"(address), "r"((uint32_t)is_there)
+                 : "memory");
+}
+
+__device__ __forceinline__ void load_if(bool is_there, uint4 &bits, const uint4 *address) {
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.v4.u32 {%0, %1, %2, %3}, [%4];}"
+                 : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w)
+                 : "l"(address), "r"((uint32_t)is_there)
+                 : "memory");
+}
+
 __device__ __forceinline__ void store_streaming(uint16_t *address, uint16_t bits) {
     asm volatile("st.global.cs.u16 [%0], %1;" ::"l"(address), "h"(bits) : "memory");
 }
@@ -242,6 +273,15 @@ template <int N, class T> __device__ __forceinline__ Pack<T, N> load_pack(const 
     typedef PackCast<T, N> Cast;
     Cast cast;
     cast.bits = *reinterpret_cast<const typename Cast::Bits *>(address);
+    return cast.pack;
+}
+
+template <int N, class T>
+__device__ __forceinline__ Pack<T, N> load_pack_if(bool is_there, const T *address) {
+    typedef PackCast<T, N> Cast;
+    Cast cast;
+    cast.bits = {};
+    load_if(is_there, cast.bits, reinterpret_cast<const typename Cast::Bits *>(address));
     return cast.pack;
 }
 

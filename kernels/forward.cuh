@@ -68,10 +68,9 @@ __device__ inline void take_windows(const Params &params, Walk &walk, int first,
     Window windows[COUNT];
     Pack<T, V> packs[COUNT];
 #pragma unroll
-    for (int u = 0; u < COUNT; ++u) {
-        windows[u] = walk.next(first + u);
-        packs[u] = load<T, V>(walk, params.x, params.x_stride, windows[u]);
-    }
+    for (int u = 0; u < COUNT; ++u) windows[u] = walk.next(first + u);
+    load_packs(params.x, params.x_stride, windows, packs);
+    load_ends(walk, params.x, params.x_stride, windows, packs);
     const unsigned valid = valid_bits<Walk::CHANNELS, V>(windows);
     if (valid != 0) take_batch(packs, valid, (float)__popc(valid), moments);
 }
@@ -174,12 +173,14 @@ __device__ void apply(const Params &params) {
         Window windows[BATCH];
         Pack<T, V> packs[BATCH], residuals[BATCH] = {};
 #pragma unroll
-        for (int u = 0; u < BATCH; ++u) {
-            windows[u] = walk.next(u);
-            packs[u] = load<T, V>(walk, params.x, params.x_stride, windows[u]);
-            if (params.residual) {
-                residuals[u] = load<T, V>(walk, params.residual, params.residual_stride, windows[u]);
-            }
+        for (int u = 0; u < BATCH; ++u) windows[u] = walk.next(u);
+        load_packs(params.x, params.x_stride, windows, packs);
+        if (params.residual) {
+            load_packs(params.residual, params.residual_stride, windows, residuals);
+        }
+        load_ends(walk, params.x, params.x_stride, windows, packs);
+        if (params.residual) {
+            load_ends(walk, params.residual, params.residual_stride, windows, residuals);
         }
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {

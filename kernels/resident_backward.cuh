@@ -41,7 +41,9 @@ __device__ inline void bring_pack(const Tile<T, V> &tile, unsigned slot, Address
     if (window.template is_full<V>()) {
         async_copy_pack<V>(tile.at(slot), reinterpret_cast<const T *>(tensor) + window.offset(stride));
     } else {
-        tile.put(slot, load<T, V>(walk, tensor, stride, window));
+        Pack<T, V> pack = {};
+        load_end(walk, tensor, stride, window, pack);
+        tile.put(slot, pack);
     }
 }
 

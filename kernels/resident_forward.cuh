@@ -134,9 +134,10 @@ __device__ inline void apply_round(const Params &params, Walk walk, unsigned cou
             } else if (Walk::HAS_ENDS && !windows[u].is_empty()) {
                 packs[u] = tile.get(params.slots - ++ends);
             }
-            if (params.residual) {
-                residuals[u] = load<T, V>(walk, params.residual, params.residual_stride, windows[u]);
-            }
+        }
+        if (params.residual) {
+            load_packs(params.residual, params.residual_stride, windows, residuals);
+            load_ends(walk, params.residual, params.residual_stride, windows, residuals);
         }
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {

@@ -85,13 +85,35 @@ __device__ __noinline__ void store_some(T *to, unsigned first, unsigned last, Pa
     }
 }
 
-template <class T, int V, class Walk>
-__device__ inline Pack<T, V> load(const Walk &, Address tensor, Extent stride,
-                                  const Window &window) {
+// A pack that is there as a whole, or zeros. A thread's loads are under way together only if it needs
+// none of them in between: first come the windows of a batch, then by load_packs all of its packs,
+// and then by load_ends what is there in part.
+template <class T, int V>
+__device__ inline Pack<T, V> load_pack_of(Address tensor, Extent stride, const Window &window) {
     const T *from = reinterpret_cast<const T *>(tensor) + window.offset(stride);
-    if (window.is_full<V>()) return load_pack<V>(from);
-    if (!Walk::HAS_ENDS || window.is_empty()) return {};
-    return load_some<T, V>(from, window.first, window.last);
+    return load_pack_if<V>(window.is_full<V>(), from);
+}
+
+template <class T, int V, class Walk>
+__device__ inline void load_end(const Walk &, Address tensor, Extent stride, const Window &window,
+                                Pack<T, V> &pack) {
+    if (!Walk::HAS_ENDS || window.is_full<V>() || window.is_empty()) return;
+    const T *from = reinterpret_cast<const T *>(tensor) + window.offset(stride);
+    pack = load_some<T, V>(from, window.first, window.last);
+}
+
+template <class T, int V, int BATCH>
+__device__ inline void load_packs(Address tensor, Extent stride, const Window (&windows)[BATCH],
+                                  Pack<T, V> (&packs)[BATCH]) {
+#pragma unroll
+    for (int u = 0; u < BATCH; ++u) packs[u] = load_pack_of<T, V>(tensor, stride, windows[u]);
+}
+
+template <class T, int V, int BATCH, class Walk>
+__device__ inline void load_ends(const Walk &walk, Address tensor, Extent stride,
+                                 const Window (&windows)[BATCH], Pack<T, V> (&packs)[BATCH]) {
+#pragma unroll
+    for (int u = 0; u < BATCH; ++u) load_end(walk, tensor, stride, windows[u], packs[u]);
 }
 
 template <class T, int V, class Walk>

@@ -356,7 +356,7 @@ impl Kernels {
         }
         if self.facts.compute_capability >= FIRST_WITH_CLUSTERS {
             let resident = |residents, size| self.resident_clusters(function, residents, size);
-            self.facts.clusters = Clusters::of(resident).or_fail(what)?;
+            self.facts.clusters = Clusters::of(resident);
         }
         Ok(())
     }
@@ -390,13 +390,9 @@ impl Kernels {
         Ok(count.unsigned_abs().min(residents))
     }
 
-    /// Clusters of `size` blocks that the device holds, 0 for a size that it does not have.
-    fn resident_clusters(
-        &self,
-        function: sys::CUfunction,
-        residents: u32,
-        size: u32,
-    ) -> std::result::Result<u32, DriverError> {
+    /// Clusters of `size` blocks that the device holds. 0 where the driver refuses to say, whatever
+    /// its reason: plans do without that size, and the GPU is of use all the same.
+    fn resident_clusters(&self, function: sys::CUfunction, residents: u32, size: u32) -> u32 {
         let (mut count, mut attribute) = (0, cluster(size));
         let config = sys::CUlaunchConfig {
             attrs: &raw mut attribute,
@@ -405,10 +401,8 @@ impl Kernels {
         };
         // SAFETY: the function is of the context that is current; the driver writes the count, and
         // reads the config and its one attribute, which outlive the call.
-        match unsafe { sys::cuOccupancyMaxActiveClusters(&mut count, function, &config) } {
-            CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE | CUresult::CUDA_ERROR_INVALID_VALUE => Ok(0),
-            outcome => outcome.result().map(|()| count.unsigned_abs()),
-        }
+        let outcome = unsafe { sys::cuOccupancyMaxActiveClusters(&mut count, function, &config) };
+        if outcome == CUresult::CUDA_SUCCESS { count.unsigned_abs() } else { 0 }
     }
 
     /// A kernel by its name, looked up once. `keeps`: whether it is launched with dynamic shared
@@ -458,7 +452,8 @@ impl Kernels {
         if keeps {
             function.set_attribute(PERCENT, 100)?;
             if self.facts.compute_capability >= FIRST_WITH_CLUSTERS {
-                function.set_attribute(LARGE_CLUSTERS, 1)?;
+                // Who refuses it has clusters of up to 8 blocks, as the device will say.
+                let _ = function.set_attribute(LARGE_CLUSTERS, 1);
             }
         }
         let of_its_own = function.shared_size_bytes()?;
@@ -516,6 +511,7 @@ fn facts(context: &CudaContext) -> Result<DeviceFacts> {
         memory_bandwidth: bandwidth(
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?,
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         ),
     })
 }
@@ -525,18 +521,25 @@ fn multiprocessors_of_context(of_device: u32) -> u32 {
     let mut affinity = MaybeUninit::<sys::CUexecAffinityParam>::zeroed();
     let kind = sys::CUexecAffinityType::CU_EXEC_AFFINITY_TYPE_SM_COUNT;
     // SAFETY: a struct of the right type to write to.
-    match unsafe { sys::cuCtxGetExecAffinity(affinity.as_mut_ptr(), kind) } {
+    let limit = match unsafe { sys::cuCtxGetExecAffinity(affinity.as_mut_ptr(), kind) } {
         // SAFETY: zeros are a value of each of its fields; the driver has set the one for this type.
         CUresult::CUDA_SUCCESS => unsafe { affinity.assume_init().param.smCount.val },
         // There is no such limit.
         _ => of_device,
-    }
+    };
+    // Nothing says what it is in a context that was made without one.
+    if (1..=of_device).contains(&limit) { limit } else { of_device }
 }
 
-/// Of memory that moves two bits a clock on each line.
-fn bandwidth(clock_khz: u32, bus_bits: u32) -> u64 {
+/// Of memory that moves two bits a clock on each line. Where the clock or the lines are not told, as
+/// of memory that belongs to the processor, what multiprocessors mostly have: plans divide by it.
+fn bandwidth(clock_khz: u32, bus_bits: u32, multiprocessors: u32) -> u64 {
+    const OF_A_MULTIPROCESSOR: u64 = 10_000_000_000;
     let bytes_per_clock = u64::from(bus_bits) / 8 * 2;
-    u64::from(clock_khz) * 1000 * bytes_per_clock
+    match u64::from(clock_khz) * 1000 * bytes_per_clock {
+        0 => u64::from(multiprocessors) * OF_A_MULTIPROCESSOR,
+        told => told,
+    }
 }
 
 /// Device memory that is freed, in its stream's order, when it is dropped. From and into cudarc's
@@ -1011,6 +1014,13 @@ mod tests {
         assert!(CudaLauncher::open(1000).is_err());
         // Not the first one, which 2^32 is in 32 bits.
         assert!(CudaLauncher::open(1 << 32).is_err());
+    }
+
+    #[test]
+    fn memory_that_does_not_tell_its_speed_has_one() {
+        assert_eq!(bandwidth(2_619_000, 5120, 132), 3_352_320_000_000);
+        assert_eq!(bandwidth(0, 256, 48), 480_000_000_000);
+        assert_eq!(bandwidth(4_266_000, 0, 48), 480_000_000_000);
     }
 
     #[test]

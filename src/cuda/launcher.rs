@@ -59,19 +59,14 @@ impl Clusters {
     }
 
     /// Of what a device says: `count(blocks on a multiprocessor, size)`.
-    ///
-    /// # Errors
-    /// Those of `count`.
-    pub fn of<E>(
-        mut count: impl FnMut(u32, u32) -> std::result::Result<u32, E>,
-    ) -> std::result::Result<Clusters, E> {
+    pub fn of(count: impl Fn(u32, u32) -> u32) -> Clusters {
         let mut clusters = Self::NONE;
         for (residents, counts) in (1..).zip(&mut clusters.counts) {
             for (size, clusters) in (1..).zip(counts) {
-                *clusters = count(residents, size)?;
+                *clusters = count(residents, size);
             }
         }
-        Ok(clusters)
+        clusters
     }
 
     /// The same without all sizes but one, for tests and measurements.

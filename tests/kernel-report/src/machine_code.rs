@@ -1,17 +1,20 @@
 //! Machine code, as NVIDIA's disassembler shows it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
-/// Whether a kernel reads or writes 16 bytes of global memory at a time, or more.
+/// How a kernel reads and writes global memory 16 bytes at a time, or more.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Accesses {
-    /// Loads into registers, and asynchronous copies to shared memory.
+    /// Whether it loads so into registers, or copies asynchronously to shared memory.
     pub wide_loads: bool,
-    /// Stores.
+    /// Whether it stores so.
     pub wide_stores: bool,
+    /// Such loads into registers that a thread has under way before it waits for one of them, at
+    /// most.
+    pub together: u32,
 }
 
 /// The accesses of every kernel of a cubin.
@@ -34,20 +37,58 @@ pub fn accesses(nvdisasm: &Path, cubin: &[u8]) -> Result<BTreeMap<String, Access
 fn parse(disassembly: &str) -> BTreeMap<String, Accesses> {
     let mut kernels = BTreeMap::new();
     let mut current = None;
+    let mut under_way = UnderWay::default();
     for line in disassembly.lines() {
         if let Some((_, section)) = line.split_once(".section\t") {
             let name = section.split(',').next().unwrap_or_default();
             let kernel = name.strip_prefix(".text.");
             current = kernel
                 .map(|kernel| kernels.entry(kernel.to_owned()).or_insert_with(Accesses::default));
+            under_way = UnderWay::default();
         } else if let Some(accesses) = &mut current {
             for opcode in line.split_whitespace().filter(|word| is_wide(word)) {
                 accesses.wide_loads |= opcode.starts_with("LDG");
                 accesses.wide_stores |= opcode.starts_with("STG");
             }
+            under_way.see(line);
+            accesses.together = accesses.together.max(under_way.loads);
         }
     }
     kernels
+}
+
+/// Wide loads that no instruction has needed yet, as the code lies: branches are not followed.
+#[derive(Default)]
+struct UnderWay {
+    loads: u32,
+    registers: BTreeSet<u32>,
+}
+
+impl UnderWay {
+    fn see(&mut self, line: &str) {
+        // `/*0180*/ @!P0 LDG.E.128 R4, desc[UR6][R4.64] ;`
+        let words = line.split_whitespace().skip_while(|word| word.starts_with(['/', '@']));
+        let instruction: Vec<&str> = words.collect();
+        let Some((opcode, operands)) = instruction.split_first() else { return };
+        let operands = operands.join(" ");
+        let stores = opcode.starts_with("ST");
+        let (first, others) = operands.split_once(',').unwrap_or((&operands, ""));
+        let read = if stores { operands.as_str() } else { others };
+        if registers(read).any(|register| self.registers.contains(&register)) {
+            *self = UnderWay::default();
+        }
+        if opcode.starts_with("LDG.") && is_wide(opcode) {
+            self.loads += 1;
+            let target = registers(first).next();
+            self.registers.extend(target.into_iter().flat_map(|target| target..target + 4));
+        }
+    }
+}
+
+/// The numbers of the general registers in some operands.
+fn registers(operands: &str) -> impl Iterator<Item = u32> {
+    let words = operands.split(|letter: char| !letter.is_ascii_alphanumeric());
+    words.filter_map(|word| word.strip_prefix('R')?.parse().ok())
 }
 
 /// `LDG.E.128`, `LDG.E.128.CONSTANT`, `LDGSTS.E.BYPASS.128`, `LDG.E.ENL2.256`.
@@ -75,10 +116,24 @@ mod tests {
     #[test]
     fn accesses_are_those_of_global_memory() {
         let kernels = parse(CODE);
-        let of = |wide_loads, wide_stores| Accesses { wide_loads, wide_stores };
-        assert_eq!(kernels["narrow"], of(false, false));
-        assert_eq!(kernels["wide"], of(true, false));
-        assert_eq!(kernels["copy"], of(true, true));
+        let of = |wide_loads, wide_stores, together| Accesses { wide_loads, wide_stores, together };
+        assert_eq!(kernels["narrow"], of(false, false, 0));
+        assert_eq!(kernels["wide"], of(true, false, 1));
+        assert_eq!(kernels["copy"], of(true, true, 0));
         assert_eq!(kernels.len(), 3);
+    }
+
+    #[test]
+    fn loads_are_under_way_together_until_one_is_needed() {
+        let load =
+            |register: u32| format!("  /*10*/  @!P0 LDG.E.128 R{register}, desc[UR6][R2.64] ;\n");
+        let together = |code: String| parse(&format!("\t.section\t.text.k,\n{code}"))["k"].together;
+        let unpack = "  /*20*/  @!P0 PRMT R40, R11, 0x7610, R40 ;\n";
+        let store = "  /*30*/  STG.E.128 desc[UR6][R2.64], R8 ;\n";
+        let other = "  /*40*/  IMAD R8, R4, R6.reuse, RZ ;\n";
+        assert_eq!(together(load(8) + &load(12)), 2);
+        assert_eq!(together(load(8) + other + &load(12)), 2);
+        assert_eq!(together(load(8) + unpack + &load(12) + unpack), 1);
+        assert_eq!(together(load(8) + store + &load(12) + &load(16) + &load(20)), 3);
     }
 }

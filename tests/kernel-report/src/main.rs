@@ -1,6 +1,7 @@
 //! Reads off the compiler what it made of each kernel embedded in `warpnorm`: registers, shared
-//! memory, spills and local memory off ptxas's log, the width of memory accesses off the machine
-//! code. Spills and local memory are failures. The table is kept in `docs/kernels.md`.
+//! memory, spills and local memory off ptxas's log, the width of memory accesses and what is under way
+//! together off the machine code. Spills, local memory and packs that are loaded one by one are
+//! failures. The table is kept in `docs/kernels.md`.
 
 mod log;
 mod machine_code;
@@ -67,6 +68,7 @@ fn run(options: &Options) -> Result<(), String> {
     print!("{markdown}");
     refuse_local_memory(&report)?;
     refuse_unplanned_shared_memory(&report)?;
+    refuse_lone_loads(&report)?;
     refuse_excess(&report)?;
     if options.write {
         table::write(&options.document, &markdown)?;
@@ -139,6 +141,22 @@ fn refuse_unplanned_shared_memory(report: &Report) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// A thread that streams packs and waits for each before it asks for the next leaves memory idle. Where
+/// any activation may follow, a pack is all that it works on at a time.
+fn refuse_lone_loads(report: &Report) -> Result<(), String> {
+    let mut refused = String::new();
+    for (kernel, architectures) in report.values().flatten() {
+        let keeps = kernel.starts_with("forward_") || kernel.starts_with("backward_");
+        let has_batches = !keeps && !kernel.ends_with("_any");
+        for (architecture, Facts { accesses, .. }) in architectures {
+            if has_batches && accesses.wide_loads && accesses.together < 2 {
+                refused += &format!("{kernel} on sm_{architecture}: a load at a time\n");
+            }
+        }
+    }
+    if refused.is_empty() { Ok(()) } else { Err(refused) }
 }
 
 fn refuse_excess(report: &Report) -> Result<(), String> {

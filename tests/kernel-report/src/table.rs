@@ -98,7 +98,7 @@ mod tests {
     fn facts(registers: u32, shared: u32, wide_loads: bool) -> Facts {
         Facts {
             resources: Resources { registers, shared, ..Resources::default() },
-            accesses: Accesses { wide_loads, wide_stores: true },
+            accesses: Accesses { wide_loads, wide_stores: true, together: 0 },
         }
     }
 

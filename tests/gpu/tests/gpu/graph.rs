@@ -37,7 +37,7 @@ pub fn tests() -> Vec<Test> {
 }
 
 /// A GPU whose memory cudarc does not order between streams, as a capture needs it.
-fn untracked() -> std::result::Result<Cuda, Failed> {
+pub fn untracked() -> std::result::Result<Cuda, Failed> {
     let first = Cuda::open(0)?;
     // SAFETY: of the streams of this `CudaContext` only the one below is used.
     unsafe { first.stream().context().disable_event_tracking() };
@@ -63,7 +63,7 @@ fn step(on: &mut On) -> Result<()> {
     on.backward_train()
 }
 
-fn capture(gpu: &Cuda, calls: impl FnOnce() -> Result<()>) -> Result<Option<CudaGraph>> {
+pub fn capture(gpu: &Cuda, calls: impl FnOnce() -> Result<()>) -> Result<Option<CudaGraph>> {
     let stream = gpu.stream();
     let _alone = alone_in_the_context();
     // Other tests allocate meanwhile, which a global capture would not let them.

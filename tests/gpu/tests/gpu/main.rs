@@ -6,6 +6,7 @@ mod graph;
 mod large;
 mod memory;
 mod streams;
+mod teams;
 
 use cudarc::driver::DriverError;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         addresses::tests(),
         graph::tests(),
         streams::tests(),
+        teams::tests(),
         checks::tests(),
         large::tests(),
     ];
