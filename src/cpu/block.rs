@@ -6,36 +6,42 @@
 
 use super::channel::{Coefficients, GradientCoefficients};
 use super::convert::Real;
-use super::run::{self, Body, Output, along_lines, read};
-use super::simd::with_adder;
+use super::run::{self, Body, Input, Output, along_lines, read};
+use super::simd::{keep_chunk, with_adder};
 use super::sums::{PairSums, Pairs};
 use crate::element::{DType, Element};
 
 /// `block = values`, exactly.
 #[inline(always)]
 pub fn load<E: Element>(values: &[E], block: &mut [f64]) {
-    along_lines::<E>(&mut Load::<E, false> { values, block }, 0, values.len());
+    let mut load = Load::<E, false> { values: Input::new(values), block };
+    along_lines::<E>(&mut load, 0, values.len());
 }
 
 /// `block += values`.
 #[inline(always)]
 pub fn load_add<E: Element>(values: &[E], block: &mut [f64]) {
-    along_lines::<E>(&mut Load::<E, true> { values, block }, 0, values.len());
+    let mut load = Load::<E, true> { values: Input::new(values), block };
+    along_lines::<E>(&mut load, 0, values.len());
 }
 
 struct Load<'a, E, const ADD: bool> {
-    values: &'a [E],
+    values: Input<'a, E>,
     block: &'a mut [f64],
 }
 
 impl<E: Element, const ADD: bool> Body for Load<'_, E, ADD> {
     #[inline(always)]
-    fn chunk<const N: usize>(&mut self, at: usize) {
-        let values = read::<E, N>(self.values, at);
-        let block = &mut self.block[at..at + N];
-        for index in 0..N {
-            let value = E::extend(values[index]);
-            block[index] = if ADD { block[index] + value } else { value };
+    fn chunks<const N: usize>(&mut self, at: usize, count: usize) {
+        let values = self.values.chunks::<N>(at, count);
+        let block = &mut self.block[at..][..count * N].as_chunks_mut::<N>().0[..count];
+        for chunk in 0..count {
+            let (values, block) = (values.read(chunk), &mut block[chunk]);
+            for index in 0..N {
+                let value = E::extend(values[index]);
+                block[index] = if ADD { block[index] + value } else { value };
+            }
+            keep_chunk();
         }
     }
 }
@@ -56,13 +62,17 @@ struct Store<'a, E> {
 
 impl<E: Element> Body for Store<'_, E> {
     #[inline(always)]
-    fn chunk<const N: usize>(&mut self, at: usize) {
-        let block: &[f64; N] = run::at(self.block, at);
-        let mut values = [E::Wide::default(); N];
-        for index in 0..N {
-            values[index] = E::reduce(block[index]);
+    fn chunks<const N: usize>(&mut self, at: usize, count: usize) {
+        let block = &self.block[at..][..count * N].as_chunks::<N>().0[..count];
+        let mut output = self.output.chunks::<N>(at, count);
+        for chunk in 0..count {
+            let mut values = [E::Wide::default(); N];
+            for index in 0..N {
+                values[index] = E::reduce(block[chunk][index]);
+            }
+            output.write(chunk, &values);
+            keep_chunk();
         }
-        self.output.write(at, &values);
     }
 }
 

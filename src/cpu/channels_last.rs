@@ -11,7 +11,7 @@ use super::moments::{Lanes, Moments, is_far, read_lane};
 use super::parallel::for_each_dense;
 use super::row_sums::{LanePairs, add_rows};
 use super::rows::{Partition, pieces};
-use super::run::{Output, at, read};
+use super::run::{Input, Output, at, bytes_of, read};
 use super::simd::{finish_streaming, prefetch_line, vectorized};
 use super::tile::{Blocks, Pass, TILE, with_blocks};
 use super::{LaneTables, epilogue};
@@ -268,11 +268,18 @@ vectorized! {
         if let Some(direct) = direct_forward(pass.epilogue, lanes) {
             let residual = residual.unwrap_or_default();
             let mask = mask.unwrap_or_default();
-            let y = Output::new(y, pass.streaming);
             return with_direct!(direct, |RELU, ADD| {
                 with_precision!(E, coefficients, |coefficients| {
-                    let coefficients = coefficients.along_rows();
-                    Forward::<_, _, RELU, ADD> { x, residual, y, mask, coefficients }.run();
+                    for part in coefficients.strips(x.len()).parts() {
+                        Forward::<_, _, RELU, ADD> {
+                            x: Input::part(x, &part),
+                            residual: Input::part(residual, &part),
+                            y: Output::part(y, &part, pass.streaming),
+                            mask: mask.get_mut(bytes_of(&part.values)).unwrap_or_default(),
+                            coefficients: coefficients.along_part(&part),
+                        }
+                        .run();
+                    }
                 })
             });
         }
@@ -471,7 +478,7 @@ vectorized! {
         let (sum_g, sum_gd) = partial.split_at_mut(lanes);
         if let Some(direct) = direct_backward(epilogue, inputs.3.is_some(), lanes) {
             let (x, dy, _, mask) = inputs;
-            let inputs = BackwardRun { x, dy, mask: mask.unwrap_or_default() };
+            let inputs = BackwardRun::new(x, dy, mask.unwrap_or_default());
             return with_direct!(direct, |RELU, ADD| {
                 with_precision!(E, coefficients, |coefficients| {
                     coefficients.add_sums::<E, RELU, ADD>(inputs, sum_g, sum_gd);
@@ -530,7 +537,7 @@ vectorized! {
         let lanes = coefficients.double.lanes;
         if let Some(direct) = direct_backward(pass.epilogue, inputs.3.is_some(), lanes) {
             let (x, dy, _, mask) = inputs;
-            let inputs = BackwardRun { x, dy, mask: mask.unwrap_or_default() };
+            let inputs = BackwardRun::new(x, dy, mask.unwrap_or_default());
             let dresidual = Output::new(dresidual.unwrap_or_default(), pass.streaming);
             let dx = Output::new(dx, pass.streaming);
             return with_direct!(direct, |RELU, ADD| {

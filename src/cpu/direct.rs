@@ -4,7 +4,8 @@
 use super::block::{deviation, gradient, normalize};
 use super::channel::{Coefficients, GradientCoefficients, unit};
 use super::convert::Real;
-use super::run::{Body, Output, along_lines, read, read_bits, write_bits};
+use super::run::{Body, Input, Output, along_lines, read_bits, write_bits};
+use super::simd::keep_chunk;
 use super::sums::Pairs;
 use crate::config::{Activation, Epilogue};
 use crate::element::Element;
@@ -254,9 +255,9 @@ impl<R: Real> ChunkCoefficients for ValueCoefficients<R> {
 
 /// `y = act((x - mean) * scale + bias + residual)`; with a residual and ReLU, also the mask.
 pub struct Forward<'a, E, C, const RELU: bool, const ADD: bool> {
-    pub x: &'a [E],
+    pub x: Input<'a, E>,
     /// Empty without `ADD`.
-    pub residual: &'a [E],
+    pub residual: Input<'a, E>,
     pub y: Output<'a, E>,
     /// Empty where none is to be written.
     pub mask: &'a mut [u8],
@@ -292,8 +293,14 @@ pub fn forward_in_place<E, C, const RELU: bool, const ADD: bool>(
         let x = &mut copy[..y.len()];
         x.copy_from_slice(y);
         let residual = if ADD { &residual[index * COPIED..][..x.len()] } else { &[] };
-        let (y, coefficients) = (Output::new(y, false), &mut coefficients);
-        Forward::<_, _, RELU, ADD> { x, residual, y, mask: &mut [], coefficients }.run();
+        Forward::<_, _, RELU, ADD> {
+            x: Input::new(x),
+            residual: Input::new(residual),
+            y: Output::new(y, false),
+            mask: &mut [],
+            coefficients: &mut coefficients,
+        }
+        .run();
     }
 }
 
@@ -303,27 +310,36 @@ where
     C: RunCoefficients,
 {
     #[inline(always)]
-    fn chunk<const N: usize>(&mut self, at: usize) {
-        let coefficients = self.coefficients.next::<N>();
-        let x = read::<E, N>(self.x, at);
-        let residual = if ADD { read::<E, N>(self.residual, at) } else { [E::Wide::default(); N] };
-        let mut y = [E::Wide::default(); N];
-        let mut positive = 0;
-        for index in 0..N {
-            let c = coefficients.of(index);
-            let mut z = c.normalize(c.deviation::<E>(C::Real::load::<E>(x[index])));
-            if ADD {
-                z = z + C::Real::load::<E>(residual[index]);
+    fn chunks<const N: usize>(&mut self, at: usize, count: usize) {
+        let x = self.x.chunks::<N>(at, count);
+        let residual = if ADD { Some(self.residual.chunks::<N>(at, count)) } else { None };
+        let mut y = self.y.chunks::<N>(at, count);
+        for chunk in 0..count {
+            let coefficients = self.coefficients.next::<N>();
+            let x = x.read(chunk);
+            let residual = match &residual {
+                Some(residual) => residual.read(chunk),
+                None => [E::Wide::default(); N],
+            };
+            let mut values = [E::Wide::default(); N];
+            let mut positive = 0;
+            for index in 0..N {
+                let c = coefficients.of(index);
+                let mut z = c.normalize(c.deviation::<E>(C::Real::load::<E>(x[index])));
+                if ADD {
+                    z = z + C::Real::load::<E>(residual[index]);
+                }
+                // NaN passes.
+                let cut = RELU && z <= C::Real::default();
+                positive |= u32::from(!cut) << index;
+                values[index] = if cut { C::Real::default() } else { z }.store::<E>();
             }
-            // NaN passes.
-            let cut = RELU && z <= C::Real::default();
-            positive |= u32::from(!cut) << index;
-            y[index] = if cut { C::Real::default() } else { z }.store::<E>();
+            if RELU && ADD && !self.mask.is_empty() {
+                write_bits::<N>(self.mask, at + chunk * N, positive);
+            }
+            y.write(chunk, &values);
+            keep_chunk();
         }
-        if RELU && ADD && !self.mask.is_empty() {
-            write_bits::<N>(self.mask, at, positive);
-        }
-        self.y.write(at, &y);
     }
 }
 
@@ -355,10 +371,17 @@ pub fn summands<E: Element, R: Real, const RELU: bool, const ADD: bool>(
 /// A run of what backward reads.
 #[derive(Clone, Copy)]
 pub struct BackwardRun<'a, E> {
-    pub x: &'a [E],
-    pub dy: &'a [E],
+    pub x: Input<'a, E>,
+    pub dy: Input<'a, E>,
     /// Read with a residual and ReLU.
     pub mask: &'a [u8],
+}
+
+impl<'a, E: Element> BackwardRun<'a, E> {
+    #[inline(always)]
+    pub fn new(x: &'a [E], dy: &'a [E], mask: &'a [u8]) -> Self {
+        BackwardRun { x: Input::new(x), dy: Input::new(dy), mask }
+    }
 }
 
 /// dx, and with `ADD` dresidual; `FROZEN` where the statistics are constants.
@@ -391,21 +414,33 @@ where
     C: RunCoefficients,
 {
     #[inline(always)]
-    fn chunk<const N: usize>(&mut self, at: usize) {
-        let coefficients = self.coefficients.next::<N>();
-        let (x, dy) = (read::<E, N>(self.inputs.x, at), read::<E, N>(self.inputs.dy, at));
-        let positive = if RELU && ADD { read_bits::<N>(self.inputs.mask, at) } else { 0 };
-        let (mut dx, mut dresidual) = ([E::Wide::default(); N], [E::Wide::default(); N]);
-        for index in 0..N {
-            let c = coefficients.of(index);
-            let positive = positive >> index & 1 == 1;
-            let (g, d) = backward::<E, _, RELU, ADD>(x[index], dy[index], positive, &c);
-            dx[index] = if FROZEN { c.scale * g } else { c.gradient(g, d) }.store::<E>();
-            dresidual[index] = g.store::<E>();
-        }
-        self.dx.write(at, &dx);
-        if ADD && !self.dresidual.is_empty() {
-            self.dresidual.write(at, &dresidual);
+    fn chunks<const N: usize>(&mut self, at: usize, count: usize) {
+        let BackwardRun { x, dy, mask } = self.inputs;
+        let (x, dy) = (x.chunks::<N>(at, count), dy.chunks::<N>(at, count));
+        let mut dx = self.dx.chunks::<N>(at, count);
+        let writes_residual = ADD && !self.dresidual.is_empty();
+        let mut dresidual = match writes_residual {
+            true => Some(self.dresidual.chunks::<N>(at, count)),
+            false => None,
+        };
+        for chunk in 0..count {
+            let coefficients = self.coefficients.next::<N>();
+            let (x, dy) = (x.read(chunk), dy.read(chunk));
+            let positive = if RELU && ADD { read_bits::<N>(mask, at + chunk * N) } else { 0 };
+            let (mut dx_values, mut g_values) = ([E::Wide::default(); N], [E::Wide::default(); N]);
+            for index in 0..N {
+                let c = coefficients.of(index);
+                let positive = positive >> index & 1 == 1;
+                let (g, d) = backward::<E, _, RELU, ADD>(x[index], dy[index], positive, &c);
+                let value = if FROZEN { c.scale * g } else { c.gradient(g, d) };
+                dx_values[index] = value.store::<E>();
+                g_values[index] = g.store::<E>();
+            }
+            dx.write(chunk, &dx_values);
+            if let Some(dresidual) = &mut dresidual {
+                dresidual.write(chunk, &g_values);
+            }
+            keep_chunk();
         }
     }
 }
@@ -425,7 +460,7 @@ where
 
     #[inline(always)]
     fn pairs<const N: usize>(&self, at: usize) -> [[R; N]; 2] {
-        let (x, dy) = (read::<E, N>(self.inputs.x, at), read::<E, N>(self.inputs.dy, at));
+        let (x, dy) = (self.inputs.x.read::<N>(at), self.inputs.dy.read::<N>(at));
         let positive = if RELU && ADD { read_bits::<N>(self.inputs.mask, at) } else { 0 };
         let mut pairs = [[R::default(); N]; 2];
         for index in 0..N {
@@ -474,8 +509,8 @@ mod tests {
             let [mut y, mut dx, mut dresidual] = [(); 3].map(|()| tensor::<E>(end, 4));
             let mut mask = vec![0xaa; len.div_ceil(8)];
             let mut forward = Forward::<E, _, true, true> {
-                x: &x[offset..],
-                residual: &residual[offset..],
+                x: Input::new(&x[offset..]),
+                residual: Input::new(&residual[offset..]),
                 y: Output::new(&mut y[offset..], streaming),
                 mask: &mut mask,
                 coefficients: VALUE,
@@ -485,10 +520,10 @@ mod tests {
                     let head = forward.y.head();
                     along_lines::<E>(&mut forward, head, len);
                 }
-                false => (0..len).for_each(|at| forward.chunk::<1>(at)),
+                false => (0..len).for_each(|at| forward.chunks::<1>(at, 1)),
             }
             let mut gradient = Gradient::<E, _, true, true, false> {
-                inputs: BackwardRun { x: &x[offset..], dy: &dy[offset..], mask: &mask },
+                inputs: BackwardRun::new(&x[offset..], &dy[offset..], &mask),
                 dx: Output::new(&mut dx[offset..], streaming),
                 dresidual: Output::new(&mut dresidual[offset..], streaming),
                 coefficients: VALUE,
@@ -498,7 +533,7 @@ mod tests {
                     let head = gradient.dx.head();
                     along_lines::<E>(&mut gradient, head, len);
                 }
-                false => (0..len).for_each(|at| gradient.chunk::<1>(at)),
+                false => (0..len).for_each(|at| gradient.chunks::<1>(at, 1)),
             }
             Run { y, mask, dx, dresidual }
         }

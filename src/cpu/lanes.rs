@@ -7,9 +7,9 @@ use super::direct::{
     BackwardRun, ChunkCoefficients, Precisions, RunCoefficients, ValueCoefficients, summands,
 };
 use super::row_sums::{LanePairs, add_rows};
-use super::rows::Partition;
-use super::run::{MAX_CHUNK, read, read_bits};
-use super::simd::{Table, prefetch_line, vectorized};
+use super::rows::{Part, Partition, Strips};
+use super::run::{MAX_CHUNK, read_bits};
+use super::simd::{Ring, Table, vectorized};
 use super::tile::TILE;
 use crate::element::Element;
 use std::ops::Range;
@@ -71,7 +71,24 @@ impl<'a, R: Real> LaneCoefficients<'a, R> {
     /// The coefficients of row after row.
     #[inline(always)]
     pub fn along_rows(self) -> AlongRows<'a, R> {
-        AlongRows { coefficients: self, lane: 0 }
+        AlongRows(Ring::new(self.table, self.lanes))
+    }
+
+    /// The coefficients along a part of rows.
+    #[inline(always)]
+    pub fn along_part(self, part: &Part) -> AlongRows<'a, R> {
+        let Range { start, end } = part.columns;
+        AlongRows(Ring::new(self.table.columns(start..end + MAX_CHUNK), end - start))
+    }
+
+    /// How a forward call goes over rows of `len` values in all.
+    #[inline(always)]
+    pub fn strips(&self, len: usize) -> Strips {
+        /// Of coefficients, beside the tensors in the first-level cache.
+        const BYTES: usize = 12 << 10;
+        /// Mean, scale and bias.
+        const READ: usize = 3;
+        Strips { len, lanes: self.lanes, width: BYTES / (READ * size_of::<R>()) }
     }
 }
 
@@ -281,7 +298,7 @@ where
 
     #[inline(always)]
     fn pairs<const N: usize>(&self, at: usize, lanes: LaneChunk<'a, R, N>) -> [[R; N]; 2] {
-        let (x, dy) = (read::<E, N>(self.inputs.x, at), read::<E, N>(self.inputs.dy, at));
+        let (x, dy) = (self.inputs.x.read::<N>(at), self.inputs.dy.read::<N>(at));
         let positive = if RELU && ADD { read_bits::<N>(self.inputs.mask, at) } else { 0 };
         let mut pairs = [[R::default(); N]; 2];
         for index in 0..N {
@@ -294,8 +311,8 @@ where
 
     #[inline(always)]
     fn prefetch(&self, at: usize) {
-        prefetch_line(self.inputs.x, at);
-        prefetch_line(self.inputs.dy, at);
+        self.inputs.x.prefetch(at);
+        self.inputs.dy.prefetch(at);
     }
 }
 
@@ -322,10 +339,7 @@ impl<R: Real, const N: usize> ChunkCoefficients for LaneChunk<'_, R, N> {
 }
 
 /// Coefficients along dense rows.
-pub struct AlongRows<'a, R> {
-    coefficients: LaneCoefficients<'a, R>,
-    lane: usize,
-}
+pub struct AlongRows<'a, R>(Ring<'a, R, ROWS>);
 
 impl<'a, R: Real> RunCoefficients for AlongRows<'a, R> {
     type Real = R;
@@ -333,11 +347,6 @@ impl<'a, R: Real> RunCoefficients for AlongRows<'a, R> {
 
     #[inline(always)]
     fn next<const N: usize>(&mut self) -> LaneChunk<'a, R, N> {
-        let chunk = LaneChunk(self.coefficients.table.chunk(self.lane));
-        self.lane += N;
-        while self.lane >= self.coefficients.lanes {
-            self.lane -= self.coefficients.lanes;
-        }
-        chunk
+        LaneChunk(self.0.next())
     }
 }

@@ -7,7 +7,7 @@ use super::direct::{
     BackwardRun, ChannelCoefficients, Direct, Forward, Gradient, with_direct, with_precision,
 };
 use super::planes::SLAB;
-use super::run::Output;
+use super::run::{Input, Output};
 use super::simd::vectorized;
 use super::tile::{TILE, tile_rows};
 use crate::element::Element;
@@ -169,8 +169,8 @@ fn forward_sample<E: Element, const RELU: bool, const ADD: bool>(
     for (channel, &coefficients) in coefficients.iter().enumerate() {
         let run = channel * len..(channel + 1) * len;
         let mask_run = mask.split_off_mut(..mask_len.min(mask.len())).unwrap_or_default();
-        let (x, y) = (&x[run.clone()], Output::new(&mut y[run.clone()], streaming));
-        let residual = if ADD { &residual[run] } else { &[] };
+        let (x, y) = (Input::new(&x[run.clone()]), Output::new(&mut y[run.clone()], streaming));
+        let residual = Input::new(if ADD { &residual[run] } else { &[] });
         let coefficients = if ADD { coefficients.without_single() } else { coefficients };
         with_precision!(E, coefficients, |coefficients| {
             Forward::<_, _, RELU, ADD> { x, residual, y, mask: mask_run, coefficients }.run();
@@ -246,7 +246,7 @@ fn gradient_sample<E: Element, const RELU: bool, const ADD: bool, const FROZEN: 
         let dx = Output::new(&mut dx[run.clone()], streaming);
         let dresidual = dresidual.get_mut(run.clone()).unwrap_or_default();
         let dresidual = Output::new(dresidual, streaming);
-        let inputs = BackwardRun { x: &x[run.clone()], dy: &dy[run], mask };
+        let inputs = BackwardRun::new(&x[run.clone()], &dy[run], mask);
         with_precision!(E, coefficients, |coefficients| {
             Gradient::<_, _, RELU, ADD, FROZEN> { inputs, dx, dresidual, coefficients }.run();
         });

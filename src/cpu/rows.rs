@@ -169,6 +169,52 @@ impl Partition {
     }
 }
 
+/// How dense rows are gone over: along all of them, or, where what is known of a row's lanes would
+/// leave the first-level cache before the next row, in strips of columns, each from the first row to
+/// the last.
+#[derive(Debug, Clone, Copy)]
+pub struct Strips {
+    /// Values of all rows.
+    pub len: usize,
+    /// Values of a row.
+    pub lanes: usize,
+    /// Columns of a strip, about.
+    pub width: usize,
+}
+
+/// Neighbouring values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    pub values: Range<usize>,
+    /// Of the first row, if they are several.
+    pub columns: Range<usize>,
+    /// How far ahead reads are announced, if they must be: the hardware does not foresee the next row
+    /// of a strip.
+    pub ahead: Option<usize>,
+}
+
+impl Strips {
+    /// What is gone over in one go, in order.
+    #[inline(always)]
+    pub fn parts(self) -> impl Iterator<Item = Part> {
+        const ROWS_AHEAD: usize = 4;
+        let Strips { len, lanes, width } = self;
+        // Whole lines, and whole bytes of a mask.
+        let width = lanes.div_ceil(lanes.div_ceil(width)).next_multiple_of(64);
+        let (rows, strips) =
+            if lanes > width { (len / lanes, lanes.div_ceil(width)) } else { (1, 1) };
+        (0..rows * strips).map(move |index| {
+            if strips == 1 {
+                return Part { values: 0..len, columns: 0..lanes, ahead: None };
+            }
+            let (row, start) = (index % rows * lanes, index / rows * width);
+            let columns = start..lanes.min(start + width);
+            let values = row + columns.start..row + columns.end;
+            Part { values, columns, ahead: Some(ROWS_AHEAD * lanes) }
+        })
+    }
+}
+
 /// Parts of a row of `lanes` or of several whole rows, `len` values in all, that fit a tile: the
 /// range of values and the columns.
 #[inline(always)]
@@ -186,4 +232,25 @@ pub fn pieces(len: usize, lanes: usize) -> impl Iterator<Item = (Range<usize>, R
             (index * step..len.min(index * step + step), 0..lanes)
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strips_hold_every_value_once() {
+        for lanes in [1, 64, 100, 512, 513, 600, 1024, 1031, 5000] {
+            for rows in [0, 1, 2, 7] {
+                let len = rows * lanes;
+                let mut taken = vec![0; len];
+                for Part { values, columns, ahead } in (Strips { len, lanes, width: 512 }).parts() {
+                    assert_eq!(values.start % lanes, columns.start, "{rows}x{lanes}");
+                    assert!(values.len() == columns.len() || (ahead, lanes <= 512) == (None, true));
+                    taken[values].iter_mut().for_each(|it| *it += 1);
+                }
+                assert!(taken.iter().all(|&it| it == 1), "{rows}x{lanes}");
+            }
+        }
+    }
 }

@@ -1,15 +1,17 @@
 //! Going along a run of neighbouring values in chunks.
 
 use super::convert::Convert;
-use super::simd;
+use super::rows::Part;
+use super::simd::{self, Lines, PastCache};
+use std::ops::Range;
 
 /// No chunk is longer.
 pub const MAX_CHUNK: usize = 32;
 
 /// A loop's body.
 pub trait Body {
-    /// Does `N` values from `at` on.
-    fn chunk<const N: usize>(&mut self, at: usize);
+    /// Does `count` chunks of `N` values from `at` on.
+    fn chunks<const N: usize>(&mut self, at: usize, count: usize);
 }
 
 /// Calls `body` for the values before `end` in order: in short chunks for the first `head` of them,
@@ -24,30 +26,23 @@ pub fn along_lines<E: Convert>(body: &mut impl Body, head: usize, end: usize) {
 
 #[inline(always)]
 fn along_from_head<const W: usize>(body: &mut impl Body, head: usize, end: usize) {
-    let mut at = 0;
-    while at < end {
-        let stop = if at < head { head } else { end };
-        let len = match stop - at {
-            left if left >= W && at >= head => {
-                body.chunk::<W>(at);
-                W
-            }
-            8.. => {
-                body.chunk::<8>(at);
-                8
-            }
-            4.. => {
-                body.chunk::<4>(at);
-                4
-            }
-            _ => {
-                body.chunk::<1>(at);
-                1
-            }
-        };
-        simd::keep_chunk();
-        at += len;
-    }
+    let head = head.min(end);
+    let lines = (end - head) / W;
+    along_short(body, 0, head);
+    body.chunks::<W>(head, lines);
+    along_short(body, head + lines * W, end);
+}
+
+/// Goes from `at` to `end` in chunks of 8, then in shorter ones.
+#[inline(always)]
+fn along_short(body: &mut impl Body, mut at: usize, end: usize) {
+    let eights = (end - at) / 8;
+    body.chunks::<8>(at, eights);
+    at += 8 * eights;
+    let fours = (end - at) / 4;
+    body.chunks::<4>(at, fours);
+    at += 4 * fours;
+    body.chunks::<1>(at, end - at);
 }
 
 /// The chunk of `values` from `at` on.
@@ -62,18 +57,92 @@ pub fn read<E: Convert, const N: usize>(values: &[E], at: usize) -> [E::Wide; N]
     E::widen(self::at(values, at))
 }
 
+/// A run to read.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a, E> {
+    values: &'a [E],
+    /// What is to be in the cache later, as far from its beginning as the values that are read.
+    ahead: &'a [E],
+}
+
+impl<'a, E: Convert> Input<'a, E> {
+    #[inline(always)]
+    pub fn new(values: &'a [E]) -> Self {
+        Input { values, ahead: &[] }
+    }
+
+    /// A part of a tensor, if there is one.
+    #[inline(always)]
+    pub fn part(tensor: &'a [E], part: &Part) -> Self {
+        let ahead = part.ahead.and_then(|ahead| tensor.get(part.values.start + ahead..));
+        Input {
+            values: tensor.get(part.values.clone()).unwrap_or_default(),
+            ahead: ahead.unwrap_or_default(),
+        }
+    }
+
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// The chunk from `at` on, widened.
+    #[inline(always)]
+    pub fn read<const N: usize>(&self, at: usize) -> [E::Wide; N] {
+        read::<E, N>(self.values, at)
+    }
+
+    /// The `count` chunks from `at` on.
+    #[inline(always)]
+    pub fn chunks<const N: usize>(&self, at: usize, count: usize) -> InputChunks<'a, E, N> {
+        let values = &self.values[at..][..count * N];
+        InputChunks {
+            values: &values.as_chunks().0[..count],
+            ahead: self.ahead.get(at..).unwrap_or_default(),
+        }
+    }
+
+    /// Brings what lies at `at` into the cache.
+    #[inline(always)]
+    pub fn prefetch(&self, at: usize) {
+        simd::prefetch_line(self.values, at);
+    }
+}
+
+/// Chunks of an [`Input`].
+pub struct InputChunks<'a, E, const N: usize> {
+    values: &'a [[E; N]],
+    ahead: &'a [E],
+}
+
+impl<E: Convert, const N: usize> InputChunks<'_, E, N> {
+    /// A chunk, widened.
+    #[inline(always)]
+    pub fn read(&self, index: usize) -> [E::Wide; N] {
+        simd::prefetch_line(self.ahead, index * N);
+        E::widen(&self.values[index])
+    }
+}
+
 /// A run to write: into the cache, or past it. The latter is for outputs too large to stay there:
 /// an ordinary store would read each line before it overwrites it.
 pub struct Output<'a, E> {
     values: &'a mut [E],
-    /// What is streamed is seen by other threads after [`simd::finish_streaming`].
-    streaming: bool,
+    /// What goes past the cache is seen by other threads after [`simd::finish_streaming`].
+    past_cache: Option<PastCache>,
 }
 
 impl<'a, E: Convert> Output<'a, E> {
     #[inline(always)]
     pub fn new(values: &'a mut [E], streaming: bool) -> Self {
-        Output { values, streaming }
+        let past_cache = if streaming { PastCache::try_new() } else { None };
+        Output { values, past_cache }
+    }
+
+    /// A part of a tensor, if there is one.
+    #[inline(always)]
+    pub fn part(tensor: &'a mut [E], part: &Part, streaming: bool) -> Self {
+        Output::new(tensor.get_mut(part.values.clone()).unwrap_or_default(), streaming)
     }
 
     #[inline(always)]
@@ -84,21 +153,44 @@ impl<'a, E: Convert> Output<'a, E> {
     /// Values before the first that streaming stores should begin with.
     #[inline(always)]
     pub fn head(&self) -> usize {
-        if self.streaming { simd::to_line(self.values) } else { 0 }
+        if self.past_cache.is_some() { simd::to_line(self.values) } else { 0 }
     }
 
-    /// Rounds a chunk to `at`.
+    /// The `count` chunks from `at` on.
     #[inline(always)]
-    pub fn write<const N: usize>(&mut self, at: usize, values: &[E::Wide; N]) {
-        let values = E::narrow(values);
-        let to: &mut [E; N] =
-            self.values[at..].first_chunk_mut().expect("chunks lie inside the run");
-        if self.streaming {
-            simd::store_past_cache(&values, to);
-        } else {
-            *to = values;
+    pub fn chunks<const N: usize>(&mut self, at: usize, count: usize) -> OutputChunks<'_, E, N> {
+        let values = &mut self.values[at..][..count * N];
+        let values = &mut values.as_chunks_mut().0[..count];
+        match self.past_cache {
+            Some(past_cache) => past_cache.lines(values),
+            None => OutputChunks::Cached(values),
         }
     }
+}
+
+/// Chunks of an [`Output`].
+pub enum OutputChunks<'a, E, const N: usize> {
+    Cached(&'a mut [[E; N]]),
+    /// Whole lines.
+    PastCache(Lines<'a, E, N>),
+}
+
+impl<E: Convert, const N: usize> OutputChunks<'_, E, N> {
+    /// Rounds values to a chunk.
+    #[inline(always)]
+    pub fn write(&mut self, index: usize, values: &[E::Wide; N]) {
+        let values = E::narrow(values);
+        match self {
+            OutputChunks::Cached(chunks) => chunks[index] = values,
+            OutputChunks::PastCache(lines) => lines.store(index, &values),
+        }
+    }
+}
+
+/// Where the bits of so many values lie; the first is a byte's first.
+#[inline(always)]
+pub fn bytes_of(values: &Range<usize>) -> Range<usize> {
+    values.start / 8..values.end.div_ceil(8)
 }
 
 /// The bits of the chunk from `at` on, from the lowest of each byte on.

@@ -9,6 +9,7 @@
 #![allow(unsafe_code)]
 
 use super::convert::Convert;
+use super::run::{MAX_CHUNK, OutputChunks};
 use crate::element::Element;
 use half::f16;
 use std::ops::{Add, Mul, Range};
@@ -279,6 +280,7 @@ impl Adder for Avx2 {
 /// What an [`Adder`] adds up.
 pub trait Summable: Copy + Add<Output = Self> + Mul<Output = Self> {
     /// Values of a vector.
+    #[cfg(target_arch = "x86_64")]
     const WIDTH: usize;
 
     /// [`Adder::add`] for the vector from `at` on.
@@ -295,6 +297,7 @@ pub trait Summable: Copy + Add<Output = Self> + Mul<Output = Self> {
 macro_rules! summable {
     ($real:ty, $load:ident, $store:ident, $add:ident, $multiply:ident) => {
         impl Summable for $real {
+            #[cfg(target_arch = "x86_64")]
             const WIDTH: usize = 32 / size_of::<$real>();
 
             #[cfg(target_arch = "x86_64")]
@@ -350,23 +353,75 @@ pub fn to_line<E>(values: &[E]) -> usize {
     values.as_ptr().align_offset(LINE).min(values.len())
 }
 
-/// `to = values`, past the cache where both are whole cache lines: the lines are not read before
-/// they are written. (A line written in part this way would be worse off than by ordinary stores.)
-/// Without AVX2 by ordinary stores: narrower ones would hold the arithmetic to their width.
-#[inline(always)]
-pub fn store_past_cache<E: Convert, const N: usize>(values: &[E; N], to: &mut [E; N]) {
-    #[cfg(target_arch = "x86_64")]
-    if Avx2::is_available() && to_line(to) == 0 && size_of::<[E; N]>().is_multiple_of(LINE) {
-        use std::arch::x86_64::{__m256i, _mm256_loadu_si256, _mm256_stream_si256};
-        let (from, to) = (values.as_ptr().cast::<__m256i>(), to.as_mut_ptr().cast::<__m256i>());
-        for part in 0..size_of::<[E; N]>() / size_of::<__m256i>() {
-            // SAFETY: both are arrays of so many parts, of f32, f64, f16 or bf16 (nothing else is
-            // Convert), so without padding; `to` is aligned; the instructions are there.
-            unsafe { _mm256_stream_si256(to.add(part), _mm256_loadu_si256(from.add(part))) };
-        }
-        return;
+/// Whoever has it may store past the cache.
+#[derive(Debug, Clone, Copy)]
+pub struct PastCache {
+    _proof: Proof,
+}
+
+#[cfg(target_arch = "x86_64")]
+type Proof = Avx2;
+#[cfg(not(target_arch = "x86_64"))]
+type Proof = std::convert::Infallible;
+
+impl PastCache {
+    /// With AVX2: narrower stores would hold the arithmetic to their width.
+    #[inline(always)]
+    pub fn try_new() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        return Avx2::try_new().map(|_proof| PastCache { _proof });
+        #[cfg(not(target_arch = "x86_64"))]
+        None
     }
-    *to = *values;
+
+    /// Chunks to be stored past the cache where together they are whole lines, else into it: a line
+    /// written in part this way would be worse off than by ordinary stores.
+    #[inline(always)]
+    pub fn lines<E: Convert, const N: usize>(
+        self,
+        chunks: &mut [[E; N]],
+    ) -> OutputChunks<'_, E, N> {
+        let vectors = size_of::<[E; N]>().is_multiple_of(VECTOR);
+        let whole =
+            chunks.as_ptr().addr().is_multiple_of(LINE) && size_of_val(chunks).is_multiple_of(LINE);
+        match vectors && whole {
+            true => OutputChunks::PastCache(Lines { chunks, _past_cache: self }),
+            false => OutputChunks::Cached(chunks),
+        }
+    }
+}
+
+/// Bytes of a streaming store.
+const VECTOR: usize = 32;
+
+/// Chunks, in order whole cache lines, which are not read before they are written.
+pub struct Lines<'a, E, const N: usize> {
+    /// At the head of a line, and multiples of [`VECTOR`].
+    chunks: &'a mut [[E; N]],
+    _past_cache: PastCache,
+}
+
+impl<E: Convert, const N: usize> Lines<'_, E, N> {
+    /// Writes a chunk.
+    #[inline(always)]
+    pub fn store(&mut self, index: usize, values: &[E; N]) {
+        let to = &mut self.chunks[index];
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{__m256i, _mm256_loadu_si256, _mm256_stream_si256};
+            let (from, to) = (values.as_ptr().cast::<__m256i>(), to.as_mut_ptr().cast::<__m256i>());
+            for part in 0..size_of::<[E; N]>() / VECTOR {
+                // SAFETY: both are arrays of so many vectors, of f32, f64, f16 or bf16 (nothing else is
+                // Convert), so without padding; `chunks` makes `to` aligned; `_past_cache` is proof of
+                // the instructions.
+                unsafe { _mm256_stream_si256(to.add(part), _mm256_loadu_si256(from.add(part))) };
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            *to = *values;
+        }
+    }
 }
 
 /// `R` rows of equal length, read a chunk of columns at a time with one check for all rows.
@@ -418,6 +473,38 @@ impl<'a, T: Copy, const R: usize> Table<'a, T, R> {
             // SAFETY: the last column is before `first + width`, so inside the row; all rows are
             // inside `values`.
             unsafe { &*self.values.as_ptr().add(row * self.stride + self.first + at).cast() }
+        })
+    }
+}
+
+/// The columns of a [`Table`] over and over again.
+#[derive(Debug, Clone, Copy)]
+pub struct Ring<'a, T, const R: usize> {
+    table: Table<'a, T, R>,
+    /// After so many columns it begins anew; the table goes on for [`MAX_CHUNK`] more.
+    period: usize,
+    /// Less than the period.
+    at: usize,
+}
+
+impl<'a, T: Copy, const R: usize> Ring<'a, T, R> {
+    pub fn new(table: Table<'a, T, R>, period: usize) -> Self {
+        assert!(0 < period && period + MAX_CHUNK <= table.width, "a table longer than its period");
+        Ring { table, period, at: 0 }
+    }
+
+    /// The next `N` columns of every row.
+    #[inline(always)]
+    pub fn next<const N: usize>(&mut self) -> [&'a [T; N]; R] {
+        const { assert!(N <= MAX_CHUNK) };
+        let (table, at) = (self.table, self.at);
+        self.at += N;
+        while self.at >= self.period {
+            self.at -= self.period;
+        }
+        std::array::from_fn(|row| {
+            // SAFETY: before `period + MAX_CHUNK`, so inside the row; all rows are inside `values`.
+            unsafe { &*table.values.as_ptr().add(row * table.stride + table.first + at).cast() }
         })
     }
 }

@@ -228,11 +228,8 @@ pub struct BackwardInputs<'a, E> {
 impl<'a, E: Element> BackwardInputs<'a, E> {
     #[inline(always)]
     fn run(&self, tile: &Tile, row: usize) -> BackwardRun<'a, E> {
-        BackwardRun {
-            x: tile.run(self.x, row),
-            dy: tile.run(self.dy, row),
-            mask: self.mask.map_or(&[], |mask| tile.mask_run(mask, row)),
-        }
+        let mask = self.mask.map_or(&[][..], |mask| tile.mask_run(mask, row));
+        BackwardRun::new(tile.run(self.x, row), tile.run(self.dy, row), mask)
     }
 
     /// The part in some samples.
