@@ -253,7 +253,7 @@ __device__ inline void store_gradients(const Params &params, const Walk &walk, c
 // The walk that all three share: loads a batch and hands it to `each(windows, inputs)`.
 template <Gate GATE, class T, int V, int BATCH, class Walk, class Each>
 __device__ inline void walk_inputs(const Params &params, Walk &walk, const Each &each) {
-    for (; walk.has_batch(); walk.end_batch()) {
+    for (; walk.has_batch(); walk.end_batch(BATCH)) {
         Window windows[BATCH];
         Inputs<T, V> inputs[BATCH];
 #pragma unroll
@@ -271,9 +271,9 @@ __device__ inline void widen_all(const ThreadSums<CHANNELS> &sums, Item (&wide)[
     for (int c = 0; c < CHANNELS; ++c) wide[c] = widen(sums.g[c], sums.gd[c]);
 }
 
-template <Gate GATE, class T, int V, int BATCH, template <int, int> class WalkOf>
+template <Gate GATE, class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void reduce(const Params &params) {
-    typedef WalkOf<V, BATCH> Walk;
+    typedef WalkOf<V> Walk;
     let_next_launch_begin();
     SHARED_ARRAY(float, shelf, Centre::WORDS *Walk::MAX_PLACES);
     Walk walk(params, place_of_block(params));
@@ -290,9 +290,9 @@ __device__ void reduce(const Params &params) {
     });
 }
 
-template <Gate GATE, class T, int V, int BATCH, template <int, int> class WalkOf>
+template <Gate GATE, class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void gradient(const Params &params) {
-    typedef WalkOf<V, BATCH> Walk;
+    typedef WalkOf<V> Walk;
     wait_for_launch_before();
     SHARED_ARRAY(float, shelf, Gradient::WORDS *Walk::MAX_PLACES);
     Walk walk(params, place_of_block(params));
@@ -305,9 +305,9 @@ __device__ void gradient(const Params &params) {
     });
 }
 
-template <Gate GATE, class T, int V, int BATCH, template <int, int> class WalkOf>
+template <Gate GATE, class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void frozen(const Params &params) {
-    typedef WalkOf<V, BATCH> Walk;
+    typedef WalkOf<V> Walk;
     SHARED_ARRAY(float, shelf, Gradient::WORDS *Walk::MAX_PLACES);
     Walk walk(params, place_of_block(params));
     fill_shelf<Gradient>(shelf, walk, [&](Extent channel) { return frozen_gradient(params, channel); });

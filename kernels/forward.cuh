@@ -94,8 +94,8 @@ __device__ inline void take_whole(const Params &params, Walk &walk,
 template <class T, int V, int BATCH, class Walk>
 __device__ inline void take_moments(const Params &params, Walk &walk,
                                     CountedMoments (&moments)[Walk::CHANNELS]) {
-    for (; walk.has_batch(); walk.end_batch()) {
-        if (walk.is_whole_batch()) {
+    for (; walk.has_batch(); walk.end_batch(BATCH)) {
+        if (walk.is_whole_batch(BATCH)) {
             take_whole<T, V, BATCH>(params, walk, moments);
         } else if constexpr (Walk::HAS_ENDS) {
             take_windows<BATCH, T, V>(params, walk, 0, moments);
@@ -106,9 +106,9 @@ __device__ inline void take_moments(const Params &params, Walk &walk,
     }
 }
 
-template <class T, int V, int BATCH, template <int, int> class WalkOf>
+template <class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void statistics(const Params &params) {
-    typedef WalkOf<V, BATCH> Walk;
+    typedef WalkOf<V> Walk;
     let_next_launch_begin();
     Walk walk(params, place_of_block(params));
     CountedMoments moments[Walk::CHANNELS];
@@ -161,16 +161,16 @@ __device__ inline unsigned apply_pack(const Params &params, const CoefficientsOf
     return bits;
 }
 
-template <Kind KIND, class T, int V, int BATCH, template <int, int> class WalkOf>
+template <Kind KIND, class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void apply(const Params &params) {
-    typedef WalkOf<V, BATCH> Walk;
+    typedef WalkOf<V> Walk;
     wait_for_launch_before();
     SHARED_ARRAY(float, shelf, Coefficients::WORDS *Walk::MAX_PLACES);
     Walk walk(params, place_of_block(params));
     fill_shelf<Coefficients>(shelf, walk, [&](Extent channel) { return channel_coefficients(params, channel); });
     const auto coefficients_of = [&](int v) { return take_own<Coefficients>(shelf, walk, v); };
     if (blockIdx.x == 0 && threadIdx.x == 0) count_batch(params);
-    for (; walk.has_batch(); walk.end_batch()) {
+    for (; walk.has_batch(); walk.end_batch(BATCH)) {
         Window windows[BATCH];
         Pack<T, V> packs[BATCH], residuals[BATCH] = {};
 #pragma unroll

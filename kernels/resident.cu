@@ -8,14 +8,9 @@
 #define RESIDENT_ENTRY(name, ...) KERNEL_BLOCKS(name, THREADS, 2, Params, __VA_ARGS__)
 
 // BATCH: the packs that are worked on together, where PACKS<V> would spill registers.
-#define RESIDENT_ENTRIES(walk, Walk, type, T, V, BATCH)                                            \
-    RESIDENT_ENTRY(forward_##walk##_##type##x##V##_identity, forward<IDENTITY, T, V, BATCH, Walk>) \
-    RESIDENT_ENTRY(forward_##walk##_##type##x##V##_relu, forward<RELU, T, V, BATCH, Walk>)         \
-    RESIDENT_ENTRY(forward_##walk##_##type##x##V##_any, forward<ANY, T, V, PACKS_ANY, Walk>)       \
-    RESIDENT_ENTRY(backward_##walk##_##type##x##V##_identity, backward<OPEN, T, V, BATCH, Walk>) \
-    RESIDENT_ENTRY(backward_##walk##_##type##x##V##_relu, backward<RELU_FROM_X, T, V, BATCH, Walk>) \
-    RESIDENT_ENTRY(backward_##walk##_##type##x##V##_mask, backward<FROM_MASK, T, V, BATCH, Walk>) \
-    RESIDENT_ENTRY(backward_##walk##_##type##x##V##_any, backward<ANY_FROM_X, T, V, PACKS_ANY, Walk>)
+#define RESIDENT_ENTRIES(walk, Walk, type, T, V, BATCH)                                           \
+    RESIDENT_ENTRY(forward_##walk##_##type##x##V, forward<T, V, BATCH, Walk>)                     \
+    RESIDENT_ENTRY(backward_##walk##_##type##x##V, backward<T, V, BATCH, Walk>)
 
 RESIDENT_ENTRIES(planes, Planes, f32, float, 4, 4)
 RESIDENT_ENTRIES(planes, Planes, f16, half_t, 8, 2)

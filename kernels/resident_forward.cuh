@@ -118,10 +118,18 @@ __device__ inline void take_rounds(const Params &params, Extent group, const Rou
     }
 }
 
-// y of the round that is on chip. `coefficients_of(v)` is for element v.
-template <Kind KIND, class T, int V, int BATCH, class Walk, class CoefficientsOf>
-__device__ inline void apply_round(const Params &params, Walk walk, unsigned count,
-                                   const Tile<T, V> &tile, const CoefficientsOf &coefficients_of) {
+// y of the round that is on chip, for the activations of one kind.
+template <Kind KIND, class T, int V, int BATCH, class Walk>
+__device__ inline void apply_kind(const Params &params, Walk walk, unsigned count,
+                                  const Tile<T, V> &tile, const float *shelf) {
+    Coefficients of[Walk::CHANNELS];
+#pragma unroll
+    for (int c = 0; c < Walk::CHANNELS; ++c) of[c] = take_own<Coefficients>(shelf, walk, c);
+    const auto coefficients_of = [&](int v) {
+        // Other activations need the registers for themselves.
+        if constexpr (KIND == ANY) return take_own<Coefficients>(shelf, walk, v);
+        else return of[Walk::CHANNELS == 1 ? 0 : v];
+    };
     unsigned whole = 0, ends = 0;
     walk_round<Walk, BATCH>(count, walk, [&](unsigned) {
         Window windows[BATCH];
@@ -150,6 +158,19 @@ __device__ inline void apply_round(const Params &params, Walk walk, unsigned cou
     });
 }
 
+// y of the round that is on chip.
+template <class T, int V, int BATCH, class Walk>
+__device__ inline void apply_round(const Params &params, const Walk &walk, unsigned packs,
+                                   const Tile<T, V> &tile, const float *shelf) {
+    switch (anew(params.activation)) {
+        case ACTIVATION_IDENTITY:
+            return apply_kind<IDENTITY, T, V, BATCH>(params, walk, packs, tile, shelf);
+        case ACTIVATION_RELU:
+            return apply_kind<RELU, T, V, BATCH>(params, walk, packs, tile, shelf);
+        default: return apply_kind<ANY, T, V, BATCH_ANY>(params, walk, packs, tile, shelf);
+    }
+}
+
 // What normalizes a channel, from its moments: the bits that backward makes of what is saved. One
 // block of a team also saves them. Apart from its callers: it is long, and done once a channel.
 __device__ __noinline__ Coefficients finish_channel(const Params &params, Extent channel,
@@ -159,9 +180,9 @@ __device__ __noinline__ Coefficients finish_channel(const Params &params, Extent
     return channel_coefficients(params, channel, saved.mean_hi, saved.mean_lo, saved.invstd);
 }
 
-template <Kind KIND, class T, int V, int BATCH, template <int, int> class WalkOf>
+template <class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void forward(const Params &params) {
-    typedef WalkOf<V, BATCH> Walk;
+    typedef WalkOf<V> Walk;
     constexpr int CHANNELS = Walk::CHANNELS;
     SHARED_ARRAY(float, shelf, Coefficients::WORDS *Walk::MAX_PLACES);
     const Tile<T, V> tile(params, 0);
@@ -182,14 +203,6 @@ __device__ void forward(const Params &params) {
                     finish_channel(params, first + channel, total, walk.part == 0));
             });
 
-        Coefficients of[CHANNELS];
-#pragma unroll
-        for (int c = 0; c < CHANNELS; ++c) of[c] = take_own<Coefficients>(shelf, walk, c);
-        const auto coefficients_of = [&](int v) {
-            // Other activations need the registers for themselves.
-            if constexpr (KIND == ANY) return take_own<Coefficients>(shelf, walk, v);
-            else return of[CHANNELS == 1 ? 0 : v];
-        };
         // Backwards: what was read last may still be in the cache.
 #pragma unroll 1
         for (unsigned round = rounds.count; round-- > 0;) {
@@ -199,7 +212,7 @@ __device__ void forward(const Params &params) {
                 bring_x<T, V, BATCH>(params, again, packs, tile,
                                      [](const Window &, const Pack<T, V> &) {});
             }
-            apply_round<KIND, T, V, BATCH>(params, again, packs, tile, coefficients_of);
+            apply_round<T, V, BATCH>(params, again, packs, tile, shelf);
         }
         __syncthreads();
     });

@@ -463,7 +463,8 @@ pub(super) fn kernel_name(
 fn kind(pass: Pass, pack: u32, problem: &Problem) -> Option<&'static str> {
     let epilogue = problem.epilogue();
     match (pass, epilogue.activation) {
-        (Pass::Statistics, _) => None,
+        // The latter two find out for themselves.
+        (Pass::Statistics | Pass::Forward | Pass::Backward, _) => None,
         _ if pack == 1 => Some("any"),
         (_, Activation::Identity) => Some("identity"),
         _ if epilogue.has_mask() && pass.reads_mask() => Some("mask"),
