@@ -119,23 +119,6 @@ __device__ __noinline__ Gradient finish_channel(const Params &params, Extent cha
     return channel_gradient(params, channel, total.g * share, gd * share);
 }
 
-template <Gate GATE_, int BATCH_>
-struct Gated {
-    static constexpr Gate GATE = GATE_;
-    static constexpr int BATCH = BATCH_;
-};
-
-// Calls `use(gate)` with the gate of this launch, a constant there, and the packs that are worked on
-// together.
-template <int BATCH, class Use>
-__device__ inline void with_gate(const Params &params, const Use &use) {
-    const unsigned activation = anew(params.activation);
-    if (activation == ACTIVATION_IDENTITY) use(Gated<OPEN, BATCH>());
-    else if (params.mask) use(Gated<FROM_MASK, BATCH>());
-    else if (activation == ACTIVATION_RELU) use(Gated<RELU_FROM_X, BATCH>());
-    else use(Gated<ANY_FROM_X, BATCH_ANY>());
-}
-
 template <class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void backward(const Params &params) {
     typedef WalkOf<V> Walk;
@@ -153,8 +136,9 @@ __device__ void backward(const Params &params) {
             const Walk of_round(params, place_in_group(params, group, rounds.begin(round)));
             const unsigned packs = rounds.packs(round);
             bring_inputs<T, V, BATCH>(params, of_round, packs, tiles);
-            with_gate<BATCH>(params, [&](auto gate) {
-                sum_round<gate.GATE, T, V, gate.BATCH>(params, of_round, packs, tiles, shelf, sums);
+            with_gate<ALL_GATES>(params, [&](auto gate) {
+                constexpr int TOGETHER = gate.GATE == ANY_FROM_X ? BATCH_ANY : BATCH;
+                sum_round<gate.GATE, T, V, TOGETHER>(params, of_round, packs, tiles, shelf, sums);
             });
         }
 
@@ -179,8 +163,9 @@ __device__ void backward(const Params &params) {
             if (round + 1 < rounds.count) {
                 bring_inputs<T, V, BATCH>(params, again, packs, tiles);
             }
-            with_gate<BATCH>(params, [&](auto gate) {
-                gradient_round<gate.GATE, T, V, gate.BATCH>(params, again, packs, tiles, shelf);
+            with_gate<ALL_GATES>(params, [&](auto gate) {
+                constexpr int TOGETHER = gate.GATE == ANY_FROM_X ? BATCH_ANY : BATCH;
+                gradient_round<gate.GATE, T, V, TOGETHER>(params, again, packs, tiles, shelf);
             });
         }
         __syncthreads();

@@ -40,7 +40,7 @@ __device__ inline unsigned bring_x(const Params &params, Walk walk, unsigned pac
 // Takes the first `packs` packs of the tile into the moments of the thread's channels, in two
 // passes: the mean to twice the digits of fp32, then the deviations from it.
 template <int CHANNELS, class T, int V>
-__device__ inline void take_tile(const Tile<T, V> &tile, unsigned packs,
+__device__ inline void take_tile(const Params &params, const Tile<T, V> &tile, unsigned packs,
                                  CountedMoments (&moments)[CHANNELS]) {
     constexpr int VALUES = V / CHANNELS;
     // One channel's packs depend on each other, several channels keep a thread busy by themselves.
@@ -49,11 +49,14 @@ __device__ inline void take_tile(const Tile<T, V> &tile, unsigned packs,
     float sum[CHANNELS] = {}, rest[CHANNELS] = {}, largest[CHANNELS] = {};
 #pragma unroll UNROLLED
     for (unsigned i = 0; i < packs; ++i) {
-        const Pack<T, V> pack[1] = {tile.get(i)};
+        float all[V];
+        const Pack<T, V> pack = tile.get(i);
+        to_floats<V>(params.is_bf16, pack, 0, all);
 #pragma unroll
         for (int c = 0; c < CHANNELS; ++c) {
             float values[VALUES], of_pack, of_sum;
-            take_channel<CHANNELS>(pack, c, values);
+#pragma unroll
+            for (int v = 0; v < VALUES; ++v) values[v] = all[c + v];
             const float added = sum_of<VALUES>(values, of_pack);
             sum[c] = two_sum(sum[c], added, of_sum);
             rest[c] += of_pack + of_sum;
@@ -70,11 +73,14 @@ __device__ inline void take_tile(const Tile<T, V> &tile, unsigned packs,
     }
 #pragma unroll UNROLLED
     for (unsigned i = 0; i < packs; ++i) {
-        const Pack<T, V> pack[1] = {tile.get(i)};
+        float all[V];
+        const Pack<T, V> pack = tile.get(i);
+        to_floats<V>(params.is_bf16, pack, 0, all);
 #pragma unroll
         for (int c = 0; c < CHANNELS; ++c) {
             float values[VALUES], squares[VALUES];
-            take_channel<CHANNELS>(pack, c, values);
+#pragma unroll
+            for (int v = 0; v < VALUES; ++v) values[v] = all[c + v];
 #pragma unroll
             for (int v = 0; v < VALUES; ++v) {
                 const float deviation = fmaf(values[v], unit[c], -pivot[c] * unit[c]);
@@ -112,9 +118,9 @@ __device__ inline void take_rounds(const Params &params, Extent group, const Rou
                 const Window windows[1] = {window};
                 const Pack<T, V> packs[1] = {pack};
                 const unsigned valid = valid_bits<Walk::CHANNELS, V>(windows);
-                take_batch(packs, valid, (float)__popc(valid), moments);
+                take_batch(params, packs, valid, (float)__popc(valid), moments);
             });
-        take_tile(tile, whole, moments);
+        take_tile(params, tile, whole, moments);
     }
 }
 

@@ -21,6 +21,10 @@ constexpr int THREADS = 256;
 // Columns that a block covers at most.
 constexpr int MAX_COLUMNS = 416;
 
+// Elements of a pack that are fp32 at the same time: more would take more registers.
+template <int V>
+constexpr int AT_ONCE = V < 4 ? V : 4;
+
 struct Quotient {
     Extent whole, rest;
 };
@@ -72,7 +76,7 @@ __device__ __noinline__ Pack<T, V> load_some(const T *from, unsigned first, unsi
     Pack<T, V> pack = {};
 #pragma unroll
     for (unsigned v = 0; v < V; ++v) {
-        if (v >= first && v < last) pack.values[v] = from[v];
+        if (v >= first && v < last) pack.set(v, from[v]);
     }
     return pack;
 }
@@ -81,7 +85,7 @@ template <class T, int V>
 __device__ __noinline__ void store_some(T *to, unsigned first, unsigned last, Pack<T, V> pack) {
 #pragma unroll
     for (unsigned v = 0; v < V; ++v) {
-        if (v >= first && v < last) to[v] = pack.values[v];
+        if (v >= first && v < last) to[v] = pack.get(v);
     }
 }
 
