@@ -121,6 +121,28 @@ enum Gate {
     ANY_FROM_X,    // any activation, its input recomputed from x and, if there is one, residual
 };
 
+// Which of them an entry point knows; it branches to one of them, once.
+enum Gates { COMMON_GATES, ANY_GATE, ALL_GATES };
+
+template <Gate GATE_>
+struct Gated {
+    static constexpr Gate GATE = GATE_;
+};
+
+// Calls `use(gate)`: `gate.GATE` is this launch's, a constant.
+template <Gates GATES, class Use>
+__device__ inline void with_gate(const Params &params, const Use &use) {
+    if constexpr (GATES == ANY_GATE) {
+        use(Gated<ANY_FROM_X>());
+    } else {
+        const unsigned activation = anew(params.activation);
+        if (activation == ACTIVATION_IDENTITY) use(Gated<OPEN>());
+        else if (params.mask) use(Gated<FROM_MASK>());
+        else if (GATES == COMMON_GATES || activation == ACTIVATION_RELU) use(Gated<RELU_FROM_X>());
+        else if constexpr (GATES == ALL_GATES) use(Gated<ANY_FROM_X>());
+    }
+}
+
 template <class T, int V>
 struct Inputs {
     Pack<T, V> x, dy, residual;
@@ -167,17 +189,35 @@ __device__ inline void load_inputs(const Params &params, const Walk &walk,
     }
 }
 
-template <Gate GATE, class T, int V>
+// N of a pack's elements as fp32.
+template <int N>
+struct Floats {
+    float x[N], dy[N], residual[N];
+    unsigned bits;
+};
+
+template <int N, Gate GATE, class T, int V>
+__device__ inline Floats<N> floats_of(const Params &params, const Inputs<T, V> &inputs, int first) {
+    Floats<N> floats = {};
+    to_floats<N>(params.is_bf16, inputs.x, first, floats.x);
+    to_floats<N>(params.is_bf16, inputs.dy, first, floats.dy);
+    if (GATE == ANY_FROM_X && params.residual) {
+        to_floats<N>(params.is_bf16, inputs.residual, first, floats.residual);
+    }
+    floats.bits = inputs.bits >> first;
+    return floats;
+}
+
+template <Gate GATE, class T, int N>
 __device__ inline float gradient_of_z(const Params &params, const Coefficients &of,
-                                      const Inputs<T, V> &inputs, int v) {
-    const float dy = to_float(inputs.dy.values[v]);
+                                      const Floats<N> &inputs, int i) {
+    const float dy = inputs.dy[i];
     if (GATE == OPEN) return dy;
     if (GATE == FROM_MASK || (GATE == ANY_FROM_X && params.mask)) {
-        return differentiate_by_mask(params, inputs.bits >> v & 1u, dy);
+        return differentiate_by_mask(params, inputs.bits >> i & 1u, dy);
     }
     const bool has_residual = GATE == ANY_FROM_X && params.residual;
-    const float z = preactivation<T>(of, to_float(inputs.x.values[v]), has_residual,
-                                     to_float(inputs.residual.values[v]));
+    const float z = preactivation<T>(of, inputs.x[i], has_residual, inputs.residual[i]);
     return differentiate<GATE == RELU_FROM_X ? RELU : ANY>(params, z, dy);
 }
 
@@ -229,17 +269,25 @@ __device__ inline void sum_batch(const Params &params, const Walk &walk, const f
                                  ThreadSums<Walk::CHANNELS> &sums) {
     constexpr int CHANNELS = Walk::CHANNELS, VALUES = BATCH * V / CHANNELS;
     float g[CHANNELS][VALUES], gd[CHANNELS][VALUES];
+    constexpr int N = AT_ONCE<V>;
 #pragma unroll
-    for (int v = 0; v < V; ++v) {
-        const Known known = take_own<Known>(shelf, walk, v);
-        const Centre &centre = centre_of(known);
+    for (int first = 0; first < V; first += N) {
+        Floats<N> floats[BATCH];
 #pragma unroll
-        for (int u = 0; u < BATCH; ++u) {
-            const int c = CHANNELS == 1 ? 0 : v, i = CHANNELS == 1 ? u * V + v : u;
-            const bool is_there = windows[u].has(v);
-            const float of_z = gradient_of_z<GATE>(params, centre.forward, inputs[u], v);
-            g[c][i] = is_there ? of_z : 0.0f;
-            gd[c][i] = is_there ? of_z * centre.deviation(to_float(inputs[u].x.values[v])) : 0.0f;
+        for (int u = 0; u < BATCH; ++u) floats[u] = floats_of<N, GATE>(params, inputs[u], first);
+#pragma unroll
+        for (int k = 0; k < N; ++k) {
+            const int v = first + k;
+            const Known known = take_own<Known>(shelf, walk, v);
+            const Centre &centre = centre_of(known);
+#pragma unroll
+            for (int u = 0; u < BATCH; ++u) {
+                const int c = CHANNELS == 1 ? 0 : v, i = CHANNELS == 1 ? u * V + v : u;
+                const bool is_there = windows[u].has(v);
+                const float of_z = gradient_of_z<GATE, T>(params, centre.forward, floats[u], k);
+                g[c][i] = is_there ? of_z : 0.0f;
+                gd[c][i] = is_there ? of_z * centre.deviation(floats[u].x[k]) : 0.0f;
+            }
         }
     }
 #pragma unroll
@@ -253,14 +301,21 @@ __device__ inline const Centre &centre_of(const Gradient &gradient) { return gra
 template <Gate GATE, class T, int V, class Walk>
 __device__ inline void store_gradients(const Params &params, const Walk &walk, const float *shelf,
                                        const Window &window, const Inputs<T, V> &inputs) {
-    Pack<T, V> dx, dresidual = inputs.dy;
+    Pack<T, V> dx = {}, dresidual = inputs.dy;
+    constexpr int N = AT_ONCE<V>;
 #pragma unroll
-    for (int v = 0; v < V; ++v) {
-        if (V > 4 && v % 4 == 0) hold_loads();
-        const Gradient of = take_own<Gradient>(shelf, walk, v);
-        const float g = gradient_of_z<GATE>(params, of.centre.forward, inputs, v);
-        dx.values[v] = from_float<T>(of.dx(g, to_float(inputs.x.values[v])));
-        if (GATE != OPEN) dresidual.values[v] = from_float<T>(g);
+    for (int first = 0; first < V; first += N) {
+        if (V > N && Walk::CHANNELS > 1) hold_loads();
+        const Floats<N> floats = floats_of<N, GATE>(params, inputs, first);
+        float of_x[N], of_residual[N];
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            const Gradient of = take_own<Gradient>(shelf, walk, first + i);
+            of_residual[i] = gradient_of_z<GATE, T>(params, of.centre.forward, floats, i);
+            of_x[i] = of.dx(of_residual[i], floats.x[i]);
+        }
+        from_floats<N>(params.is_bf16, of_x, first, dx);
+        if (GATE != OPEN) from_floats<N>(params.is_bf16, of_residual, first, dresidual);
     }
     if (params.dx) store<T, V>(walk, params.dx, params.dx_stride, window, dx);
     if (params.dresidual) store<T, V>(walk, params.dresidual, params.dresidual_stride, window, dresidual);
@@ -269,7 +324,7 @@ __device__ inline void store_gradients(const Params &params, const Walk &walk, c
 // The walk that all three share: loads a batch and hands it to `each(windows, inputs)`.
 template <Gate GATE, class T, int V, int BATCH, class Walk, class Each>
 __device__ inline void walk_inputs(const Params &params, Walk &walk, const Each &each) {
-    for (; walk.has_batch(); walk.end_batch()) {
+    for (; walk.has_batch(); walk.end_batch(BATCH)) {
         Window windows[BATCH];
         Inputs<T, V> inputs[BATCH];
 #pragma unroll
@@ -285,17 +340,20 @@ __device__ inline void widen_all(const ThreadSums<CHANNELS> &sums, Item (&wide)[
     for (int c = 0; c < CHANNELS; ++c) wide[c] = widen(sums.g[c], sums.gd[c]);
 }
 
-template <Gate GATE, class T, int V, int BATCH, template <int, int> class WalkOf>
+template <Gates GATES, class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void reduce(const Params &params) {
-    typedef WalkOf<V, BATCH> Walk;
+    typedef WalkOf<V> Walk;
     let_next_launch_begin();
     SHARED_ARRAY(float, shelf, Centre::WORDS *Walk::MAX_PLACES);
     Walk walk(params, place_of_block(params));
     fill_shelf<Centre>(shelf, walk, [&](Extent channel) { return channel_centre(params, channel); });
     constexpr int CHANNELS = Walk::CHANNELS;
     ThreadSums<CHANNELS> sums = {};
-    walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, const auto &inputs) {
-        sum_batch<GATE, T, V, BATCH, Walk, Centre>(params, walk, shelf, windows, inputs, sums);
+    with_gate<GATES>(params, [&](auto gate) {
+        constexpr Gate GATE = gate.GATE;
+        walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, const auto &inputs) {
+            sum_batch<GATE, T, V, BATCH, Walk, Centre>(params, walk, shelf, windows, inputs, sums);
+        });
     });
     WideSums wide[CHANNELS];
     widen_all(sums, wide);
@@ -304,24 +362,27 @@ __device__ void reduce(const Params &params) {
     });
 }
 
-template <Gate GATE, class T, int V, int BATCH, template <int, int> class WalkOf>
+template <Gates GATES, class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void gradient(const Params &params) {
-    typedef WalkOf<V, BATCH> Walk;
+    typedef WalkOf<V> Walk;
     wait_for_launch_before();
     SHARED_ARRAY(float, shelf, Gradient::WORDS *Walk::MAX_PLACES);
     Walk walk(params, place_of_block(params));
     fill_shelf<Gradient>(shelf, walk, [&](Extent channel) { return channel_gradient(params, channel); });
-    walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, const auto &inputs) {
+    with_gate<GATES>(params, [&](auto gate) {
+        constexpr Gate GATE = gate.GATE;
+        walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, const auto &inputs) {
 #pragma unroll
-        for (int u = 0; u < BATCH; ++u) {
-            store_gradients<GATE>(params, walk, shelf, windows[u], inputs[u]);
-        }
+            for (int u = 0; u < BATCH; ++u) {
+                store_gradients<GATE>(params, walk, shelf, windows[u], inputs[u]);
+            }
+        });
     });
 }
 
-template <Gate GATE, class T, int V, int BATCH, template <int, int> class WalkOf>
+template <Gate GATE, class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void frozen(const Params &params) {
-    typedef WalkOf<V, BATCH> Walk;
+    typedef WalkOf<V> Walk;
     SHARED_ARRAY(float, shelf, Gradient::WORDS *Walk::MAX_PLACES);
     Walk walk(params, place_of_block(params));
     fill_shelf<Gradient>(shelf, walk, [&](Extent channel) { return frozen_gradient(params, channel); });

@@ -3,9 +3,7 @@
 #include "entries.h"
 
 PACK_ENTRIES(planes, Planes, f32, float, 4, 8)
-PACK_ENTRIES(planes, Planes, f16, half_t, 8, 4)
-PACK_ENTRIES(planes, Planes, bf16, bf16_t, 8, 4)
+PACK_ENTRIES(planes, Planes, b16, b16_t, 8, 4)
 // Statistics take packs always: x alone agrees with itself about their boundaries.
 SINGLE_ENTRIES(planes, Planes, f32, float)
-SINGLE_ENTRIES(planes, Planes, f16, half_t)
-SINGLE_ENTRIES(planes, Planes, bf16, bf16_t)
+SINGLE_ENTRIES(planes, Planes, b16, b16_t)

@@ -3,11 +3,8 @@
 #include "entries.h"
 
 PACK_ENTRIES(columns, Columns, f32, float, 4, 8)
-PACK_ENTRIES(columns, Columns, f16, half_t, 8, 8)
-PACK_ENTRIES(columns, Columns, bf16, bf16_t, 8, 8)
+PACK_ENTRIES(columns, Columns, b16, b16_t, 8, 8)
 SINGLE_ENTRIES(columns, Columns, f32, float)
-SINGLE_ENTRIES(columns, Columns, f16, half_t)
-SINGLE_ENTRIES(columns, Columns, bf16, bf16_t)
+SINGLE_ENTRIES(columns, Columns, b16, b16_t)
 ENTRY(statistics_columns_f32x1, statistics<float, 1, 8, Columns>)
-ENTRY(statistics_columns_f16x1, statistics<half_t, 1, 8, Columns>)
-ENTRY(statistics_columns_bf16x1, statistics<bf16_t, 1, 8, Columns>)
+ENTRY(statistics_columns_b16x1, statistics<b16_t, 1, 8, Columns>)

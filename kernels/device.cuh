@@ -135,10 +135,36 @@ template <> __device__ __forceinline__ bf16_t from_float<bf16_t>(float value) {
 #endif
 }
 
+// A 16-bit element: f16 or bf16, as the launch says.
+struct b16_t {
+    uint16_t bits;
+};
+
 // ---- packs: N neighbouring elements in one access ---------------------------------------------
 
 template <class T, int N> struct __align__(sizeof(T) * N) Pack {
     T values[N];
+
+    __device__ T get(int i) const { return values[i]; }
+    __device__ void set(int i, T value) { values[i] = value; }
+};
+
+// 16-bit elements stay in the words that they come in: taken apart, they would be a register each.
+template <int N> struct __align__(2 * N) Pack<b16_t, N> {
+    uint32_t words[N / 2];
+
+    __device__ b16_t get(int i) const { return b16_t{(uint16_t)(words[i / 2] >> 16 * (i % 2))}; }
+    __device__ void set(int i, b16_t value) {
+        const unsigned shift = 16 * (i % 2);
+        words[i / 2] = (words[i / 2] & ~(0xffffu << shift)) | (uint32_t)value.bits << shift;
+    }
+};
+
+template <> struct __align__(2) Pack<b16_t, 1> {
+    b16_t value;
+
+    __device__ b16_t get(int) const { return value; }
+    __device__ void set(int, b16_t of) { value = of; }
 };
 
 // One instruction moves a pack: `bytes` is 2, 4, 8 or 16, and the address a multiple of it.
@@ -311,6 +337,55 @@ __device__ __forceinline__ void store_pack_streaming(T *address, const Pack<T, N
 
 #endif
 
+// ---- packs as fp32 ----------------------------------------------------------------------------
+
+// COUNT elements as fp32: `element(i)` is the i-th. Those of 16 bits go together: one branch, the
+// same for all threads.
+template <int COUNT, class Element>
+__device__ __forceinline__ void to_floats(unsigned is_bf16, const Element &element,
+                                          float (&floats)[COUNT]) {
+    if constexpr (sizeof(element(0)) == 4) {
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) floats[i] = element(i);
+    } else if (is_bf16) {
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) floats[i] = to_float(bf16_t{element(i).bits});
+    } else {
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) floats[i] = to_float(half_t{element(i).bits});
+    }
+}
+
+// A pack's elements from `first` on.
+template <int COUNT, class T, int N>
+__device__ __forceinline__ void to_floats(unsigned is_bf16, const Pack<T, N> &pack, int first,
+                                          float (&floats)[COUNT]) {
+    to_floats(is_bf16, [&](int i) { return pack.get(first + i); }, floats);
+}
+
+// And back.
+template <int COUNT, int N>
+__device__ __forceinline__ void from_floats(unsigned, const float (&floats)[COUNT], int first,
+                                            Pack<float, N> &pack) {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) pack.set(first + i, floats[i]);
+}
+
+template <int COUNT, int N>
+__device__ __forceinline__ void from_floats(unsigned is_bf16, const float (&floats)[COUNT],
+                                            int first, Pack<b16_t, N> &pack) {
+    uint16_t bits[COUNT];
+    if (is_bf16) {
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) bits[i] = from_float<bf16_t>(floats[i]).bits;
+    } else {
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) bits[i] = from_float<half_t>(floats[i]).bits;
+    }
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) pack.set(first + i, b16_t{bits[i]});
+}
+
 // ---- copies from global to shared memory that the thread does not wait for --------------------
 
 // Starts copying a pack of 16 bytes. Its place in shared memory must not be touched before
@@ -337,7 +412,7 @@ __device__ __forceinline__ void async_copy_wait() {
 #else
 template <int N, class T>
 __device__ __forceinline__ void async_copy_pack(Pack<T, N> *to, const T *from) {
-    store_pack<N>(to->values, load_pack<N>(from));
+    store_pack<N>(reinterpret_cast<T *>(to), load_pack<N>(from));
 }
 
 __device__ __forceinline__ void async_copy_wait() {}

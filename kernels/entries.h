@@ -1,7 +1,8 @@
 // The entry points of one walk, element type and pack width: a name each, `PASS_WALK_TYPExV_KIND`.
 //
-// With packs, identity and ReLU, which are everywhere, have entry points of their own; the other
-// activations share one, and single elements (tensors off the pack boundaries) share one for all.
+// With packs, identity and ReLU, which are everywhere, have code of their own: in entry points of
+// their own, or on a branch that a launch takes once. The other activations share theirs, and single
+// elements (tensors off the pack boundaries) share one for all.
 #pragma once
 #include "backward.cuh"
 #include "device.cuh"
@@ -9,29 +10,48 @@
 #include "params.h"
 
 // Packs in flight per thread in all passes but statistics: enough bytes to keep memory busy, few
-// enough registers for four blocks a multiprocessor. Where any activation may follow, its code
-// would be repeated for each.
+// enough registers. Where any activation may follow, its code would be repeated for each.
 template <int V>
 constexpr int PACKS = V == 8 ? 2 : 4;
 constexpr int PACKS_ANY = 1;
 
 #define ENTRY(name, ...) KERNEL(name, THREADS, Params, __VA_ARGS__)
 
+// Registers for so many blocks on a multiprocessor, which hide memory's latency from each other: a
+// function with loops for several activations would else take what the largest of them likes.
+template <template <int> class Walk, int V>
+constexpr int BLOCKS = 2;
+template <>
+constexpr int BLOCKS<Planes, 8> = 3;
+
+#define PACK_ENTRY(name, Walk, V, ...)                                                             \
+    KERNEL_BLOCKS(name, THREADS, (BLOCKS<Walk, V>), Params, __VA_ARGS__)
+
 #define PACK_ENTRIES(walk, Walk, type, T, V, STATISTICS)                                           \
     ENTRY(statistics_##walk##_##type##x##V, statistics<T, V, STATISTICS, Walk>)                    \
-    ENTRY(apply_##walk##_##type##x##V##_identity, apply<IDENTITY, T, V, PACKS<V>, Walk>)              \
-    ENTRY(apply_##walk##_##type##x##V##_relu, apply<RELU, T, V, PACKS<V>, Walk>)                      \
-    ENTRY(apply_##walk##_##type##x##V##_any, apply<ANY, T, V, PACKS_ANY, Walk>)                        \
-    ENTRY(reduce_##walk##_##type##x##V##_identity, reduce<OPEN, T, V, PACKS<V>, Walk>)                \
-    ENTRY(reduce_##walk##_##type##x##V##_relu, reduce<RELU_FROM_X, T, V, PACKS<V>, Walk>)             \
-    ENTRY(reduce_##walk##_##type##x##V##_mask, reduce<FROM_MASK, T, V, PACKS<V>, Walk>)               \
-    ENTRY(reduce_##walk##_##type##x##V##_any, reduce<ANY_FROM_X, T, V, PACKS_ANY, Walk>)               \
-    ENTRY(gradient_##walk##_##type##x##V##_identity, gradient<OPEN, T, V, PACKS<V>, Walk>)            \
-    ENTRY(gradient_##walk##_##type##x##V##_relu, gradient<RELU_FROM_X, T, V, PACKS<V>, Walk>)         \
-    ENTRY(gradient_##walk##_##type##x##V##_mask, gradient<FROM_MASK, T, V, PACKS<V>, Walk>)           \
-    ENTRY(gradient_##walk##_##type##x##V##_any, gradient<ANY_FROM_X, T, V, PACKS_ANY, Walk>)
+    PACK_ENTRY(apply_##walk##_##type##x##V##_identity, Walk, V, apply<IDENTITY, T, V, PACKS<V>, Walk>)\
+    PACK_ENTRY(apply_##walk##_##type##x##V##_relu, Walk, V, apply<RELU, T, V, PACKS<V>, Walk>)     \
+    PACK_ENTRY(apply_##walk##_##type##x##V##_any, Walk, V, apply<ANY, T, V, PACKS_ANY, Walk>)      \
+    PACK_ENTRY(reduce_##walk##_##type##x##V, Walk, V, reduce<COMMON_GATES, T, V, PACKS<V>, Walk>)  \
+    PACK_ENTRY(reduce_##walk##_##type##x##V##_any, Walk, V, reduce<ANY_GATE, T, V, PACKS_ANY, Walk>)\
+    PACK_ENTRY(gradient_##walk##_##type##x##V, Walk, V,                                            \
+               gradient<COMMON_GATES, T, V, PACKS<V>, Walk>)                                       \
+    PACK_ENTRY(gradient_##walk##_##type##x##V##_any, Walk, V,                                      \
+               gradient<ANY_GATE, T, V, PACKS_ANY, Walk>)
 
 #define SINGLE_ENTRIES(walk, Walk, type, T)                                                        \
-    ENTRY(apply_##walk##_##type##x1_any, apply<ANY, T, 1, PACKS_ANY, Walk>)                            \
-    ENTRY(reduce_##walk##_##type##x1_any, reduce<ANY_FROM_X, T, 1, PACKS_ANY, Walk>)                   \
-    ENTRY(gradient_##walk##_##type##x1_any, gradient<ANY_FROM_X, T, 1, PACKS_ANY, Walk>)
+    ENTRY(apply_##walk##_##type##x1_any, apply<ANY, T, 1, PACKS_ANY, Walk>)                        \
+    ENTRY(reduce_##walk##_##type##x1_any, reduce<ANY_GATE, T, 1, PACKS_ANY, Walk>)                 \
+    ENTRY(gradient_##walk##_##type##x1_any, gradient<ANY_GATE, T, 1, PACKS_ANY, Walk>)
+
+// Kernels that keep tensors on chip know all activations. Registers for two blocks a multiprocessor:
+// one works while the other waits for its team. BATCH: the packs that are worked on together, where
+// PACKS<V> would spill registers.
+#define RESIDENT_ENTRY(pass, walk, Walk, type, T, V, BATCH)                                        \
+    KERNEL_BLOCKS(pass##_##walk##_##type##x##V, THREADS, 2, Params, pass<T, V, BATCH, Walk>)
+
+#define RESIDENT_ENTRIES(pass)                                                                     \
+    RESIDENT_ENTRY(pass, planes, Planes, f32, float, 4, 4)                                         \
+    RESIDENT_ENTRY(pass, planes, Planes, b16, b16_t, 8, 2)                                         \
+    RESIDENT_ENTRY(pass, columns, Columns, f32, float, 4, 2)                                       \
+    RESIDENT_ENTRY(pass, columns, Columns, b16, b16_t, 8, 1)

@@ -13,15 +13,13 @@
 
 // The values of one channel among a batch of packs, as fp32, and which of them are there.
 template <int CHANNELS, class T, int V, int BATCH>
-__device__ inline void take_channel(const Pack<T, V> (&packs)[BATCH], int channel,
-                                    float (&values)[BATCH * V / CHANNELS]) {
-    if constexpr (CHANNELS == 1) {
-#pragma unroll
-        for (int i = 0; i < BATCH * V; ++i) values[i] = to_float(packs[i / V].values[i % V]);
-    } else {
-#pragma unroll
-        for (int u = 0; u < BATCH; ++u) values[u] = to_float(packs[u].values[channel]);
-    }
+__device__ inline void take_channel(const Params &params, const Pack<T, V> (&packs)[BATCH],
+                                    int channel, float (&values)[BATCH * V / CHANNELS]) {
+    constexpr int VALUES = BATCH * V / CHANNELS;
+    const auto element = [&](int i) {
+        return CHANNELS == 1 ? packs[i / V].get(i % V) : packs[i].get(channel);
+    };
+    to_floats<VALUES>(params.is_bf16, element, values);
 }
 
 template <int CHANNELS, int V, int BATCH>
@@ -42,15 +40,16 @@ __device__ inline unsigned valid_bits(const Window (&windows)[BATCH]) {
 
 // Takes one batch of packs into the moments of the thread's channels.
 template <int CHANNELS, class T, int V, int BATCH>
-__device__ inline void take_batch(const Pack<T, V> (&packs)[BATCH], unsigned valid,
-                                  float added, CountedMoments (&moments)[CHANNELS]) {
+__device__ inline void take_batch(const Params &params, const Pack<T, V> (&packs)[BATCH],
+                                  unsigned valid, float added,
+                                  CountedMoments (&moments)[CHANNELS]) {
     constexpr int VALUES = BATCH * V / CHANNELS;
     const float count = moments[0].count;
     const Share share = share_of(added, count + added);
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
         float values[VALUES];
-        take_channel<CHANNELS>(packs, c, values);
+        take_channel<CHANNELS>(params, packs, c, values);
         const Moments batch = moments_of<VALUES>(values, valid, added);
         if (count == 0.0f) {
             moments[c].moments = batch;
@@ -72,7 +71,7 @@ __device__ inline void take_windows(const Params &params, Walk &walk, int first,
     load_packs(params.x, params.x_stride, windows, packs);
     load_ends(walk, params.x, params.x_stride, windows, packs);
     const unsigned valid = valid_bits<Walk::CHANNELS, V>(windows);
-    if (valid != 0) take_batch(packs, valid, (float)__popc(valid), moments);
+    if (valid != 0) take_batch(params, packs, valid, (float)__popc(valid), moments);
 }
 
 // A batch of which every window is there.
@@ -86,15 +85,15 @@ __device__ inline void take_whole(const Params &params, Walk &walk,
         const Window window = walk.next(u);
         packs[u] = load_pack<V>(reinterpret_cast<const T *>(params.x) + window.offset(params.x_stride));
     }
-    take_batch(packs, 0xffffffffu >> (32 - VALUES), (float)VALUES, moments);
+    take_batch(params, packs, 0xffffffffu >> (32 - VALUES), (float)VALUES, moments);
 }
 
 // Every thread's moments of its share of x.
 template <class T, int V, int BATCH, class Walk>
 __device__ inline void take_moments(const Params &params, Walk &walk,
                                     CountedMoments (&moments)[Walk::CHANNELS]) {
-    for (; walk.has_batch(); walk.end_batch()) {
-        if (walk.is_whole_batch()) {
+    for (; walk.has_batch(); walk.end_batch(BATCH)) {
+        if (walk.is_whole_batch(BATCH)) {
             take_whole<T, V, BATCH>(params, walk, moments);
         } else if constexpr (Walk::HAS_ENDS) {
             take_windows<BATCH, T, V>(params, walk, 0, moments);
@@ -105,9 +104,9 @@ __device__ inline void take_moments(const Params &params, Walk &walk,
     }
 }
 
-template <class T, int V, int BATCH, template <int, int> class WalkOf>
+template <class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void statistics(const Params &params) {
-    typedef WalkOf<V, BATCH> Walk;
+    typedef WalkOf<V> Walk;
     let_next_launch_begin();
     Walk walk(params, place_of_block(params));
     CountedMoments moments[Walk::CHANNELS];
@@ -149,27 +148,36 @@ template <Kind KIND, class T, int V, class CoefficientsOf>
 __device__ inline unsigned apply_pack(const Params &params, const CoefficientsOf &coefficients_of,
                                       Pack<T, V> &pack, const Pack<T, V> &residual) {
     unsigned bits = 0;
+    constexpr int N = AT_ONCE<V>;
+    Pack<T, V> out = {};
 #pragma unroll
-    for (int v = 0; v < V; ++v) {
-        const Coefficients of = coefficients_of(v);
-        const float z = preactivation<T>(of, to_float(pack.values[v]), params.residual != 0,
-                                         to_float(residual.values[v]));
-        if (KIND != IDENTITY && passes(params, z)) bits |= 1u << v;
-        pack.values[v] = from_float<T>(activate<KIND>(params, z));
+    for (int first = 0; first < V; first += N) {
+        float values[N], added[N] = {};
+        to_floats<N>(params.is_bf16, pack, first, values);
+        if (params.residual) to_floats<N>(params.is_bf16, residual, first, added);
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            const Coefficients of = coefficients_of(first + i);
+            const float z = preactivation<T>(of, values[i], params.residual != 0, added[i]);
+            if (KIND != IDENTITY && passes(params, z)) bits |= 1u << (first + i);
+            values[i] = activate<KIND>(params, z);
+        }
+        from_floats<N>(params.is_bf16, values, first, out);
     }
+    pack = out;
     return bits;
 }
 
-template <Kind KIND, class T, int V, int BATCH, template <int, int> class WalkOf>
+template <Kind KIND, class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void apply(const Params &params) {
-    typedef WalkOf<V, BATCH> Walk;
+    typedef WalkOf<V> Walk;
     wait_for_launch_before();
     SHARED_ARRAY(float, shelf, Coefficients::WORDS *Walk::MAX_PLACES);
     Walk walk(params, place_of_block(params));
     fill_shelf<Coefficients>(shelf, walk, [&](Extent channel) { return channel_coefficients(params, channel); });
     const auto coefficients_of = [&](int v) { return take_own<Coefficients>(shelf, walk, v); };
     if (blockIdx.x == 0 && threadIdx.x == 0) count_batch(params);
-    for (; walk.has_batch(); walk.end_batch()) {
+    for (; walk.has_batch(); walk.end_batch(BATCH)) {
         Window windows[BATCH];
         Pack<T, V> packs[BATCH], residuals[BATCH] = {};
 #pragma unroll

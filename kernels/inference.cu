@@ -8,8 +8,6 @@
     ENTRY(frozen_##walk##_##type##x1_any, frozen<ANY_FROM_X, T, 1, PACKS_ANY, Walk>)
 
 FROZEN(planes, Planes, f32, float, 4)
-FROZEN(planes, Planes, f16, half_t, 8)
-FROZEN(planes, Planes, bf16, bf16_t, 8)
+FROZEN(planes, Planes, b16, b16_t, 8)
 FROZEN(columns, Columns, f32, float, 4)
-FROZEN(columns, Columns, f16, half_t, 8)
-FROZEN(columns, Columns, bf16, bf16_t, 8)
+FROZEN(columns, Columns, b16, b16_t, 8)

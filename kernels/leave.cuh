@@ -14,16 +14,16 @@ __device__ inline Wide *partials(const Params &params, Extent first_channel) {
 }
 
 // Merges the threads' items and puts those of each channel of the group at `place(channel)`.
-template <class Wide, class Item, int V, int BATCH, class At>
-__device__ inline void leave(const Params &, const Planes<V, BATCH> &, Item (&items)[1],
+template <class Wide, class Item, int V, class At>
+__device__ inline void leave(const Params &, const Planes<V> &, Item (&items)[1],
                              Words<Item> *, const At &place) {
     block_reduce<THREADS>(items[0]);
     if (threadIdx.x == 0) *place(0) = Wide::from(items[0]);
 }
 
 // `columns` is shared memory for MAX_COLUMNS.
-template <class Wide, class Item, int V, int BATCH, class At>
-__device__ inline void leave(const Params &params, const Columns<V, BATCH> &walk,
+template <class Wide, class Item, int V, class At>
+__device__ inline void leave(const Params &params, const Columns<V> &walk,
                              Item (&items)[V], Words<Item> *columns, const At &place) {
     rows_reduce<THREADS>(items, walk.width);
     const bool is_first_row = walk.y == 0 && walk.column < params.columns;

@@ -56,7 +56,8 @@ struct Params {
     // How the tensor is walked: see walk.cuh.
     unsigned parts;          // blocks that share a channel
     unsigned slots;          // packs of each tensor that a thread keeps on chip
-    Extent tile_bytes;       // of dynamic shared memory, before what blocks leave for each other there
+    unsigned tile_bytes;     // of dynamic shared memory, before what blocks leave for each other there
+    unsigned is_bf16;        // elements of 16 bits: whether they are bf16, else f16
     Extent groups;           // of channels that are finished together
     unsigned misalignment;   // planes: elements from the last pack boundary to the first element
     unsigned spares_cache;   // whether outputs leave the cache to inputs that are read again

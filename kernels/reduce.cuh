@@ -88,7 +88,7 @@ __device__ inline void rows_reduce(Item (&items)[COUNT], unsigned width) {
                     Words<Item> theirs;
 #pragma unroll
                     for (int w = 0; w < WORDS; ++w) theirs.words[w] = shelf[(i * WORDS + w) * HALF + thread];
-                    items[first + i].merge(theirs.item);
+                    items[first + i] = merged(items[first + i], theirs.item);
                 }
             }
             __syncthreads();

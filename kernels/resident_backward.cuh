@@ -12,7 +12,7 @@
 #include "walk.cuh"
 
 // The tiles of a backward's inputs. Where a pack is not whole, what is not there holds zeros.
-template <Gate GATE, class T, int V>
+template <class T, int V>
 struct InputTiles {
     Tile<T, V> x, dy, residual;
     uint16_t *bits;
@@ -20,17 +20,18 @@ struct InputTiles {
 
     __device__ explicit InputTiles(const Params &params)
         : x(params, 0), dy(params, 1), residual(params, 2) {
-        has_mask = (GATE == FROM_MASK || GATE == ANY_FROM_X) && params.mask;
-        has_residual = GATE == ANY_FROM_X && params.residual && !has_mask;
+        has_mask = params.mask != 0;
+        has_residual = params.residual && !has_mask;
         bits = mask_tile(params, has_residual ? 3 : 2);
     }
 
+    template <Gate GATE>
     __device__ Inputs<T, V> get(unsigned slot) const {
         Inputs<T, V> inputs = {};
         inputs.x = x.get(slot);
         inputs.dy = dy.get(slot);
-        if (has_residual) inputs.residual = residual.get(slot);
-        if (has_mask) inputs.bits = bits[slot * THREADS];
+        if (GATE == ANY_FROM_X && has_residual) inputs.residual = residual.get(slot);
+        if (GATE == FROM_MASK) inputs.bits = bits[slot * THREADS];
         return inputs;
     }
 };
@@ -47,9 +48,9 @@ __device__ inline void bring_pack(const Tile<T, V> &tile, unsigned slot, Address
     }
 }
 
-template <Gate GATE, class T, int V, int BATCH, class Walk>
+template <class T, int V, int BATCH, class Walk>
 __device__ inline void bring_bits(const Params &params, Walk walk, unsigned packs,
-                                  const InputTiles<GATE, T, V> &tiles) {
+                                  const InputTiles<T, V> &tiles) {
     walk_round<Walk, BATCH>(packs, walk, [&](unsigned slot) {
         unsigned bits[BATCH];
 #pragma unroll
@@ -60,9 +61,9 @@ __device__ inline void bring_bits(const Params &params, Walk walk, unsigned pack
 }
 
 // Brings one round of the inputs on chip.
-template <Gate GATE, class T, int V, int BATCH, class Walk>
+template <class T, int V, int BATCH, class Walk>
 __device__ inline void bring_inputs(const Params &params, Walk walk, unsigned packs,
-                                    const InputTiles<GATE, T, V> &tiles) {
+                                    const InputTiles<T, V> &tiles) {
     const Walk masks = walk;
     walk_round<Walk, BATCH>(packs, walk, [&](unsigned slot) {
         // Nothing waits for a copy: unrolled, the loop would only be longer.
@@ -78,13 +79,13 @@ __device__ inline void bring_inputs(const Params &params, Walk walk, unsigned pa
         }
     });
     // After all copies are under way, which a load in their midst would hold up.
-    if (tiles.has_mask) bring_bits<GATE, T, V, BATCH>(params, masks, packs, tiles);
+    if (tiles.has_mask) bring_bits<T, V, BATCH>(params, masks, packs, tiles);
     async_copy_wait();
 }
 
 template <Gate GATE, class T, int V, int BATCH, class Walk>
 __device__ inline void sum_round(const Params &params, Walk walk, unsigned packs,
-                                 const InputTiles<GATE, T, V> &tiles, const float *shelf,
+                                 const InputTiles<T, V> &tiles, const float *shelf,
                                  ThreadSums<Walk::CHANNELS> &sums) {
     walk_round<Walk, BATCH>(packs, walk, [&](unsigned slot) {
         Window windows[BATCH];
@@ -92,7 +93,7 @@ __device__ inline void sum_round(const Params &params, Walk walk, unsigned packs
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {
             windows[u] = walk.presence(u);
-            inputs[u] = tiles.get(slot + u);
+            inputs[u] = tiles.template get<GATE>(slot + u);
         }
         sum_batch<GATE, T, V, BATCH, Walk, Centre>(params, walk, shelf, windows, inputs, sums);
     });
@@ -100,12 +101,12 @@ __device__ inline void sum_round(const Params &params, Walk walk, unsigned packs
 
 template <Gate GATE, class T, int V, int BATCH, class Walk>
 __device__ inline void gradient_round(const Params &params, Walk walk, unsigned packs,
-                                      const InputTiles<GATE, T, V> &tiles, const float *shelf) {
+                                      const InputTiles<T, V> &tiles, const float *shelf) {
     walk_round<Walk, BATCH>(packs, walk, [&](unsigned slot) {
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {
             const Window window = walk.next(u);
-            store_gradients<GATE>(params, walk, shelf, window, tiles.get(slot + u));
+            store_gradients<GATE>(params, walk, shelf, window, tiles.template get<GATE>(slot + u));
         }
     });
 }
@@ -120,13 +121,13 @@ __device__ __noinline__ Gradient finish_channel(const Params &params, Extent cha
     return channel_gradient(params, channel, total.g * share, gd * share);
 }
 
-template <Gate GATE, class T, int V, int BATCH, template <int, int> class WalkOf>
+template <class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void backward(const Params &params) {
-    typedef WalkOf<V, BATCH> Walk;
+    typedef WalkOf<V> Walk;
     constexpr int CHANNELS = Walk::CHANNELS;
     // Of a channel's Gradient, its Centre comes first: the sums need no more.
     SHARED_ARRAY(float, shelf, Gradient::WORDS *Walk::MAX_PLACES);
-    const InputTiles<GATE, T, V> tiles(params);
+    const InputTiles<T, V> tiles(params);
     each_group(params, [&](Extent group) {
         const Walk start(params, place_in_group(params, group));
         const Rounds rounds(params, start);
@@ -136,8 +137,11 @@ __device__ void backward(const Params &params) {
         for (unsigned round = 0; round < rounds.count; ++round) {
             const Walk of_round(params, place_in_group(params, group, rounds.begin(round)));
             const unsigned packs = rounds.packs(round);
-            bring_inputs<GATE, T, V, BATCH>(params, of_round, packs, tiles);
-            sum_round<GATE, T, V, BATCH>(params, of_round, packs, tiles, shelf, sums);
+            bring_inputs<T, V, BATCH>(params, of_round, packs, tiles);
+            with_gate<ALL_GATES>(params, [&](auto gate) {
+                constexpr int TOGETHER = gate.GATE == ANY_FROM_X ? BATCH_ANY : BATCH;
+                sum_round<gate.GATE, T, V, TOGETHER>(params, of_round, packs, tiles, shelf, sums);
+            });
         }
 
         WideSums wide[CHANNELS];
@@ -159,9 +163,12 @@ __device__ void backward(const Params &params) {
             const Walk again(params, place_in_group(params, group, rounds.begin(round)));
             const unsigned packs = rounds.packs(round);
             if (round + 1 < rounds.count) {
-                bring_inputs<GATE, T, V, BATCH>(params, again, packs, tiles);
+                bring_inputs<T, V, BATCH>(params, again, packs, tiles);
             }
-            gradient_round<GATE, T, V, BATCH>(params, again, packs, tiles, shelf);
+            with_gate<ALL_GATES>(params, [&](auto gate) {
+                constexpr int TOGETHER = gate.GATE == ANY_FROM_X ? BATCH_ANY : BATCH;
+                gradient_round<gate.GATE, T, V, TOGETHER>(params, again, packs, tiles, shelf);
+            });
         }
         __syncthreads();
     });

@@ -40,7 +40,7 @@ __device__ inline unsigned bring_x(const Params &params, Walk walk, unsigned pac
 // Takes the first `packs` packs of the tile into the moments of the thread's channels, in two
 // passes: the mean to twice the digits of fp32, then the deviations from it.
 template <int CHANNELS, class T, int V>
-__device__ inline void take_tile(const Tile<T, V> &tile, unsigned packs,
+__device__ inline void take_tile(const Params &params, const Tile<T, V> &tile, unsigned packs,
                                  CountedMoments (&moments)[CHANNELS]) {
     constexpr int VALUES = V / CHANNELS;
     // One channel's packs depend on each other, several channels keep a thread busy by themselves.
@@ -49,11 +49,14 @@ __device__ inline void take_tile(const Tile<T, V> &tile, unsigned packs,
     float sum[CHANNELS] = {}, rest[CHANNELS] = {}, largest[CHANNELS] = {};
 #pragma unroll UNROLLED
     for (unsigned i = 0; i < packs; ++i) {
-        const Pack<T, V> pack[1] = {tile.get(i)};
+        float all[V];
+        const Pack<T, V> pack = tile.get(i);
+        to_floats<V>(params.is_bf16, pack, 0, all);
 #pragma unroll
         for (int c = 0; c < CHANNELS; ++c) {
             float values[VALUES], of_pack, of_sum;
-            take_channel<CHANNELS>(pack, c, values);
+#pragma unroll
+            for (int v = 0; v < VALUES; ++v) values[v] = all[c + v];
             const float added = sum_of<VALUES>(values, of_pack);
             sum[c] = two_sum(sum[c], added, of_sum);
             rest[c] += of_pack + of_sum;
@@ -70,11 +73,14 @@ __device__ inline void take_tile(const Tile<T, V> &tile, unsigned packs,
     }
 #pragma unroll UNROLLED
     for (unsigned i = 0; i < packs; ++i) {
-        const Pack<T, V> pack[1] = {tile.get(i)};
+        float all[V];
+        const Pack<T, V> pack = tile.get(i);
+        to_floats<V>(params.is_bf16, pack, 0, all);
 #pragma unroll
         for (int c = 0; c < CHANNELS; ++c) {
             float values[VALUES], squares[VALUES];
-            take_channel<CHANNELS>(pack, c, values);
+#pragma unroll
+            for (int v = 0; v < VALUES; ++v) values[v] = all[c + v];
 #pragma unroll
             for (int v = 0; v < VALUES; ++v) {
                 const float deviation = fmaf(values[v], unit[c], -pivot[c] * unit[c]);
@@ -112,16 +118,24 @@ __device__ inline void take_rounds(const Params &params, Extent group, const Rou
                 const Window windows[1] = {window};
                 const Pack<T, V> packs[1] = {pack};
                 const unsigned valid = valid_bits<Walk::CHANNELS, V>(windows);
-                take_batch(packs, valid, (float)__popc(valid), moments);
+                take_batch(params, packs, valid, (float)__popc(valid), moments);
             });
-        take_tile(tile, whole, moments);
+        take_tile(params, tile, whole, moments);
     }
 }
 
-// y of the round that is on chip. `coefficients_of(v)` is for element v.
-template <Kind KIND, class T, int V, int BATCH, class Walk, class CoefficientsOf>
-__device__ inline void apply_round(const Params &params, Walk walk, unsigned count,
-                                   const Tile<T, V> &tile, const CoefficientsOf &coefficients_of) {
+// y of the round that is on chip, for the activations of one kind.
+template <Kind KIND, class T, int V, int BATCH, class Walk>
+__device__ inline void apply_kind(const Params &params, Walk walk, unsigned count,
+                                  const Tile<T, V> &tile, const float *shelf) {
+    Coefficients of[Walk::CHANNELS];
+#pragma unroll
+    for (int c = 0; c < Walk::CHANNELS; ++c) of[c] = take_own<Coefficients>(shelf, walk, c);
+    const auto coefficients_of = [&](int v) {
+        // Other activations need the registers for themselves.
+        if constexpr (KIND == ANY) return take_own<Coefficients>(shelf, walk, v);
+        else return of[Walk::CHANNELS == 1 ? 0 : v];
+    };
     unsigned whole = 0, ends = 0;
     walk_round<Walk, BATCH>(count, walk, [&](unsigned) {
         Window windows[BATCH];
@@ -151,6 +165,19 @@ __device__ inline void apply_round(const Params &params, Walk walk, unsigned cou
     });
 }
 
+// y of the round that is on chip.
+template <class T, int V, int BATCH, class Walk>
+__device__ inline void apply_round(const Params &params, const Walk &walk, unsigned packs,
+                                   const Tile<T, V> &tile, const float *shelf) {
+    switch (anew(params.activation)) {
+        case ACTIVATION_IDENTITY:
+            return apply_kind<IDENTITY, T, V, BATCH>(params, walk, packs, tile, shelf);
+        case ACTIVATION_RELU:
+            return apply_kind<RELU, T, V, BATCH>(params, walk, packs, tile, shelf);
+        default: return apply_kind<ANY, T, V, BATCH_ANY>(params, walk, packs, tile, shelf);
+    }
+}
+
 // What normalizes a channel, from its moments: the bits that backward makes of what is saved. One
 // block of a team also saves them. Apart from its callers: it is long, and done once a channel.
 __device__ __noinline__ Coefficients finish_channel(const Params &params, Extent channel,
@@ -160,9 +187,9 @@ __device__ __noinline__ Coefficients finish_channel(const Params &params, Extent
     return channel_coefficients(params, channel, saved.mean_hi, saved.mean_lo, saved.invstd);
 }
 
-template <Kind KIND, class T, int V, int BATCH, template <int, int> class WalkOf>
+template <class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void forward(const Params &params) {
-    typedef WalkOf<V, BATCH> Walk;
+    typedef WalkOf<V> Walk;
     constexpr int CHANNELS = Walk::CHANNELS;
     SHARED_ARRAY(float, shelf, Coefficients::WORDS *Walk::MAX_PLACES);
     const Tile<T, V> tile(params, 0);
@@ -183,14 +210,6 @@ __device__ void forward(const Params &params) {
                     finish_channel(params, first + channel, total, walk.part == 0));
             });
 
-        Coefficients of[CHANNELS];
-#pragma unroll
-        for (int c = 0; c < CHANNELS; ++c) of[c] = take_own<Coefficients>(shelf, walk, c);
-        const auto coefficients_of = [&](int v) {
-            // Other activations need the registers for themselves.
-            if constexpr (KIND == ANY) return take_own<Coefficients>(shelf, walk, v);
-            else return of[CHANNELS == 1 ? 0 : v];
-        };
         // Backwards: what was read last may still be in the cache.
 #pragma unroll 1
         for (unsigned round = rounds.count; round-- > 0;) {
@@ -200,7 +219,7 @@ __device__ void forward(const Params &params) {
                 bring_x<T, V, BATCH>(params, again, packs, tile,
                                      [](const Window &, const Pack<T, V> &) {});
             }
-            apply_round<KIND, T, V, BATCH>(params, again, packs, tile, coefficients_of);
+            apply_round<T, V, BATCH>(params, again, packs, tile, shelf);
         }
         __syncthreads();
     });

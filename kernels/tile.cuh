@@ -15,9 +15,11 @@ struct Tile {
         : packs(block_shared<Pack<T, V>>() + (size_t)tensor * params.slots * THREADS + threadIdx.x) {}
 
     __device__ Pack<T, V> *at(unsigned slot) const { return packs + slot * THREADS; }
-    __device__ Pack<T, V> get(unsigned slot) const { return load_pack<V>(at(slot)->values); }
+    __device__ Pack<T, V> get(unsigned slot) const {
+        return load_pack<V>(reinterpret_cast<const T *>(at(slot)));
+    }
     __device__ void put(unsigned slot, const Pack<T, V> &pack) const {
-        store_pack<V>(at(slot)->values, pack);
+        store_pack<V>(reinterpret_cast<T *>(at(slot)), pack);
     }
 };
 
@@ -25,6 +27,10 @@ struct Tile {
 __device__ inline uint16_t *mask_tile(const Params &params, unsigned tensors) {
     return block_shared<uint16_t>() + (size_t)tensors * params.slots * THREADS * 8 + threadIdx.x;
 }
+
+// Packs that are worked on together where any activation may follow: its code would be repeated for
+// each.
+constexpr int BATCH_ANY = 1;
 
 // A part that does not fit the tile goes through it in rounds, of which the last stays: the first
 // is the one that may be short.
@@ -52,7 +58,8 @@ template <class Walk, int BATCH, class Each>
 __device__ inline void walk_round(unsigned packs, Walk &walk, const Each &each) {
     static_assert(4 % BATCH == 0, "rounds are whole batches");
 #pragma unroll 1
-    for (unsigned slot = 0; slot < packs && walk.has_batch(); slot += BATCH, walk.end_batch()) {
+    for (unsigned slot = 0; slot < packs && walk.has_batch(); slot += BATCH) {
         each(slot);
+        walk.end_batch(BATCH);
     }
 }

@@ -7,8 +7,8 @@
 //   ([N * spatial, C]), and channels-first with small planes ([N, C * spatial]), whose neighbouring
 //   columns fold into channels.
 //
-//     Walk<V, BATCH> walk(params, place_of_block(params));
-//     for (; walk.has_batch(); walk.end_batch())
+//     Walk<V> walk(params, place_of_block(params));
+//     for (; walk.has_batch(); walk.end_batch(BATCH))
 //         for (int u = 0; u < BATCH; ++u) { Window window = walk.next(u); ... }
 //
 // V is the pack's width; a thread's loads of the BATCH windows are in flight together. Every
@@ -20,6 +20,10 @@
 constexpr int THREADS = 256;
 // Columns that a block covers at most.
 constexpr int MAX_COLUMNS = 416;
+
+// Elements of a pack that are fp32 at the same time: more would take more registers.
+template <int V>
+constexpr int AT_ONCE = V < 4 ? V : 4;
 
 struct Quotient {
     Extent whole, rest;
@@ -72,7 +76,7 @@ __device__ __noinline__ Pack<T, V> load_some(const T *from, unsigned first, unsi
     Pack<T, V> pack = {};
 #pragma unroll
     for (unsigned v = 0; v < V; ++v) {
-        if (v >= first && v < last) pack.values[v] = from[v];
+        if (v >= first && v < last) pack.set(v, from[v]);
     }
     return pack;
 }
@@ -81,7 +85,7 @@ template <class T, int V>
 __device__ __noinline__ void store_some(T *to, unsigned first, unsigned last, Pack<T, V> pack) {
 #pragma unroll
     for (unsigned v = 0; v < V; ++v) {
-        if (v >= first && v < last) to[v] = pack.values[v];
+        if (v >= first && v < last) to[v] = pack.get(v);
     }
 }
 
@@ -128,7 +132,7 @@ __device__ inline void store(const Walk &walk, Address tensor, Extent stride, co
     }
 }
 
-template <int V, int BATCH>
+template <int V>
 struct Planes {
     static constexpr int CHANNELS = 1;           // that a thread sees
     static constexpr int MAX_PLACES = 1;
@@ -155,14 +159,14 @@ struct Planes {
     }
 
     __device__ bool has_batch() const { return base < end; }
-    __device__ void end_batch() { base += BATCH * THREADS; }
+    __device__ void end_batch(unsigned batch) { base += batch * THREADS; }
     // Windows of each thread.
     __device__ unsigned steps() const {
         return base < end ? (unsigned)((end - base + THREADS - 1) / THREADS) : 0;
     }
     // Whether all windows of this thread's batch are full.
-    __device__ bool is_whole_batch() const {
-        return base + BATCH * THREADS <= end && params.windows * V == params.spatial;
+    __device__ bool is_whole_batch(unsigned batch) const {
+        return base + batch * THREADS <= end && params.windows * V == params.spatial;
     }
 
     // The next window of this thread; `u` counts them within the batch.
@@ -212,7 +216,7 @@ struct Planes {
     __device__ unsigned max_channels() const { return 1; }  // of any group
 };
 
-template <int V, int BATCH>
+template <int V>
 struct Columns {
     static constexpr int CHANNELS = V;
     static constexpr int MAX_PLACES = MAX_COLUMNS;
@@ -273,14 +277,14 @@ struct Columns {
     }
 
     __device__ bool has_batch() const { return base < end; }
-    __device__ void end_batch() { base += BATCH * height; }
+    __device__ void end_batch(unsigned batch) { base += batch * height; }
     // Windows of each thread.
     __device__ unsigned steps() const {
         return base < end ? (unsigned)((end - base + height - 1) / height) : 0;
     }
     // Whether all windows of this thread's batch are full.
-    __device__ bool is_whole_batch() const {
-        return base + BATCH * height <= end && has_columns();
+    __device__ bool is_whole_batch(unsigned batch) const {
+        return base + batch * height <= end && has_columns();
     }
 
     // The next window of this thread; `u` counts them within the batch.

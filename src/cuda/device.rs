@@ -9,7 +9,7 @@ use super::remembered::{Question, Remembered};
 use super::workspace::{Size, Workspace};
 use crate::backend::*;
 use crate::config::Activation;
-use crate::element::{Element, Scalar};
+use crate::element::{DType, Element, Scalar};
 use crate::error::Result;
 use crate::problem::{Operand, Problem};
 
@@ -126,6 +126,7 @@ fn params_of(problem: &Problem) -> Params {
         dy_stride: stride(Operand::Dy),
         dx_stride: stride(Operand::Dx),
         dresidual_stride: stride(Operand::Dresidual),
+        is_bf16: (problem.dtype() == DType::Bf16).into(),
         activation: activation_kind(epilogue.activation),
         negative_slope: match epilogue.activation {
             Activation::LeakyRelu { negative_slope } => negative_slope as f32,
@@ -152,7 +153,7 @@ fn activation_kind(activation: Activation) -> u32 {
 
 fn with_geometry(params: Params, plan: &Plan) -> Params {
     let (parts, slots, groups) = (plan.parts, plan.slots, plan.groups);
-    let (tile_bytes, spares_cache) = (plan.tile_bytes.into(), plan.spares_cache.into());
+    let (tile_bytes, spares_cache) = (plan.tile_bytes, plan.spares_cache.into());
     let params = Params { parts, slots, groups, tile_bytes, spares_cache, ..params };
     match plan.geometry {
         Geometry::Planes { misalignment, windows, windows_per_part } => {

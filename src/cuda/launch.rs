@@ -287,7 +287,7 @@ const FIRST_WITH_CLUSTERS: (u32, u32) = (9, 0);
 /// CUDA that captures such launches in graphs.
 const FIRST_TO_BEGIN_EARLY: ((u32, u32), (u32, u32)) = ((9, 0), (12, 3));
 /// Any of the kernels that teams run.
-const STANDS_FOR_RESIDENT_KERNELS: &str = "forward_planes_f32x4_identity";
+const STANDS_FOR_RESIDENT_KERNELS: &str = "forward_planes_f32x4";
 
 /// The kernels, loaded into one context.
 struct Kernels {

@@ -453,9 +453,14 @@ pub(super) fn kernel_name(
         Walk::Planes => "planes",
         Walk::Columns => "columns",
     };
+    // Kernels for 16-bit elements are told which kind they get.
+    let element = match dtype {
+        DType::F16 | DType::Bf16 => "b16",
+        DType::F32 | DType::F64 => "f32",
+    };
     match kind(pass, pack, problem) {
-        None => format!("{pass_name}_{walk}_{dtype}x{pack}"),
-        Some(kind) => format!("{pass_name}_{walk}_{dtype}x{pack}_{kind}"),
+        None => format!("{pass_name}_{walk}_{element}x{pack}"),
+        Some(kind) => format!("{pass_name}_{walk}_{element}x{pack}_{kind}"),
     }
 }
 
@@ -463,12 +468,13 @@ pub(super) fn kernel_name(
 fn kind(pass: Pass, pack: u32, problem: &Problem) -> Option<&'static str> {
     let epilogue = problem.epilogue();
     match (pass, epilogue.activation) {
-        (Pass::Statistics, _) => None,
+        // Those that keep tensors on chip know all epilogues.
+        (Pass::Statistics | Pass::Forward | Pass::Backward, _) => None,
         _ if pack == 1 => Some("any"),
+        (Pass::Reduce | Pass::Gradient, Activation::Identity | Activation::Relu) => None,
+        (Pass::Reduce | Pass::Gradient, _) if epilogue.has_mask() => None,
+        (Pass::Apply, Activation::Relu) => Some("relu"),
         (_, Activation::Identity) => Some("identity"),
-        _ if epilogue.has_mask() && pass.reads_mask() => Some("mask"),
-        (Pass::Frozen, _) => Some("any"),
-        (_, Activation::Relu) => Some("relu"),
         _ => Some("any"),
     }
 }

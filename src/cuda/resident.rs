@@ -12,7 +12,7 @@ use crate::problem::Problem;
 /// Rounds are whole batches: `Rounds` in `kernels/tile.cuh`.
 pub(super) const SLOT_GRANULE: u64 = 4;
 
-/// Blocks that a multiprocessor's registers hold: `RESIDENT_ENTRY` in `kernels/resident.cu`.
+/// Blocks that a multiprocessor's registers hold: `RESIDENT_ENTRY` in `kernels/entries.h`.
 const RESIDENTS: u64 = 2;
 /// What a pack's bits of mask take on chip.
 const MASK_BYTES: u64 = 2;

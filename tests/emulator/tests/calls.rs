@@ -47,20 +47,20 @@ fn plans(problem: &Problem) -> Vec<Plan> {
 /// On a GPU that others share a launch may be refused that its facts allow: the call streams.
 #[test]
 fn a_device_that_holds_less_than_it_said() {
-    let grid = (Tier::Grid, cramped_facts(), "forward_planes_f32x4_identity");
-    let cluster = (Tier::Cluster, clustered_facts(4), "forward_planes_f32x4_identity");
+    let grid = (Tier::Grid, cramped_facts(), "forward_planes_f32x4");
+    let cluster = (Tier::Cluster, clustered_facts(4), "forward_planes_f32x4");
     for (tier, facts, kernel) in [grid, cluster] {
         let case = Case::new((40, 2, 1032), LAYOUTS[0], Epilogue::NONE);
         let data = Data::<f32>::new(case);
         for (granted, expected) in [
-            (None, &[kernel, "backward_planes_f32x4_identity"][..]),
+            (None, &[kernel, "backward_planes_f32x4"][..]),
             (
                 Some(1),
                 &[
                     "statistics_planes_f32x4",
                     "apply_planes_f32x4_identity",
-                    "reduce_planes_f32x4_identity",
-                    "gradient_planes_f32x4_identity",
+                    "reduce_planes_f32x4",
+                    "gradient_planes_f32x4",
                 ],
             ),
         ] {
