@@ -56,13 +56,25 @@ __device__ inline float add_residual(float shift, float residual) {
     return sizeof(T) == 4 ? shift + residual : add_to_odd(shift, residual);
 }
 
-// The one expression for z: backward recomputes forward's bits by it.
+// The one expression for z, which backward repeats to the bit: first what is added, then the rest.
+__device__ inline float deviation_of(const Coefficients &of, float x) {
+    return (x - of.mean_hi) * of.power;
+}
+
+__device__ inline float shift_of(const Coefficients &of, float deviation) {
+    return fmaf(deviation, of.scale_lo, of.shift);
+}
+
+__device__ inline float scale_and_shift(const Coefficients &of, float deviation, float shift) {
+    return fmaf(deviation, of.scale_hi, shift);
+}
+
 template <class T>
 __device__ inline float preactivation(const Coefficients &of, float x, bool has_residual,
                                       float residual) {
-    const float deviation = (x - of.mean_hi) * of.power;
-    const float shift = fmaf(deviation, of.scale_lo, of.shift);
-    return fmaf(deviation, of.scale_hi, has_residual ? add_residual<T>(shift, residual) : shift);
+    const float deviation = deviation_of(of, x), shift = shift_of(of, deviation);
+    const float added = has_residual ? add_residual<T>(shift, residual) : shift;
+    return scale_and_shift(of, deviation, added);
 }
 
 // ---- activations

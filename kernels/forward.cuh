@@ -152,13 +152,24 @@ __device__ inline unsigned apply_pack(const Params &params, const CoefficientsOf
     Pack<T, V> out = {};
 #pragma unroll
     for (int first = 0; first < V; first += N) {
-        float values[N], added[N] = {};
+        float values[N], shifts[N];
         to_floats<N>(params.is_bf16, pack, first, values);
-        if (params.residual) to_floats<N>(params.is_bf16, residual, first, added);
 #pragma unroll
         for (int i = 0; i < N; ++i) {
             const Coefficients of = coefficients_of(first + i);
-            const float z = preactivation<T>(of, values[i], params.residual != 0, added[i]);
+            values[i] = deviation_of(of, values[i]);
+            shifts[i] = shift_of(of, values[i]);
+        }
+        // A branch that all threads take alike, around what most calls do without.
+        if (params.residual) {
+            float added[N];
+            to_floats<N>(params.is_bf16, residual, first, added);
+#pragma unroll
+            for (int i = 0; i < N; ++i) shifts[i] = add_residual<T>(shifts[i], added[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            const float z = scale_and_shift(coefficients_of(first + i), values[i], shifts[i]);
             if (KIND != IDENTITY && passes(params, z)) bits |= 1u << (first + i);
             values[i] = activate<KIND>(params, z);
         }
