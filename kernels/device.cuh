@@ -142,7 +142,8 @@ struct b16_t {
 
 // ---- packs: N neighbouring elements in one access ---------------------------------------------
 
-template <class T, int N> struct __align__(sizeof(T) * N) Pack {
+template <class T, int N, bool IN_WORDS = (sizeof(T) == 2 && N > 1)>
+struct __align__(sizeof(T) * N) Pack {
     T values[N];
 
     __device__ T get(int i) const { return values[i]; }
@@ -150,21 +151,14 @@ template <class T, int N> struct __align__(sizeof(T) * N) Pack {
 };
 
 // 16-bit elements stay in the words that they come in: taken apart, they would be a register each.
-template <int N> struct __align__(2 * N) Pack<b16_t, N> {
+template <class T, int N> struct __align__(2 * N) Pack<T, N, true> {
     uint32_t words[N / 2];
 
-    __device__ b16_t get(int i) const { return b16_t{(uint16_t)(words[i / 2] >> 16 * (i % 2))}; }
-    __device__ void set(int i, b16_t value) {
+    __device__ T get(int i) const { return T{(uint16_t)(words[i / 2] >> 16 * (i % 2))}; }
+    __device__ void set(int i, T value) {
         const unsigned shift = 16 * (i % 2);
         words[i / 2] = (words[i / 2] & ~(0xffffu << shift)) | (uint32_t)value.bits << shift;
     }
-};
-
-template <> struct __align__(2) Pack<b16_t, 1> {
-    b16_t value;
-
-    __device__ b16_t get(int) const { return value; }
-    __device__ void set(int, b16_t of) { value = of; }
 };
 
 // One instruction moves a pack: `bytes` is 2, 4, 8 or 16, and the address a multiple of it.
@@ -339,14 +333,18 @@ __device__ __forceinline__ void store_pack_streaming(T *address, const Pack<T, N
 
 // ---- packs as fp32 ----------------------------------------------------------------------------
 
-// COUNT elements as fp32: `element(i)` is the i-th. Those of 16 bits go together: one branch, the
-// same for all threads.
+// Whether only the launch knows what an element is.
+template <class T> constexpr bool IS_TOLD = false;
+template <> constexpr bool IS_TOLD<b16_t> = true;
+
+// COUNT elements as fp32: `element(i)` is the i-th. Where the launch says what they are, they go
+// together: one branch, the same for all threads.
 template <int COUNT, class Element>
 __device__ __forceinline__ void to_floats(unsigned is_bf16, const Element &element,
                                           float (&floats)[COUNT]) {
-    if constexpr (sizeof(element(0)) == 4) {
+    if constexpr (!IS_TOLD<decltype(element(0))>) {
 #pragma unroll
-        for (int i = 0; i < COUNT; ++i) floats[i] = element(i);
+        for (int i = 0; i < COUNT; ++i) floats[i] = to_float(element(i));
     } else if (is_bf16) {
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) floats[i] = to_float(bf16_t{element(i).bits});
@@ -363,27 +361,32 @@ __device__ __forceinline__ void to_floats(unsigned is_bf16, const Pack<T, N> &pa
     to_floats(is_bf16, [&](int i) { return pack.get(first + i); }, floats);
 }
 
-// And back.
-template <int COUNT, int N>
-__device__ __forceinline__ void from_floats(unsigned, const float (&floats)[COUNT], int first,
-                                            Pack<float, N> &pack) {
+// And back. Two neighbours become a word in one instruction if that is on their side of the branch.
+template <class T, int COUNT>
+__device__ __forceinline__ void round_to_words(const float (&floats)[COUNT],
+                                               uint32_t (&words)[(COUNT + 1) / 2]) {
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) pack.set(first + i, floats[i]);
+    for (int i = 0; i < COUNT; ++i) {
+        const uint32_t bits = from_float<T>(floats[i]).bits;
+        words[i / 2] = i % 2 ? words[i / 2] | bits << 16 : bits;
+    }
 }
 
-template <int COUNT, int N>
+template <int COUNT, class T, int N>
 __device__ __forceinline__ void from_floats(unsigned is_bf16, const float (&floats)[COUNT],
-                                            int first, Pack<b16_t, N> &pack) {
-    uint16_t bits[COUNT];
-    if (is_bf16) {
+                                            int first, Pack<T, N> &pack) {
+    if constexpr (!IS_TOLD<T>) {
 #pragma unroll
-        for (int i = 0; i < COUNT; ++i) bits[i] = from_float<bf16_t>(floats[i]).bits;
+        for (int i = 0; i < COUNT; ++i) pack.set(first + i, from_float<T>(floats[i]));
     } else {
+        uint32_t words[(COUNT + 1) / 2];
+        if (is_bf16) round_to_words<bf16_t>(floats, words);
+        else round_to_words<half_t>(floats, words);
 #pragma unroll
-        for (int i = 0; i < COUNT; ++i) bits[i] = from_float<half_t>(floats[i]).bits;
+        for (int i = 0; i < COUNT; ++i) {
+            pack.set(first + i, b16_t{(uint16_t)(words[i / 2] >> 16 * (i % 2))});
+        }
     }
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) pack.set(first + i, b16_t{bits[i]});
 }
 
 // ---- copies from global to shared memory that the thread does not wait for --------------------

@@ -453,8 +453,11 @@ pub(super) fn kernel_name(
         Walk::Planes => "planes",
         Walk::Columns => "columns",
     };
-    // Kernels for 16-bit elements are told which kind they get.
+    // What streams 16-bit elements is told which kind it gets.
+    let keeps = matches!(pass, Pass::Forward | Pass::Backward);
     let element = match dtype {
+        DType::F16 if keeps => "f16",
+        DType::Bf16 if keeps => "bf16",
         DType::F16 | DType::Bf16 => "b16",
         DType::F32 | DType::F64 => "f32",
     };
