@@ -94,10 +94,11 @@ impl Walk {
 }
 
 /// The fewest channels whose small planes make whole packs and whole bytes of mask side by side,
-/// if a block can cover them.
+/// if a block can cover them: one channel of them even where it takes single elements, a thread each.
 fn channels_per_tile(spatial: u64) -> Option<u64> {
     let channels = 8 >> spatial.trailing_zeros().min(3);
-    (1..=MAX_COLUMNS).contains(&(channels * spatial)).then_some(channels)
+    let covers = (1..=MAX_COLUMNS).contains(&(channels * spatial)) && spatial <= u64::from(BLOCK);
+    covers.then_some(channels)
 }
 
 /// Where tensors lie relative to the boundaries of packs.

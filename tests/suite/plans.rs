@@ -119,7 +119,7 @@ fn problem_strategy() -> impl Strategy<Value = (Problem, Alignment)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Any shape, stride and alignment, on every device: a launch that the device takes, parts that
     /// cover everything once, whole channels where they are reduced.
@@ -164,6 +164,24 @@ proptest! {
                     },
                     Err(error) => prop_assert!(error.to_string().contains("parts"), "{error}"),
                 }
+            }
+        }
+    }
+}
+
+/// Planes of 257 to 416 positions are more than a block has threads, and single elements take one
+/// each.
+#[test]
+fn single_elements_of_planes_wider_than_a_block() {
+    let (_, facts) = &profiles::ALL[0];
+    for spatial in [256, 264, 304, 400, 416, 424] {
+        for offset in [None, Some(0), Some(1)] {
+            let extents = [3, 2, spatial];
+            let layout = Layout::ChannelsFirst;
+            let problem = Problem::new(&extents, layout, DType::F32, Epilogue::NONE).unwrap();
+            for pass in PASSES {
+                let plan = Plan::new(pass, &problem, facts, Alignment { offset }).unwrap();
+                check_plan(&plan, &problem, Alignment { offset });
             }
         }
     }
