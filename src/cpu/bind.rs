@@ -41,7 +41,8 @@ impl<'p> Call<'p> {
         workspace.check(problem)?;
         let threads = cpu.threads(problem);
         let parallel = threads > 1;
-        let (batch, channels, spatial) = (problem.batch(), problem.channels(), problem.spatial());
+        let batch = if problem.elements() == 0 { 0 } else { problem.batch() };
+        let (channels, spatial) = (problem.channels(), problem.spatial());
         let merged = gapless.iter().all(|&gapless| gapless);
         let partition = match problem.layout() {
             Layout::ChannelsFirst => {

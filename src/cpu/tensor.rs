@@ -8,7 +8,7 @@ use crate::config::Layout;
 use crate::element::Scalar;
 use crate::error::{Error, Result, check_len};
 use crate::problem::{Operand, Problem};
-use ndarray::{ArrayView3, ArrayViewMut3, Axis, RawData, ShapeBuilder};
+use ndarray::{ArrayView3, ArrayViewMut3, Axis, RawData, ShapeBuilder, Slice};
 
 /// Memory to read: flat, or an `ndarray` view `[N, C, spatial]` of any batch stride.
 #[derive(Debug, Clone, Copy)]
@@ -83,7 +83,7 @@ impl<'a, T: Scalar> CpuSlice<'a, T> {
                 view
             }
         };
-        let view = in_memory_order(view, problem.layout());
+        let view = in_memory_order(with_values(view), problem.layout());
         if merge && problem.layout() == Layout::ChannelsLast {
             let rows = problem.values_per_channel();
             return view
@@ -125,7 +125,7 @@ impl<'a, T: Scalar> CpuSliceMut<'a, T> {
                 view
             }
         };
-        let view = in_memory_order(view, problem.layout());
+        let view = in_memory_order(with_values(view), problem.layout());
         if merge && problem.layout() == Layout::ChannelsLast {
             let rows = problem.values_per_channel();
             return view
@@ -204,6 +204,14 @@ fn check_view(
         ),
         format_args!("{strides:?}"),
     ))
+}
+
+/// Without the samples that hold nothing, over which loops would run all the same.
+fn with_values<S: RawData>(
+    view: ndarray::ArrayBase<S, ndarray::Ix3>,
+) -> ndarray::ArrayBase<S, ndarray::Ix3> {
+    let samples = if view.is_empty() { 0 } else { view.len_of(Axis(0)) };
+    view.slice_axis_move(Axis(0), Slice::from(..samples))
 }
 
 fn in_memory_order<S: RawData>(

@@ -727,9 +727,11 @@ fn the_moments_of_an_empty_rank_are_zero() {
         let no_rows = Problem::new(&[0, 3, 2], layout, DType::F32, Epilogue::NONE).unwrap();
         let no_positions = Problem::new(&[40, 3, 0], layout, DType::F32, Epilogue::NONE).unwrap();
         let gaps = no_positions.with_batch_stride(Operand::X, 10).unwrap();
+        // So many samples of nothing that going over them would not end.
+        let endless = Problem::new(&[1 << 40, 3, 0], layout, DType::F32, Epilogue::NONE).unwrap();
         let mut workspace = cpu.workspace(&full).unwrap();
         let x: Vec<f32> = (0..full.elements()).map(|i| i as f32).collect();
-        for empty in [no_rows, no_positions, gaps] {
+        for empty in [no_rows, no_positions, gaps, endless] {
             let mut moments = vec![7.0; MOMENT_ROWS * 3];
             let mut statistics = |problem: &Problem, x: &[f32]| {
                 cpu.statistics::<f32>(problem, x.into(), (&mut moments).into(), &mut workspace)
