@@ -78,30 +78,38 @@ impl<A: Adder, P: LanePairs> Rows<'_, A, P> {
     #[inline(always)]
     fn add_chunk<const N: usize>(&mut self, rows: Range<usize>, lane: usize) {
         let lanes = self.pairs.lanes::<N>(lane);
-        let mut totals = [[0.0; N]; 2];
+        let (mut sums, mut totals) = ([[P::Real::default(); N]; 2], [[0.0; N]; 2]);
         // What the hardware does not foresee, because reads jump from row to row: the chunks of these
         // rows bring the next ones into the cache, in the order of memory.
         let mut ahead = rows.end * self.stride + lane * rows.len();
-        for first in rows.clone().step_by(P::Real::TOGETHER) {
-            let mut sums = [[P::Real::default(); N]; 2];
-            for row in first..rows.end.min(first.saturating_add(P::Real::TOGETHER)) {
-                self.pairs.prefetch(ahead);
-                ahead += N;
-                let [a, b] = self.pairs.pairs::<N>(row * self.stride + lane, lanes);
-                self.adder.add(&mut sums, &a, &b);
-                simd::keep_chunk();
+        let start = rows.start;
+        for row in rows {
+            if P::Real::SINGLE && row > start && (row - start) % P::Real::TOGETHER == 0 {
+                extend_into(&mut totals, &sums);
+                sums = [[P::Real::default(); N]; 2];
             }
-            for index in 0..N {
-                totals[0][index] += sums[0][index].extend();
-                totals[1][index] += sums[1][index].extend();
-            }
+            self.pairs.prefetch(ahead);
+            ahead += N;
+            let [a, b] = self.pairs.pairs::<N>(row * self.stride + lane, lanes);
+            self.adder.add(&mut sums, &a, &b);
+            simd::keep_chunk();
         }
+        extend_into(&mut totals, &sums);
         let at = lane - self.columns.start;
         for (sum, total) in self.sums.iter_mut().zip(&totals) {
             let sum: &mut [f64; N] = sum[at..].first_chunk_mut().expect("a sum for each lane");
             for index in 0..N {
                 sum[index] += total[index];
             }
+        }
+    }
+}
+
+#[inline(always)]
+fn extend_into<R: Real, const N: usize>(totals: &mut [[f64; N]; 2], sums: &[[R; N]; 2]) {
+    for (totals, sums) in totals.iter_mut().zip(sums) {
+        for index in 0..N {
+            totals[index] += sums[index].extend();
         }
     }
 }
