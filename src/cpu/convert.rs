@@ -44,6 +44,9 @@ pub trait Real:
     + 'static
 {
     const SINGLE: bool;
+    /// Values that are added up at most before f64 takes their sum: each addition of f32 may cost half
+    /// a unit of its last digit, where one value outweighs the others.
+    const TOGETHER: usize;
     fn load<E: Convert>(value: E::Wide) -> Self;
     /// The first half of a rounding to E.
     fn store<E: Convert>(self) -> E::Wide;
@@ -52,6 +55,7 @@ pub trait Real:
 
 impl Real for f64 {
     const SINGLE: bool = false;
+    const TOGETHER: usize = usize::MAX;
 
     #[inline(always)]
     fn load<E: Convert>(value: E::Wide) -> f64 {
@@ -71,6 +75,7 @@ impl Real for f64 {
 
 impl Real for f32 {
     const SINGLE: bool = true;
+    const TOGETHER: usize = 2;
 
     #[inline(always)]
     fn load<E: Convert>(value: E::Wide) -> f32 {

@@ -20,8 +20,7 @@ pub trait LanePairs {
     fn prefetch(&self, at: usize);
 }
 
-/// Rows of `stride` values that go by together: in f32, which adds up what they come to, so few that
-/// its digits are enough; else as many as lie in the first-level cache.
+/// Rows of `stride` values that go by together: as many as lie in the first-level cache, or a few.
 #[inline(always)]
 fn rows_together<R: Real>(stride: usize) -> usize {
     const FEW: usize = 8;
@@ -79,23 +78,38 @@ impl<A: Adder, P: LanePairs> Rows<'_, A, P> {
     #[inline(always)]
     fn add_chunk<const N: usize>(&mut self, rows: Range<usize>, lane: usize) {
         let lanes = self.pairs.lanes::<N>(lane);
-        let mut sums = [[P::Real::default(); N]; 2];
+        let (mut sums, mut totals) = ([[P::Real::default(); N]; 2], [[0.0; N]; 2]);
         // What the hardware does not foresee, because reads jump from row to row: the chunks of these
         // rows bring the next ones into the cache, in the order of memory.
         let mut ahead = rows.end * self.stride + lane * rows.len();
+        let start = rows.start;
         for row in rows {
+            if P::Real::SINGLE && row > start && (row - start) % P::Real::TOGETHER == 0 {
+                extend_into(&mut totals, &sums);
+                sums = [[P::Real::default(); N]; 2];
+            }
             self.pairs.prefetch(ahead);
             ahead += N;
             let [a, b] = self.pairs.pairs::<N>(row * self.stride + lane, lanes);
             self.adder.add(&mut sums, &a, &b);
             simd::keep_chunk();
         }
+        extend_into(&mut totals, &sums);
         let at = lane - self.columns.start;
-        for (total, sums) in self.sums.iter_mut().zip(&sums) {
-            let total: &mut [f64; N] = total[at..].first_chunk_mut().expect("a sum for each lane");
+        for (sum, total) in self.sums.iter_mut().zip(&totals) {
+            let sum: &mut [f64; N] = sum[at..].first_chunk_mut().expect("a sum for each lane");
             for index in 0..N {
-                total[index] += sums[index].extend();
+                sum[index] += total[index];
             }
+        }
+    }
+}
+
+#[inline(always)]
+fn extend_into<R: Real, const N: usize>(totals: &mut [[f64; N]; 2], sums: &[[R; N]; 2]) {
+    for (totals, sums) in totals.iter_mut().zip(sums) {
+        for index in 0..N {
+            totals[index] += sums[index].extend();
         }
     }
 }

@@ -57,10 +57,8 @@ impl PairSums {
         mut at: usize,
         end: usize,
     ) -> usize {
-        /// Values that f32 adds up at most: of so few, its digits are enough.
-        const TOGETHER: usize = 8;
         while at + N <= end {
-            let stop = if P::Real::SINGLE { end.min(at + TOGETHER * N) } else { end };
+            let stop = end.min(at.saturating_add(P::Real::TOGETHER.saturating_mul(N)));
             let mut sums = [[P::Real::default(); N]; 2];
             while at + N <= stop {
                 let [a, b] = pairs.pairs::<N>(at);

@@ -184,21 +184,38 @@ fn flat_calls_with_a_stride_for_every_operand() {
 
 fn check_flat<E: Element>(case: Case, gaps: &[(Operand, usize)]) {
     for mode in [Mode::Train, Mode::Eval] {
-        let data = Data::<E>::new(case).without_gradients_at_kinks(mode);
-        let expected = data.expected(mode);
-        let mut buffers = Buffers::with_gaps(&data, gaps);
-        match mode {
-            Mode::Train => {
-                buffers.forward_train(&Cpu::new()).unwrap();
-                buffers.backward_train(&Cpu::new()).unwrap();
-                assert_eq!(buffers.num_batches_tracked, [1]);
-            }
-            Mode::Eval => {
-                buffers.inference(&Cpu::new()).unwrap();
-                buffers.inference_backward(&Cpu::new()).unwrap();
-            }
+        check_data(&Data::<E>::new(case).without_gradients_at_kinks(mode), mode, gaps);
+    }
+}
+
+fn check_data<E: Element>(data: &Data<E>, mode: Mode, gaps: &[(Operand, usize)]) {
+    let expected = data.expected(mode);
+    let mut buffers = Buffers::with_gaps(data, gaps);
+    match mode {
+        Mode::Train => {
+            buffers.forward_train(&Cpu::new()).unwrap();
+            buffers.backward_train(&Cpu::new()).unwrap();
+            assert_eq!(buffers.num_batches_tracked, [1]);
         }
-        buffers.assert_results(&expected, Bars::of(E::DTYPE));
+        Mode::Eval => {
+            buffers.inference(&Cpu::new()).unwrap();
+            buffers.inference_backward(&Cpu::new()).unwrap();
+        }
+    }
+    buffers.assert_results(&expected, Bars::of(E::DTYPE));
+}
+
+/// A value that outweighs the others costs their sum no more than its own rounding.
+#[test]
+fn gradients_of_weights_hold_where_one_value_outweighs_the_rest() {
+    for layout in LAYOUTS {
+        for outlier in 0..256 {
+            let mut data = Data::<bf16>::new(Case::new((256, 1, 1), layout, Epilogue::NONE));
+            data.x.fill(bf16::from_f64(0.0018 + 1e-5 * outlier as f64));
+            data.x[[outlier, 0, 0]] = bf16::from_f64(65536.0 - 100.0 * outlier as f64);
+            data.dy.fill(bf16::ONE);
+            check_data(&data, Mode::Eval, &[]);
+        }
     }
 }
 
