@@ -84,7 +84,7 @@ impl<A: Adder, P: LanePairs> Rows<'_, A, P> {
         let mut ahead = rows.end * self.stride + lane * rows.len();
         let start = rows.start;
         for row in rows {
-            if P::Real::SINGLE && row > start && (row - start) % P::Real::TOGETHER == 0 {
+            if P::Real::SINGLE && row > start && (row - start).is_multiple_of(P::Real::TOGETHER) {
                 extend_into(&mut totals, &sums);
                 sums = [[P::Real::default(); N]; 2];
             }
