@@ -65,10 +65,10 @@ impl<E: Element> Body for Store<'_, E> {
     fn chunks<const N: usize>(&mut self, at: usize, count: usize) {
         let block = &self.block[at..][..count * N].as_chunks::<N>().0[..count];
         let mut output = self.output.chunks::<N>(at, count);
-        for chunk in 0..count {
+        for (chunk, block) in block.iter().enumerate() {
             let mut values = [E::Wide::default(); N];
             for index in 0..N {
-                values[index] = E::reduce(block[chunk][index]);
+                values[index] = E::reduce(block[index]);
             }
             output.write(chunk, &values);
             keep_chunk();
