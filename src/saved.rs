@@ -64,9 +64,11 @@ impl<B: Backend, P: Param> Saved<B, P> {
         }
     }
 
-    /// The statistics to read and the mask to write, as
-    /// [`Backend::apply`](crate::Backend::apply) takes them.
-    #[allow(clippy::type_complexity)]
+    /// The statistics to read, `[C]` each, and the mask to write, [`Problem::mask_len`] bytes where the
+    /// epilogue has one, as [`Backend::apply`](crate::Backend::apply) takes them.
+    ///
+    /// [`Problem::mask_len`]: crate::Problem::mask_len
+    #[allow(clippy::type_complexity, reason = "what `Backend::apply` takes")]
     pub fn split_mask<E: Element<Param = P>>(
         &mut self,
     ) -> (SavedRef<'_, B, E>, Option<B::SliceMut<'_, u8>>) {

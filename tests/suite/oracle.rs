@@ -249,7 +249,7 @@ fn gradients_are_optional() {
     }
 }
 
-/// Outputs of 32 MiB and more are stored past the cache, by another path: it must give what
+/// Outputs of 12 MiB and more are stored past the cache, by another path: it must give what
 /// samples taken one by one give, whatever their alignment.
 #[test]
 fn large_outputs_are_those_of_their_samples() {
