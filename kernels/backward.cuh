@@ -36,78 +36,74 @@ struct WideSums {
     }
 };
 
-// What a reduction must know of a channel: forward's coefficients, and the mean's rest.
-struct Centre {
-    static constexpr int WORDS = Coefficients::WORDS + 1;
-    Coefficients forward;
-    float mean_lo;
-
-    // In units of 1 / power.
-    __device__ float deviation(float x) const {
-        return ((x - forward.mean_hi) - mean_lo) * forward.power;
-    }
-};
-
-__device__ inline Centre channel_centre(const Params &params, Extent channel) {
-    const bool is_saved = params.invstd != 0;
-    return {channel_coefficients(params, channel),
-            is_saved ? channel_value(params.mean_lo, channel, 0.0f) : 0.0f};
-}
-
 // ---- dx
 
-// dx = ((g - mean_g) - deviation * slope) * scale * power, with a deviation in units of 1 / centre's
-// power.
+// dx = ((g - mean_g) - deviation * slope) * scale * power. Without the power for 16 bits, which have so
+// few digits that a scale may lose some at the end of fp32's range.
+template <class T>
 struct Gradient {
-    static constexpr int WORDS = Centre::WORDS + 6;
-    Centre centre;
-    float mean_g_hi, mean_g_lo;
-    float slope;
-    float scale_hi, scale_lo, power;
+    static constexpr bool IS_FINE = Coefficients<T>::IS_FINE;
+    static constexpr int WORDS = Coefficients<T>::WORDS + (IS_FINE ? 6 : 3);
+    Coefficients<T> forward;
+    float mean_g, slope;  // mean_g less what the rest of x's mean contributes
+    float scale;
+    float mean_g_rest, scale_rest, power;
+
+    template <class Use>
+    __device__ void each_word(const Use &use) {
+        forward.each_word(use);
+        use(mean_g), use(slope), use(scale);
+        if (IS_FINE) use(mean_g_rest), use(scale_rest), use(power);
+    }
 
     __device__ float dx(float g, float x) const {
-        const float centred = (g - mean_g_hi) - mean_g_lo;
-        const float u = fmaf(-centre.deviation(x), slope, centred);
-        return fmaf(u, scale_hi, u * scale_lo) * power;
+        float centred = g - mean_g;
+        if (IS_FINE) centred -= mean_g_rest;
+        const float u = fmaf(-forward.deviation(x), slope, centred);
+        return IS_FINE ? fmaf(u, scale, u * scale_rest) * power : u * scale;
     }
 };
 
-// weight * invstd as scale * power.
+// weight * invstd as scale * power. Where that is beyond fp32, so is dx.
+template <class T>
 __device__ inline void set_scale(const Params &params, Extent channel, double invstd,
-                                 Gradient &result) {
+                                 Gradient<T> &result) {
     const double scale = channel_value(params.weight, channel, 1.0f) * invstd;
-    result.power = power_below(fabs(scale));
+    result.power = Gradient<T>::IS_FINE ? power_below(fabs(scale)) : 1.0f;
     const double rest = scale * inverse_power(result.power);
-    result.scale_hi = (float)rest;
-    result.scale_lo = (float)(rest - result.scale_hi);
+    result.scale = (float)rest;
+    result.scale_rest = (float)(rest - result.scale);
 }
 
-// From the means of g and of g * deviation over the channel.
-__device__ inline Gradient channel_gradient(const Params &params, Extent channel, double mean_g,
-                                            double mean_gd) {
-    Gradient result;
-    result.centre = channel_centre(params, channel);
-    const double invstd = channel_value(params.invstd, channel, 0.0f);
-    result.mean_g_hi = (float)mean_g;
-    result.mean_g_lo = (float)(mean_g - result.mean_g_hi);
-    result.slope = (float)(invstd * mean_gd * invstd * inverse_power(result.centre.forward.power));
+// From the means of g and of g * (x - mean) over the channel.
+template <class T>
+__device__ inline Gradient<T> channel_gradient(const Params &params, Extent channel, double mean_g,
+                                               double mean_gd) {
+    Gradient<T> result;
+    result.forward = channel_coefficients<T>(params, channel);
+    const double invstd = channel_invstd(params, channel), slope = invstd * mean_gd * invstd;
+    const double offset = mean_g - channel_mean_rest(params, channel) * slope;
+    result.mean_g = (float)offset;
+    result.mean_g_rest = (float)(offset - result.mean_g);
+    result.slope = (float)(slope * inverse_power(result.forward.power));
     set_scale(params, channel, invstd, result);
     return result;
 }
 
 // From the sums merged over all ranks.
-__device__ inline Gradient channel_gradient(const Params &params, Extent channel) {
+template <class T>
+__device__ inline Gradient<T> channel_gradient(const Params &params, Extent channel) {
     const double share = 1.0 / rank_row(params, params.sums, 0, channel);
-    return channel_gradient(params, channel, rank_row(params, params.sums, 1, channel) * share,
-                            rank_row(params, params.sums, 2, channel) * share);
+    return channel_gradient<T>(params, channel, rank_row(params, params.sums, 1, channel) * share,
+                               rank_row(params, params.sums, 2, channel) * share);
 }
 
 // With fixed statistics: dx = g * scale.
-__device__ inline Gradient frozen_gradient(const Params &params, Extent channel) {
-    Gradient result = {};
-    result.centre = channel_centre(params, channel);
-    const double var = channel_value(params.running_var, channel, 0.0f);
-    set_scale(params, channel, invstd_of(var, params.eps), result);
+template <class T>
+__device__ inline Gradient<T> frozen_gradient(const Params &params, Extent channel) {
+    Gradient<T> result = {};
+    result.forward = channel_coefficients<T>(params, channel);
+    set_scale(params, channel, channel_invstd(params, channel), result);
     return result;
 }
 
@@ -209,7 +205,7 @@ __device__ inline Floats<N> floats_of(const Params &params, const Inputs<T, V> &
 }
 
 template <Gate GATE, class T, int N>
-__device__ inline float gradient_of_z(const Params &params, const Coefficients &of,
+__device__ inline float gradient_of_z(const Params &params, const Coefficients<T> &of,
                                       const Floats<N> &inputs, int i) {
     const float dy = inputs.dy[i];
     if (GATE == OPEN) return dy;
@@ -217,7 +213,7 @@ __device__ inline float gradient_of_z(const Params &params, const Coefficients &
         return differentiate_by_mask(params, inputs.bits >> i & 1u, dy);
     }
     const bool has_residual = GATE == ANY_FROM_X && params.residual;
-    const float z = preactivation<T>(of, inputs.x[i], has_residual, inputs.residual[i]);
+    const float z = preactivation(of, inputs.x[i], has_residual, inputs.residual[i]);
     return differentiate<GATE == RELU_FROM_X ? RELU : ANY>(params, z, dy);
 }
 
@@ -240,9 +236,11 @@ __device__ inline void add_batch(const float (&g)[N], const float (&gd)[N], Comp
     sum_gd.add(sum_of<N>(gd));
 }
 
-// The sum of g * deviation, which was taken in units of 1 / power.
+// The sum of g * (x - mean), of g * deviation.
 __device__ inline double sum_gd(const Params &params, Extent channel, const WideSums &total) {
-    return total.gd * inverse_power(power_below(channel_invstd(params, channel)));
+    const double invstd = channel_invstd(params, channel);
+    const float power = deviation_power(invstd, channel_mean(params, channel));
+    return total.gd * inverse_power(power) - channel_mean_rest(params, channel) * total.g;
 }
 
 // Writes dweight and dbias of this rank.
@@ -262,63 +260,75 @@ __device__ inline void finish_sums(const Params &params, Extent channel, const W
     rank_row(params, params.sums, 2, channel) = gd;
 }
 
-// g of a batch of packs, and its sums over the thread's channels.
-template <Gate GATE, class T, int V, int BATCH, class Walk, class Known>
-__device__ inline void sum_batch(const Params &params, const Walk &walk, const float *shelf,
-                                 const Window (&windows)[BATCH], const Inputs<T, V> (&inputs)[BATCH],
+// Channels that are worked on at a time, for all packs of a batch: what is known of them takes
+// registers.
+template <class T, int V>
+constexpr int CHANNELS_AT_ONCE = IS_TOLD<T> || V < 2 ? AT_ONCE<V> : 2;
+
+// Adds g of a batch of packs, and g * deviation, to the sums of the thread's channels. What is not there
+// is zeros.
+template <Gate GATE, class T, int V, int BATCH, class Walk>
+__device__ inline void sum_batch(const Params &params, const Walk &walk, const Quad *shelf,
+                                 const Inputs<T, V> (&inputs)[BATCH],
                                  ThreadSums<Walk::CHANNELS> &sums) {
-    constexpr int CHANNELS = Walk::CHANNELS, VALUES = BATCH * V / CHANNELS;
-    float g[CHANNELS][VALUES], gd[CHANNELS][VALUES];
-    constexpr int N = AT_ONCE<V>;
+    constexpr bool IS_ONE = Walk::CHANNELS == 1;
+    constexpr int N = CHANNELS_AT_ONCE<T, V>, VALUES = IS_ONE ? BATCH * V : BATCH;
+    float g[VALUES], gd[VALUES];
 #pragma unroll
     for (int first = 0; first < V; first += N) {
+        if (V > N && !IS_ONE) hold_loads();
         Floats<N> floats[BATCH];
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) floats[u] = floats_of<N, GATE>(params, inputs[u], first);
 #pragma unroll
         for (int k = 0; k < N; ++k) {
             const int v = first + k;
-            const Known known = take_own<Known>(shelf, walk, v);
-            const Centre &centre = centre_of(known);
+            const Coefficients<T> of = take_own<Coefficients<T>>(shelf, walk, v);
 #pragma unroll
             for (int u = 0; u < BATCH; ++u) {
-                const int c = CHANNELS == 1 ? 0 : v, i = CHANNELS == 1 ? u * V + v : u;
-                const bool is_there = windows[u].has(v);
-                const float of_z = gradient_of_z<GATE, T>(params, centre.forward, floats[u], k);
-                g[c][i] = is_there ? of_z : 0.0f;
-                gd[c][i] = is_there ? of_z * centre.deviation(floats[u].x[k]) : 0.0f;
+                const int i = IS_ONE ? u * V + v : u;
+                g[i] = gradient_of_z<GATE>(params, of, floats[u], k);
+                gd[i] = g[i] * of.deviation(floats[u].x[k]);
             }
+            if (!IS_ONE) add_batch(g, gd, sums.g[v], sums.gd[v]);
         }
     }
-#pragma unroll
-    for (int c = 0; c < CHANNELS; ++c) add_batch(g[c], gd[c], sums.g[c], sums.gd[c]);
+    if (IS_ONE) add_batch(g, gd, sums.g[0], sums.gd[0]);
 }
 
-__device__ inline const Centre &centre_of(const Centre &centre) { return centre; }
-__device__ inline const Centre &centre_of(const Gradient &gradient) { return gradient.centre; }
-
-// dx and dresidual of one pack.
-template <Gate GATE, class T, int V, class Walk>
-__device__ inline void store_gradients(const Params &params, const Walk &walk, const float *shelf,
-                                       const Window &window, const Inputs<T, V> &inputs) {
-    Pack<T, V> dx = {}, dresidual = inputs.dy;
-    constexpr int N = AT_ONCE<V>;
+// dx and dresidual of a batch of packs, in place of x and dy.
+template <Gate GATE, class T, int V, int BATCH, class Walk>
+__device__ inline void find_gradients(const Params &params, const Walk &walk, const Quad *shelf,
+                                      Inputs<T, V> (&inputs)[BATCH]) {
+    constexpr int N = CHANNELS_AT_ONCE<T, V>;
 #pragma unroll
     for (int first = 0; first < V; first += N) {
         if (V > N && Walk::CHANNELS > 1) hold_loads();
-        const Floats<N> floats = floats_of<N, GATE>(params, inputs, first);
-        float of_x[N], of_residual[N];
+        Gradient<T> of[N];
 #pragma unroll
-        for (int i = 0; i < N; ++i) {
-            const Gradient of = take_own<Gradient>(shelf, walk, first + i);
-            of_residual[i] = gradient_of_z<GATE, T>(params, of.centre.forward, floats, i);
-            of_x[i] = of.dx(of_residual[i], floats.x[i]);
+        for (int i = 0; i < N; ++i) of[i] = take_own<Gradient<T>>(shelf, walk, first + i);
+#pragma unroll
+        for (int u = 0; u < BATCH; ++u) {
+            const Floats<N> floats = floats_of<N, GATE>(params, inputs[u], first);
+            float of_x[N], of_residual[N];
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                of_residual[i] = gradient_of_z<GATE>(params, of[i].forward, floats, i);
+                of_x[i] = of[i].dx(of_residual[i], floats.x[i]);
+            }
+            from_floats<N>(params.is_bf16, of_x, first, inputs[u].x);
+            if (GATE != OPEN) from_floats<N>(params.is_bf16, of_residual, first, inputs[u].dy);
         }
-        from_floats<N>(params.is_bf16, of_x, first, dx);
-        if (GATE != OPEN) from_floats<N>(params.is_bf16, of_residual, first, dresidual);
     }
-    if (params.dx) store<T, V>(walk, params.dx, params.dx_stride, window, dx);
-    if (params.dresidual) store<T, V>(walk, params.dresidual, params.dresidual_stride, window, dresidual);
+}
+
+template <class T, int V, class Walk>
+__device__ inline void store_gradients(const Params &params, const Walk &walk, const Window &window,
+                                       const Inputs<T, V> &gradients) {
+    if (params.dx) store<T, V>(walk, params.dx, params.dx_stride, window, gradients.x);
+    if (params.dresidual) {
+        store<T, V>(walk, params.dresidual, params.dresidual_stride, window, gradients.dy);
+    }
 }
 
 // The walk that all three share: loads a batch and hands it to `each(windows, inputs)`.
@@ -334,48 +344,61 @@ __device__ inline void walk_inputs(const Params &params, Walk &walk, const Each 
     }
 }
 
-template <class Item, int CHANNELS>
-__device__ inline void widen_all(const ThreadSums<CHANNELS> &sums, Item (&wide)[CHANNELS]) {
+// What threads without columns have summed up is none of anyone's.
+template <class Item, int CHANNELS, class Walk>
+__device__ inline void widen_all(const Walk &walk, const ThreadSums<CHANNELS> &sums,
+                                 Item (&wide)[CHANNELS]) {
+    const bool has_columns = walk.has_columns();
 #pragma unroll
-    for (int c = 0; c < CHANNELS; ++c) wide[c] = widen(sums.g[c], sums.gd[c]);
+    for (int c = 0; c < CHANNELS; ++c) {
+        wide[c] = has_columns ? widen(sums.g[c], sums.gd[c]) : Item::empty();
+    }
 }
 
 template <Gates GATES, class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void reduce(const Params &params) {
     typedef WalkOf<V> Walk;
+    typedef Coefficients<T> Known;
     let_next_launch_begin();
-    SHARED_ARRAY(float, shelf, Centre::WORDS *Walk::MAX_PLACES);
+    SHARED_ARRAY(Quad, shelf, QUADS<Known> *Walk::MAX_PLACES);
     Walk walk(params, place_of_block(params));
-    fill_shelf<Centre>(shelf, walk, [&](Extent channel) { return channel_centre(params, channel); });
+    fill_shelf<Known>(shelf, walk, [&](Extent channel) { return channel_coefficients<T>(params, channel); });
     constexpr int CHANNELS = Walk::CHANNELS;
     ThreadSums<CHANNELS> sums = {};
     with_gate<GATES>(params, [&](auto gate) {
         constexpr Gate GATE = gate.GATE;
-        walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, const auto &inputs) {
-            sum_batch<GATE, T, V, BATCH, Walk, Centre>(params, walk, shelf, windows, inputs, sums);
+        walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &, const auto &inputs) {
+            sum_batch<GATE>(params, walk, shelf, inputs, sums);
         });
     });
     WideSums wide[CHANNELS];
-    widen_all(sums, wide);
+    widen_all(walk, sums, wide);
     finish_group<WideSums>(params, walk, wide, [&](Extent channel, const WideSums &total) {
         finish_sums(params, channel, total);
     });
 }
 
+// The gradients of a batch from memory, and back.
+template <Gate GATE, class T, int V, int BATCH, class Walk>
+__device__ inline void find_and_store(const Params &params, const Walk &walk, const Quad *shelf,
+                                      const Window (&windows)[BATCH], Inputs<T, V> (&inputs)[BATCH]) {
+    find_gradients<GATE>(params, walk, shelf, inputs);
+#pragma unroll
+    for (int u = 0; u < BATCH; ++u) store_gradients(params, walk, windows[u], inputs[u]);
+}
+
 template <Gates GATES, class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void gradient(const Params &params) {
     typedef WalkOf<V> Walk;
+    typedef Gradient<T> Known;
     wait_for_launch_before();
-    SHARED_ARRAY(float, shelf, Gradient::WORDS *Walk::MAX_PLACES);
+    SHARED_ARRAY(Quad, shelf, QUADS<Known> *Walk::MAX_PLACES);
     Walk walk(params, place_of_block(params));
-    fill_shelf<Gradient>(shelf, walk, [&](Extent channel) { return channel_gradient(params, channel); });
+    fill_shelf<Known>(shelf, walk, [&](Extent channel) { return channel_gradient<T>(params, channel); });
     with_gate<GATES>(params, [&](auto gate) {
         constexpr Gate GATE = gate.GATE;
-        walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, const auto &inputs) {
-#pragma unroll
-            for (int u = 0; u < BATCH; ++u) {
-                store_gradients<GATE>(params, walk, shelf, windows[u], inputs[u]);
-            }
+        walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, auto &inputs) {
+            find_and_store<GATE>(params, walk, shelf, windows, inputs);
         });
     });
 }
@@ -383,20 +406,18 @@ __device__ void gradient(const Params &params) {
 template <Gate GATE, class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void frozen(const Params &params) {
     typedef WalkOf<V> Walk;
-    SHARED_ARRAY(float, shelf, Gradient::WORDS *Walk::MAX_PLACES);
+    typedef Gradient<T> Known;
+    SHARED_ARRAY(Quad, shelf, QUADS<Known> *Walk::MAX_PLACES);
     Walk walk(params, place_of_block(params));
-    fill_shelf<Gradient>(shelf, walk, [&](Extent channel) { return frozen_gradient(params, channel); });
+    fill_shelf<Known>(shelf, walk, [&](Extent channel) { return frozen_gradient<T>(params, channel); });
     constexpr int CHANNELS = Walk::CHANNELS;
     ThreadSums<CHANNELS> sums = {};
-    walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, const auto &inputs) {
-        sum_batch<GATE, T, V, BATCH, Walk, Gradient>(params, walk, shelf, windows, inputs, sums);
-#pragma unroll
-        for (int u = 0; u < BATCH; ++u) {
-            store_gradients<GATE>(params, walk, shelf, windows[u], inputs[u]);
-        }
+    walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, auto &inputs) {
+        sum_batch<GATE>(params, walk, shelf, inputs, sums);
+        find_and_store<GATE>(params, walk, shelf, windows, inputs);
     });
     WideSums wide[CHANNELS];
-    widen_all(sums, wide);
+    widen_all(walk, sums, wide);
     finish_group<WideSums>(params, walk, wide, [&](Extent channel, const WideSums &total) {
         finish_sums(params, channel, total);
     });

@@ -79,49 +79,77 @@ __device__ inline void write_moments(const Params &params, Extent channel,
     rank_row(params, params.moments, 3, channel) = moments.m2;
 }
 
-__device__ inline Coefficients channel_coefficients(const Params &params, Extent channel,
-                                                    float mean_hi, float mean_lo, double invstd) {
-    return coefficients(mean_hi, mean_lo, invstd, channel_value(params.weight, channel, 1.0f),
-                        channel_value(params.bias, channel, 0.0f));
-}
-
 // Of a training forward's saved statistics, or of running ones.
 __device__ inline double channel_invstd(const Params &params, Extent channel) {
     if (params.invstd) return channel_value(params.invstd, channel, 0.0f);
     return invstd_of(channel_value(params.running_var, channel, 0.0f), params.eps);
 }
 
-__device__ inline Coefficients channel_coefficients(const Params &params, Extent channel) {
-    const Address mean = params.invstd ? params.mean_hi : params.running_mean;
-    const Address rest = params.invstd ? params.mean_lo : 0;
-    return channel_coefficients(params, channel, channel_value(mean, channel, 0.0f),
-                                channel_value(rest, channel, 0.0f),
-                                channel_invstd(params, channel));
+// The mean of which `channel_invstd` is the inverse of the spread, and its rest.
+__device__ inline float channel_mean(const Params &params, Extent channel) {
+    return channel_value(params.invstd ? params.mean_hi : params.running_mean, channel, 0.0f);
 }
 
-// A block's shelf for what it knows of its channels: a struct of words at each of PLACES places, word
-// by word, so that neighbouring threads read neighbouring banks.
+__device__ inline float channel_mean_rest(const Params &params, Extent channel) {
+    return channel_value(params.invstd ? params.mean_lo : 0, channel, 0.0f);
+}
+
+template <class T>
+__device__ inline Coefficients<T> channel_coefficients(const Params &params, Extent channel,
+                                                       float mean_hi, float mean_lo, double invstd) {
+    return coefficients<T>(mean_hi, mean_lo, invstd, channel_value(params.weight, channel, 1.0f),
+                           channel_value(params.bias, channel, 0.0f));
+}
+
+template <class T>
+__device__ inline Coefficients<T> channel_coefficients(const Params &params, Extent channel) {
+    return channel_coefficients<T>(params, channel, channel_mean(params, channel),
+                                   channel_mean_rest(params, channel),
+                                   channel_invstd(params, channel));
+}
+
+// A block's shelf for what it knows of its channels: an item at each of PLACES places, four words at a
+// time, so that neighbouring threads read neighbouring banks.
+typedef Pack<float, 4> Quad;
+
+template <class Item>
+constexpr int QUADS = (Item::WORDS + 3) / 4;
+
 template <int PLACES, class Item>
-__device__ inline void put_on_shelf(float *shelf, unsigned place, const Item &item) {
-    const float *words = reinterpret_cast<const float *>(&item);
+__device__ inline void put_on_shelf(Quad *shelf, unsigned place, Item item) {
+    Quad quads[QUADS<Item>] = {};
+    int word = 0;
+    item.each_word([&](float &value) {
+        quads[word / 4].values[word % 4] = value;
+        ++word;
+    });
 #pragma unroll
-    for (int w = 0; w < Item::WORDS; ++w) shelf[w * PLACES + place] = words[w];
+    for (int q = 0; q < QUADS<Item>; ++q) {
+        store_pack<4>(reinterpret_cast<float *>(shelf + q * PLACES + place), quads[q]);
+    }
 }
 
 // What the shelf holds for the thread's element `v`.
 template <class Item, class Walk>
-__device__ inline Item take_own(const float *shelf, const Walk &walk, int v) {
-    Item item;
-    float *words = reinterpret_cast<float *>(&item);
-    const float *of_place = shelf + walk.place(v);
+__device__ inline Item take_own(const Quad *shelf, const Walk &walk, int v) {
+    const Quad *of_place = shelf + walk.place(v);
+    Quad quads[QUADS<Item>];
 #pragma unroll
-    for (int w = 0; w < Item::WORDS; ++w) words[w] = of_place[w * Walk::MAX_PLACES];
+    for (int q = 0; q < QUADS<Item>; ++q) {
+        quads[q] = load_pack<4>(reinterpret_cast<const float *>(of_place + q * Walk::MAX_PLACES));
+    }
+    Item item = {};
+    int word = 0;
+    item.each_word([&](float &value) {
+        value = quads[word / 4].values[word % 4];
+        ++word;
+    });
     return item;
 }
 
 // Fills the shelf of a block from `of_channel(channel)`. The walk may read it at once.
 template <class Item, class Walk, class OfChannel>
-__device__ inline void fill_shelf(float *shelf, const Walk &walk, const OfChannel &of_channel) {
+__device__ inline void fill_shelf(Quad *shelf, const Walk &walk, const OfChannel &of_channel) {
     for (unsigned channel = threadIdx.x; channel < walk.channels(); channel += THREADS) {
         put_on_shelf<Walk::MAX_PLACES>(shelf, walk.place_of(channel),
                                        of_channel(walk.first_channel() + channel));

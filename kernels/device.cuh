@@ -71,6 +71,14 @@ __device__ __forceinline__ unsigned anew(unsigned value) {
     return value;
 }
 
+// The value, which is not to be made anew in a loop, though the compiler knows how.
+__device__ __forceinline__ uint64_t kept(uint64_t value) {
+#ifndef WARPNORM_EMULATOR
+    asm volatile("" : "+l"(value));
+#endif
+    return value;
+}
+
 // Loads from shared memory stay on their side of it: the assembler would begin with all of a long
 // stretch, and spill. All lanes of a warp come here.
 __device__ __forceinline__ void hold_loads() {
@@ -103,6 +111,17 @@ __device__ __forceinline__ float to_float(half_t value) {
     float result;
     asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
     return result;
+#endif
+}
+
+// The larger one; NaN if either is.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+#if !defined(WARPNORM_EMULATOR) && __CUDA_ARCH__ >= 800
+    float result;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+    return result;
+#else
+    return a <= b || b != b ? b : a;
 #endif
 }
 
@@ -196,6 +215,13 @@ EMULATOR_ONE_ACCESS Pack<T, N> load_pack_streaming(const T *address) {
 }
 
 template <int N, class T>
+EMULATOR_ONE_ACCESS void store_pack_global(T *address, const Pack<T, N> &pack, bool) {
+    emulator::require_global(address);
+    emulator::pack_write(address, sizeof(T) * N, EMULATOR_CALLER);
+    *reinterpret_cast<Pack<T, N> *>(address) = pack;
+}
+
+template <int N, class T>
 EMULATOR_ONE_ACCESS void store_pack_streaming(T *address, const Pack<T, N> &pack) {
     emulator::require_global(address);
     emulator::pack_write(address, sizeof(T) * N, EMULATOR_CALLER);
@@ -263,24 +289,25 @@ __device__ __forceinline__ void load_if(bool is_there, uint4 &bits, const uint4 
                  : "memory");
 }
 
-__device__ __forceinline__ void store_streaming(uint16_t *address, uint16_t bits) {
-    asm volatile("st.global.cs.u16 [%0], %1;" ::"l"(address), "h"(bits) : "memory");
-}
-
-__device__ __forceinline__ void store_streaming(uint32_t *address, uint32_t bits) {
-    asm volatile("st.global.cs.u32 [%0], %1;" ::"l"(address), "r"(bits) : "memory");
-}
-
-__device__ __forceinline__ void store_streaming(uint2 *address, uint2 bits) {
-    asm volatile("st.global.cs.v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(bits.x), "r"(bits.y)
-                 : "memory");
-}
-
-__device__ __forceinline__ void store_streaming(uint4 *address, uint4 bits) {
-    asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(bits.x),
-                 "r"(bits.y), "r"(bits.z), "r"(bits.w)
-                 : "memory");
-}
+// Spelled out with and without the hint: where branches meet, the compiler moves a word at a time.
+#define STORES_OF_BITS(name, instruction)                                                          \
+    __device__ __forceinline__ void name(uint16_t *address, uint16_t bits) {                       \
+        asm volatile(instruction ".u16 [%0], %1;" ::"l"(address), "h"(bits) : "memory");           \
+    }                                                                                              \
+    __device__ __forceinline__ void name(uint32_t *address, uint32_t bits) {                       \
+        asm volatile(instruction ".u32 [%0], %1;" ::"l"(address), "r"(bits) : "memory");           \
+    }                                                                                              \
+    __device__ __forceinline__ void name(uint2 *address, uint2 bits) {                             \
+        asm volatile(instruction ".v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(bits.x), "r"(bits.y)\
+                     : "memory");                                                                  \
+    }                                                                                              \
+    __device__ __forceinline__ void name(uint4 *address, uint4 bits) {                             \
+        asm volatile(instruction ".v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(bits.x),    \
+                     "r"(bits.y), "r"(bits.z), "r"(bits.w)                                         \
+                     : "memory");                                                                  \
+    }
+STORES_OF_BITS(store_bits, "st.global")
+STORES_OF_BITS(store_bits_streaming, "st.global.cs")
 
 // A pack and the bits that move it, without a detour through local memory.
 template <class T, int N> union PackCast {
@@ -314,6 +341,16 @@ __device__ __forceinline__ void store_pack(T *address, const Pack<T, N> &pack) {
 }
 
 template <int N, class T>
+__device__ __forceinline__ void store_pack_global(T *address, const Pack<T, N> &pack, bool streaming) {
+    typedef PackCast<T, N> Cast;
+    Cast cast;
+    cast.pack = pack;
+    auto *to = reinterpret_cast<typename Cast::Bits *>(address);
+    if (streaming) store_bits_streaming(to, cast.bits);
+    else store_bits(to, cast.bits);
+}
+
+template <int N, class T>
 __device__ __forceinline__ Pack<T, N> load_pack_streaming(const T *address) {
     typedef PackCast<T, N> Cast;
     Cast cast;
@@ -326,7 +363,7 @@ __device__ __forceinline__ void store_pack_streaming(T *address, const Pack<T, N
     typedef PackCast<T, N> Cast;
     Cast cast;
     cast.pack = pack;
-    store_streaming(reinterpret_cast<typename Cast::Bits *>(address), cast.bits);
+    store_bits_streaming(reinterpret_cast<typename Cast::Bits *>(address), cast.bits);
 }
 
 #endif
@@ -391,35 +428,58 @@ __device__ __forceinline__ void from_floats(unsigned is_bf16, const float (&floa
 
 // ---- copies from global to shared memory that the thread does not wait for --------------------
 
-// Starts copying a pack of 16 bytes. Its place in shared memory must not be touched before
-// async_copy_wait(), after which this thread may read it; others after a barrier more.
+// Packs in shared memory as the target of such copies.
+template <class Item>
+struct CopyTarget {
+#ifdef WARPNORM_EMULATOR
+    Item *items;
+    __device__ explicit CopyTarget(Item *items) : items(items) {}
+    __device__ Item *at(unsigned i) const { return items + i; }
+#else
+    // Else the compiler makes it of the launch's shared memory for each copy.
+    uint32_t address;
+    __device__ explicit CopyTarget(Item *items)
+        : address(anew((uint32_t)__cvta_generic_to_shared(items))) {}
+    __device__ uint32_t at(unsigned i) const { return address + i * sizeof(Item); }
+#endif
+};
+
+// Starts copying a pack of 16 bytes, or zeros for what is not there, to the target's i-th place. It must
+// not be touched before async_copy_wait(), after which this thread may read it; others after a barrier
+// more.
 #ifdef WARPNORM_EMULATOR
 template <int N, class T>
-EMULATOR_ONE_ACCESS void async_copy_pack(Pack<T, N> *to, const T *from) {
-    static_assert(sizeof(*to) == 16, "a pack is 16 bytes");
-    emulator::async_copy(to, from, sizeof(*to), EMULATOR_CALLER);
-}
-
-__device__ inline void async_copy_wait() { emulator::async_copy_wait(); }
-#elif __CUDA_ARCH__ >= 800
-template <int N, class T>
-__device__ __forceinline__ void async_copy_pack(Pack<T, N> *to, const T *from) {
-    static_assert(sizeof(*to) == 16, "a pack is 16 bytes");
-    const uint32_t shared = (uint32_t)__cvta_generic_to_shared(to);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
-}
-
-__device__ __forceinline__ void async_copy_wait() {
-    asm volatile("cp.async.wait_all;" ::: "memory");
+EMULATOR_ONE_ACCESS void async_copy_pack(const CopyTarget<Pack<T, N>> &to, unsigned i, const T *from,
+                                         bool is_there = true) {
+    static_assert(sizeof(Pack<T, N>) == 16, "a pack is 16 bytes");
+    emulator::async_copy(to.at(i), from, 16, is_there, EMULATOR_CALLER);
 }
 #else
 template <int N, class T>
-__device__ __forceinline__ void async_copy_pack(Pack<T, N> *to, const T *from) {
-    store_pack<N>(reinterpret_cast<T *>(to), load_pack<N>(from));
-}
-
-__device__ __forceinline__ void async_copy_wait() {}
+__device__ __forceinline__ void async_copy_pack(const CopyTarget<Pack<T, N>> &to, unsigned i,
+                                                const T *from, bool is_there = true) {
+    static_assert(sizeof(Pack<T, N>) == 16, "a pack is 16 bytes");
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to.at(i)), "l"(from),
+                 "r"(is_there ? 16 : 0)
+                 : "memory");
+#else
+    uint4 bits = {};
+    load_if(is_there, bits, reinterpret_cast<const uint4 *>(from));
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to.at(i)), "r"(bits.x),
+                 "r"(bits.y), "r"(bits.z), "r"(bits.w)
+                 : "memory");
 #endif
+}
+#endif
+
+__device__ inline void async_copy_wait() {
+#ifdef WARPNORM_EMULATOR
+    emulator::async_copy_wait();
+#elif __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
 
 // ---- thread block clusters --------------------------------------------------------------------
 

@@ -1,8 +1,7 @@
 // From x to y and back, element by element: scale and shift, residual, activation, and their
 // derivatives.
 //
-// Arithmetic is fp32, arranged so that about one rounding is left of it: the mean and the scale
-// are two numbers each, and a power of two brings deviations of any size to the size of z.
+// Arithmetic is fp32. A power of two brings deviations of any size to the size of z.
 #pragma once
 #include "device.cuh"
 #include "moments.cuh"
@@ -10,33 +9,68 @@
 
 // ---- scale and shift
 
-// The power of two at or below `value` > 0, if it and its inverse are normal fp32; 1 for 0.
-__device__ inline float power_below(double value) {
-    if (!(value > 0.0)) return 1.0f;
-    const int exponent = (int)(__double_as_longlong(value) >> 52) - 1023;
+// 2^exponent, if it and its inverse are normal fp32, else the nearest of which that is true.
+__device__ inline float power_of_two(int exponent) {
     return __int_as_float((min(max(exponent, -126), 126) + 127) << 23);
+}
+
+// The exponent of the power of two at or below `value` > 0.
+__device__ inline int exponent_of(double value) {
+    return (int)(__double_as_longlong(value) >> 52) - 1023;
+}
+
+// The power of two at or below `value` > 0, as power_of_two has it; 1 for 0.
+__device__ inline float power_below(double value) {
+    return value > 0.0 ? power_of_two(exponent_of(value)) : 1.0f;
+}
+
+// What deviations are taken in units of the inverse of: near invstd, as far as the mean does not
+// overflow.
+__device__ inline float deviation_power(double invstd, float mean) {
+    if (!(invstd > 0.0)) return 1.0f;
+    const int exponent = exponent_of(invstd), limit = 126 - exponent_of(fabs((double)mean));
+    return power_of_two(min(exponent, limit));
 }
 
 __device__ inline float inverse_power(float power) {
     return __int_as_float((254 << 23) - __float_as_int(power));
 }
 
-// z = ((x - mean_hi) * power) * scale + shift.
+// z = (x * power - mean) * scale + shift, for elements of type T: what is left of its arithmetic is
+// about one rounding of fp32, for which fp32 itself needs a scale of two numbers.
+template <class T>
 struct Coefficients {
-    static constexpr int WORDS = 5;
-    float mean_hi, power;
-    float scale_hi, scale_lo;  // weight * invstd / power
-    float shift;               // bias, less what mean_lo contributes
+    static constexpr bool IS_FINE = sizeof(T) == 4;
+    static constexpr int WORDS = IS_FINE ? 5 : 4;
+    float power, mean;  // the mean times the power, which is exact
+    float scale;        // weight * invstd / power
+    float shift;        // bias, less what the mean's rest contributes
+    float scale_rest;
+
+    template <class Use>
+    __device__ void each_word(const Use &use) {
+        use(power), use(mean), use(scale), use(shift);
+        if (IS_FINE) use(scale_rest);
+    }
+
+    // Of x from the mean, in units of 1 / power: fma rounds as a difference does.
+    __device__ float deviation(float x) const { return fmaf(x, power, -mean); }
+    // What is added to the scaled deviation.
+    __device__ float addend(float deviation) const {
+        return IS_FINE ? fmaf(deviation, scale_rest, shift) : shift;
+    }
+    __device__ float z(float deviation, float addend) const { return fmaf(deviation, scale, addend); }
 };
 
-__device__ inline Coefficients coefficients(float mean_hi, float mean_lo, double invstd,
-                                            float weight, float bias) {
-    Coefficients result;
-    result.mean_hi = mean_hi;
-    result.power = power_below(invstd);
+template <class T>
+__device__ inline Coefficients<T> coefficients(float mean_hi, float mean_lo, double invstd,
+                                               float weight, float bias) {
+    Coefficients<T> result;
+    result.power = deviation_power(invstd, mean_hi);
+    result.mean = mean_hi * result.power;
     const double scale = invstd * inverse_power(result.power) * weight;
-    result.scale_hi = (float)scale;
-    result.scale_lo = (float)(scale - result.scale_hi);
+    result.scale = (float)scale;
+    result.scale_rest = (float)(scale - result.scale);
     result.shift = (float)(bias - mean_lo * (double)result.power * scale);
     return result;
 }
@@ -52,29 +86,16 @@ __device__ inline float add_to_odd(float a, float b) {
 
 // What bias and residual add, rounded so that a constant channel's y is rounded once.
 template <class T>
-__device__ inline float add_residual(float shift, float residual) {
-    return sizeof(T) == 4 ? shift + residual : add_to_odd(shift, residual);
+__device__ inline float add_residual(float addend, float residual) {
+    return sizeof(T) == 4 ? addend + residual : add_to_odd(addend, residual);
 }
 
-// The one expression for z, which backward repeats to the bit: first what is added, then the rest.
-__device__ inline float deviation_of(const Coefficients &of, float x) {
-    return (x - of.mean_hi) * of.power;
-}
-
-__device__ inline float shift_of(const Coefficients &of, float deviation) {
-    return fmaf(deviation, of.scale_lo, of.shift);
-}
-
-__device__ inline float scale_and_shift(const Coefficients &of, float deviation, float shift) {
-    return fmaf(deviation, of.scale_hi, shift);
-}
-
+// The one expression for z, to the bit: forward and backward agree on what an activation cuts off.
 template <class T>
-__device__ inline float preactivation(const Coefficients &of, float x, bool has_residual,
+__device__ inline float preactivation(const Coefficients<T> &of, float x, bool has_residual,
                                       float residual) {
-    const float deviation = deviation_of(of, x), shift = shift_of(of, deviation);
-    const float added = has_residual ? add_residual<T>(shift, residual) : shift;
-    return scale_and_shift(of, deviation, added);
+    const float deviation = of.deviation(x), addend = of.addend(deviation);
+    return of.z(deviation, has_residual ? add_residual<T>(addend, residual) : addend);
 }
 
 // ---- activations
@@ -101,7 +122,7 @@ __device__ inline float gelu_inner(float z) {
 }
 
 // Comparisons are such that NaN passes.
-__device__ inline float relu(float z) { return z <= 0.0f ? 0.0f : z; }
+__device__ inline float relu(float z) { return max_or_nan(z, 0.0f); }
 
 __device__ inline bool is_cut_by_relu6(float z) { return z <= 0.0f || z >= 6.0f; }
 
@@ -127,14 +148,20 @@ __device__ inline float activate(const Params &params, float z) {
     return activate_any(params.activation, params.negative_slope, z);
 }
 
+// Far out, where z may be infinite, a slope's bell is 0.
+__device__ inline float silu_derivative(float z) {
+    const float s = sigmoid(z), bell = s * (1.0f - s);
+    return bell == 0.0f ? s : fmaf(z, bell, s);
+}
+
 __device__ inline float gelu_derivative(float z) {
-    return fmaf(z, INV_SQRT_2PI * expf(-0.5f * z * z), normal_cdf(z));
+    const float bell = INV_SQRT_2PI * expf(-0.5f * z * z);
+    return bell == 0.0f ? normal_cdf(z) : fmaf(z, bell, normal_cdf(z));
 }
 
 __device__ inline float gelu_tanh_derivative(float z) {
     const float s = sigmoid(gelu_inner(z));
     const float slope = 2.0f * SQRT_2_OVER_PI * fmaf(3.0f * GELU_CUBIC * z, z, 1.0f);
-    // Far out the slope overflows where s * (1 - s) is 0.
     const float bell = s * (1.0f - s);
     return bell == 0.0f ? s : fmaf(z * slope, bell, s);
 }
@@ -155,10 +182,7 @@ __device__ __noinline__ float differentiate_any(unsigned activation, float negat
             const float t = tanhf(z);
             return dy * fmaf(-t, t, 1.0f);
         }
-        case ACTIVATION_SILU: {
-            const float s = sigmoid(z);
-            return dy * (s * fmaf(z, 1.0f - s, 1.0f));
-        }
+        case ACTIVATION_SILU: return dy * silu_derivative(z);
         case ACTIVATION_GELU: return dy * gelu_derivative(z);
         case ACTIVATION_GELU_TANH: return dy * gelu_tanh_derivative(z);
         default: return dy;

@@ -152,27 +152,28 @@ __device__ inline unsigned apply_pack(const Params &params, const CoefficientsOf
     Pack<T, V> out = {};
 #pragma unroll
     for (int first = 0; first < V; first += N) {
-        float values[N], shifts[N];
+        float values[N];
         to_floats<N>(params.is_bf16, pack, first, values);
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-            const Coefficients of = coefficients_of(first + i);
-            values[i] = deviation_of(of, values[i]);
-            shifts[i] = shift_of(of, values[i]);
-        }
-        // A branch that all threads take alike, around what most calls do without.
+        // Branches that all threads take alike, around what most calls do without.
         if (params.residual) {
             float added[N];
             to_floats<N>(params.is_bf16, residual, first, added);
 #pragma unroll
-            for (int i = 0; i < N; ++i) shifts[i] = add_residual<T>(shifts[i], added[i]);
+            for (int i = 0; i < N; ++i) {
+                values[i] = preactivation(coefficients_of(first + i), values[i], true, added[i]);
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                values[i] = preactivation(coefficients_of(first + i), values[i], false, 0.0f);
+            }
+        }
+        if (KIND != IDENTITY && params.mask) {
+#pragma unroll
+            for (int i = 0; i < N; ++i) bits |= passes(params, values[i]) ? 1u << (first + i) : 0u;
         }
 #pragma unroll
-        for (int i = 0; i < N; ++i) {
-            const float z = scale_and_shift(coefficients_of(first + i), values[i], shifts[i]);
-            if (KIND != IDENTITY && passes(params, z)) bits |= 1u << (first + i);
-            values[i] = activate<KIND>(params, z);
-        }
+        for (int i = 0; i < N; ++i) values[i] = activate<KIND>(params, values[i]);
         from_floats<N>(params.is_bf16, values, first, out);
     }
     pack = out;
@@ -183,10 +184,11 @@ template <Kind KIND, class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void apply(const Params &params) {
     typedef WalkOf<V> Walk;
     wait_for_launch_before();
-    SHARED_ARRAY(float, shelf, Coefficients::WORDS *Walk::MAX_PLACES);
+    typedef Coefficients<T> Known;
+    SHARED_ARRAY(Quad, shelf, QUADS<Known> *Walk::MAX_PLACES);
     Walk walk(params, place_of_block(params));
-    fill_shelf<Coefficients>(shelf, walk, [&](Extent channel) { return channel_coefficients(params, channel); });
-    const auto coefficients_of = [&](int v) { return take_own<Coefficients>(shelf, walk, v); };
+    fill_shelf<Known>(shelf, walk, [&](Extent channel) { return channel_coefficients<T>(params, channel); });
+    const auto coefficients_of = [&](int v) { return take_own<Known>(shelf, walk, v); };
     if (blockIdx.x == 0 && threadIdx.x == 0) count_batch(params);
     for (; walk.has_batch(); walk.end_batch(BATCH)) {
         Window windows[BATCH];

@@ -36,6 +36,26 @@ __device__ inline float sum_of(const float *values, float &rest) {
     }
 }
 
+// The sum of their squares, likewise.
+template <int N>
+__device__ inline float sum_of_squares(const float *values) {
+    if constexpr (N == 1) {
+        return values[0] * values[0];
+    } else if constexpr (N == 2) {
+        return fmaf(values[1], values[1], values[0] * values[0]);
+    } else {
+        return sum_of_squares<N / 2>(values) + sum_of_squares<N - N / 2>(values + N / 2);
+    }
+}
+
+// A few elements' sum. Of 16 bits each, it is exact in fp32 but where they are more than a thousand
+// times apart, and then right to fp32's last digit.
+template <class T, int N>
+__device__ inline float sum_of_elements(const float *values, float &rest) {
+    rest = 0.0f;
+    return sizeof(T) == 2 ? sum_of<N>(values) : sum_of<N>(values, rest);
+}
+
 // Squares of fp32 leave its range where values do not: deviations are squared in units of 2^60,
 // 1 or 2^-60. The larger unit wins where two meet: what it loses, it does not miss.
 enum Gear { GEAR_LOW = -1, GEAR_MIDDLE = 0, GEAR_HIGH = 1 };
@@ -50,6 +70,12 @@ __device__ inline int gear_of_values(float magnitude) {
     if (magnitude > 0x1p40f) return GEAR_HIGH;
     return magnitude < 0x1p-20f ? GEAR_LOW : GEAR_MIDDLE;
 }
+
+// Whether elements reach the magnitudes at which it takes one.
+template <class T>
+constexpr bool HAS_GEARS = true;
+template <>
+constexpr bool HAS_GEARS<half_t> = false;
 
 // What a deviation is multiplied by.
 __device__ inline float unit_of(int gear) {

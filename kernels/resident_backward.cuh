@@ -11,6 +11,15 @@
 #include "tile.cuh"
 #include "walk.cuh"
 
+// Packs that are worked on together: in sums, as few values as keep fp32's digits before they go to a
+// compensated sum; for dx, what registers allow.
+template <Gate GATE, class Walk, int V>
+constexpr int SUMMED = GATE == ANY_FROM_X ? BATCH_ANY : Walk::CHANNELS == 1 ? 16 / V : 4;
+template <Gate GATE, class Walk, int V>
+constexpr int CHANGED = GATE == ANY_FROM_X ? BATCH_ANY : Walk::CHANNELS == 1 ? 16 / V : 2;
+template <int V>
+constexpr int CHANGED<RELU_FROM_X, Columns<8>, V> = 1;
+
 // The tiles of a backward's inputs. Where a pack is not whole, what is not there holds zeros.
 template <class T, int V>
 struct InputTiles {
@@ -36,11 +45,13 @@ struct InputTiles {
     }
 };
 
-template <class T, int V, class Walk>
-__device__ inline void bring_pack(const Tile<T, V> &tile, unsigned slot, Address tensor,
-                                  Extent stride, const Walk &walk, const Window &window) {
-    if (window.template is_full<V>()) {
-        async_copy_pack<V>(tile.at(slot), reinterpret_cast<const T *>(tensor) + window.offset(stride));
+template <bool IS_EVEN, class T, int V, class Walk>
+__device__ inline void bring_pack(const Tile<T, V> &tile, const CopyTarget<Pack<T, V>> &target,
+                                  unsigned slot, Address tensor, Extent stride, const Walk &walk,
+                                  const Window &window) {
+    if (IS_EVEN || window.is_full<V>() || window.is_empty()) {
+        const T *from = reinterpret_cast<const T *>(tensor) + window.offset(stride);
+        async_copy_pack(target, slot * THREADS, from, window.is_full<V>());
     } else {
         Pack<T, V> pack = {};
         load_end(walk, tensor, stride, window, pack);
@@ -48,113 +59,117 @@ __device__ inline void bring_pack(const Tile<T, V> &tile, unsigned slot, Address
     }
 }
 
-template <class T, int V, int BATCH, class Walk>
+// Of all inputs.
+template <bool IS_EVEN, class T, int V, class Walk>
+__device__ inline void bring_packs(const Params &params, const InputTiles<T, V> &tiles,
+                                   const CopyTarget<Pack<T, V>> (&to)[3], unsigned slot,
+                                   const Walk &walk, const Window &window) {
+    bring_pack<IS_EVEN>(tiles.x, to[0], slot, params.x, params.x_stride, walk, window);
+    bring_pack<IS_EVEN>(tiles.dy, to[1], slot, params.dy, params.dy_stride, walk, window);
+    if (!tiles.has_residual) return;
+    bring_pack<IS_EVEN>(tiles.residual, to[2], slot, params.residual, params.residual_stride, walk, window);
+}
+
+template <class T, int V, class Walk>
 __device__ inline void bring_bits(const Params &params, Walk walk, unsigned packs,
                                   const InputTiles<T, V> &tiles) {
-    walk_round<Walk, BATCH>(packs, walk, [&](unsigned slot) {
-        unsigned bits[BATCH];
+    walk_round<Walk, BROUGHT>(packs, walk, [&](unsigned slot) {
+        unsigned bits[BROUGHT];
 #pragma unroll
-        for (int u = 0; u < BATCH; ++u) bits[u] = load_bits(params, walk, walk.next(u));
+        for (int u = 0; u < BROUGHT; ++u) bits[u] = load_bits(params, walk, walk.next(u));
 #pragma unroll
-        for (int u = 0; u < BATCH; ++u) tiles.bits[(slot + u) * THREADS] = (uint16_t)bits[u];
+        for (int u = 0; u < BROUGHT; ++u) tiles.bits[(slot + u) * THREADS] = (uint16_t)bits[u];
     });
 }
 
-// Brings one round of the inputs on chip.
-template <class T, int V, int BATCH, class Walk>
-__device__ inline void bring_inputs(const Params &params, Walk walk, unsigned packs,
+// Brings one round of the inputs on chip. What is not there is zeros.
+template <class T, int V, class Walk>
+__device__ inline void bring_inputs(const Params &params, const Walk &start, unsigned packs,
                                     const InputTiles<T, V> &tiles) {
-    const Walk masks = walk;
-    walk_round<Walk, BATCH>(packs, walk, [&](unsigned slot) {
-        // Nothing waits for a copy: unrolled, the loop would only be longer.
-#pragma unroll 1
-        for (int u = 0; u < BATCH; ++u) {
-            const Window window = walk.next(u);
-            bring_pack(tiles.x, slot + u, params.x, params.x_stride, walk, window);
-            bring_pack(tiles.dy, slot + u, params.dy, params.dy_stride, walk, window);
-            if (tiles.has_residual) {
-                bring_pack(tiles.residual, slot + u, params.residual, params.residual_stride, walk,
-                           window);
+    const CopyTarget<Pack<T, V>> to[3] = {tiles.x.target(), tiles.dy.target(), tiles.residual.target()};
+    Walk walk = start;
+    if (walk.is_even()) {
+        walk_round<Walk, BROUGHT>(packs, walk, [&](unsigned slot) {
+#pragma unroll
+            for (int u = 0; u < BROUGHT; ++u) {
+                bring_packs<true>(params, tiles, to, slot + u, walk, walk.template next<true>(u));
             }
-        }
-    });
+        });
+    } else if constexpr (Walk::HAS_ENDS) {
+        walk_round<Walk, BROUGHT>(packs, walk, [&](unsigned slot) {
+#pragma unroll 1
+            for (int u = 0; u < BROUGHT; ++u) {
+                bring_packs<false>(params, tiles, to, slot + u, walk, walk.next(u));
+            }
+        });
+    }
     // After all copies are under way, which a load in their midst would hold up.
-    if (tiles.has_mask) bring_bits<T, V, BATCH>(params, masks, packs, tiles);
+    if (tiles.has_mask) bring_bits(params, start, packs, tiles);
     async_copy_wait();
 }
 
-template <Gate GATE, class T, int V, int BATCH, class Walk>
-__device__ inline void sum_round(const Params &params, Walk walk, unsigned packs,
-                                 const InputTiles<T, V> &tiles, const float *shelf,
-                                 ThreadSums<Walk::CHANNELS> &sums) {
+// The batches of a round, from the tiles. `each(inputs)` may change them.
+template <Gate GATE, class T, int V, int BATCH, class Walk, class Each>
+__device__ inline void walk_tiles(unsigned packs, Walk &walk, const InputTiles<T, V> &tiles,
+                                  const Each &each) {
     walk_round<Walk, BATCH>(packs, walk, [&](unsigned slot) {
-        Window windows[BATCH];
         Inputs<T, V> inputs[BATCH];
 #pragma unroll
-        for (int u = 0; u < BATCH; ++u) {
-            windows[u] = walk.presence(u);
-            inputs[u] = tiles.template get<GATE>(slot + u);
-        }
-        sum_batch<GATE, T, V, BATCH, Walk, Centre>(params, walk, shelf, windows, inputs, sums);
-    });
-}
-
-template <Gate GATE, class T, int V, int BATCH, class Walk>
-__device__ inline void gradient_round(const Params &params, Walk walk, unsigned packs,
-                                      const InputTiles<T, V> &tiles, const float *shelf) {
-    walk_round<Walk, BATCH>(packs, walk, [&](unsigned slot) {
-#pragma unroll
-        for (int u = 0; u < BATCH; ++u) {
-            const Window window = walk.next(u);
-            store_gradients<GATE>(params, walk, shelf, window, tiles.template get<GATE>(slot + u));
-        }
+        for (int u = 0; u < BATCH; ++u) inputs[u] = tiles.template get<GATE>(slot + u);
+        each(inputs);
     });
 }
 
 // What dx of a channel is made of, from its sums. One block of a team also writes the gradients of
 // its parameters. Apart from its callers: it is long, and done once a channel.
-__device__ __noinline__ Gradient finish_channel(const Params &params, Extent channel, WideSums total,
-                                                bool writes) {
+template <class T>
+__device__ __noinline__ Gradient<T> finish_channel(const Params &params, Extent channel,
+                                                   WideSums total, bool writes) {
     const double gd = sum_gd(params, channel, total);
     if (writes) write_parameter_gradients(params, channel, total.g, gd);
     const double share = 1.0 / (double)(params.samples * params.spatial);
-    return channel_gradient(params, channel, total.g * share, gd * share);
+    return channel_gradient<T>(params, channel, total.g * share, gd * share);
 }
 
 template <class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void backward(const Params &params) {
     typedef WalkOf<V> Walk;
     constexpr int CHANNELS = Walk::CHANNELS;
-    // Of a channel's Gradient, its Centre comes first: the sums need no more.
-    SHARED_ARRAY(float, shelf, Gradient::WORDS *Walk::MAX_PLACES);
+    // Of a channel's Gradient, its Coefficients come first: the sums need no more.
+    SHARED_ARRAY(Quad, shelf, QUADS<Gradient<T>> *Walk::MAX_PLACES);
     const InputTiles<T, V> tiles(params);
     each_group(params, [&](Extent group) {
         const Walk start(params, place_in_group(params, group));
         const Rounds rounds(params, start);
-        fill_shelf<Centre>(shelf, start, [&](Extent channel) { return channel_centre(params, channel); });
+        fill_shelf<Coefficients<T>>(
+            shelf, start, [&](Extent channel) { return channel_coefficients<T>(params, channel); });
         ThreadSums<CHANNELS> sums = {};
 #pragma unroll 1
         for (unsigned round = 0; round < rounds.count; ++round) {
             const Walk of_round(params, place_in_group(params, group, rounds.begin(round)));
             const unsigned packs = rounds.packs(round);
-            bring_inputs<T, V, BATCH>(params, of_round, packs, tiles);
+            bring_inputs<T, V>(params, of_round, packs, tiles);
             with_gate<ALL_GATES>(params, [&](auto gate) {
-                constexpr int TOGETHER = gate.GATE == ANY_FROM_X ? BATCH_ANY : BATCH;
-                sum_round<gate.GATE, T, V, TOGETHER>(params, of_round, packs, tiles, shelf, sums);
+                constexpr Gate GATE = gate.GATE;
+                constexpr int TOGETHER = SUMMED<GATE, Walk, V>;
+                Walk walk = of_round;
+                walk_tiles<GATE, T, V, TOGETHER>(packs, walk, tiles, [&](auto &inputs) {
+                    sum_batch<GATE>(params, walk, shelf, inputs, sums);
+                });
             });
         }
 
-        WideSums wide[CHANNELS];
-        widen_all(sums, wide);
         auto *columns = reinterpret_cast<Words<WideSums> *>(shelf);
         const Walk walk(params, place_in_group(params, group));
+        WideSums wide[CHANNELS];
+        widen_all(walk, sums, wide);
         const Extent first = walk.first_channel();
         __syncthreads();
         share_group<WideSums>(
             params, walk, wide, columns, [&](unsigned channel, const WideSums &total) {
                 put_on_shelf<Walk::MAX_PLACES>(
                     shelf, walk.place_of(channel),
-                    finish_channel(params, first + channel, total, walk.part == 0));
+                    finish_channel<T>(params, first + channel, total, walk.part == 0));
             });
 
         // Backwards: what was read last may still be in the cache.
@@ -163,11 +178,19 @@ __device__ void backward(const Params &params) {
             const Walk again(params, place_in_group(params, group, rounds.begin(round)));
             const unsigned packs = rounds.packs(round);
             if (round + 1 < rounds.count) {
-                bring_inputs<T, V, BATCH>(params, again, packs, tiles);
+                bring_inputs<T, V>(params, again, packs, tiles);
             }
             with_gate<ALL_GATES>(params, [&](auto gate) {
-                constexpr int TOGETHER = gate.GATE == ANY_FROM_X ? BATCH_ANY : BATCH;
-                gradient_round<gate.GATE, T, V, TOGETHER>(params, again, packs, tiles, shelf);
+                constexpr Gate GATE = gate.GATE;
+                constexpr int TOGETHER = CHANGED<GATE, Walk, V>;
+                Walk walk = again;
+                walk_tiles<GATE, T, V, TOGETHER>(packs, walk, tiles, [&](auto &inputs) {
+                    find_gradients<GATE>(params, walk, shelf, inputs);
+#pragma unroll
+                    for (int u = 0; u < TOGETHER; ++u) {
+                        store_gradients(params, walk, walk.next(u), inputs[u]);
+                    }
+                });
             });
         }
         __syncthreads();

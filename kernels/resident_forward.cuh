@@ -14,88 +14,109 @@
 
 // Brings one round of x on chip: whole packs from the first slot on, their number is returned, and
 // the ends of planes from the last slot down, each of which goes to `at_end(window, pack)` too.
-template <class T, int V, int BATCH, class Walk, class AtEnd>
+template <class T, int V, class Walk, class AtEnd>
 __device__ inline unsigned bring_x(const Params &params, Walk walk, unsigned packs,
                                    const Tile<T, V> &tile, const AtEnd &at_end) {
+    const CopyTarget<Pack<T, V>> target = tile.target();
     unsigned whole = 0, ends = 0;
-    walk_round<Walk, BATCH>(packs, walk, [&](unsigned) {
-        // Nothing waits for a copy: unrolled, the loop would only be longer.
-#pragma unroll 1
-        for (int u = 0; u < BATCH; ++u) {
-            const Window window = walk.next(u);
-            const T *from = reinterpret_cast<const T *>(params.x) + window.offset(params.x_stride);
-            if (window.template is_full<V>()) {
-                async_copy_pack<V>(tile.at(whole++), from);
-            } else if (Walk::HAS_ENDS && !window.is_empty()) {
-                const Pack<T, V> pack = load_some<T, V>(from, window.first, window.last);
-                tile.put(params.slots - ++ends, pack);
-                at_end(window, pack);
-            }
+    const auto bring = [&](const Window &window) {
+        const T *from = reinterpret_cast<const T *>(params.x) + window.offset(params.x_stride);
+        if (window.template is_full<V>()) {
+            async_copy_pack(target, whole++ * THREADS, from);
+        } else if (Walk::HAS_ENDS && !window.is_empty()) {
+            const Pack<T, V> pack = load_some<T, V>(from, window.first, window.last);
+            tile.put(params.slots - ++ends, pack);
+            at_end(window, pack);
         }
-    });
+    };
+    if (walk.is_even()) {
+        walk_round<Walk, BROUGHT>(packs, walk, [&](unsigned) {
+#pragma unroll
+            for (int u = 0; u < BROUGHT; ++u) bring(walk.template next<true>(u));
+        });
+    } else if constexpr (Walk::HAS_ENDS) {
+        walk_round<Walk, 1>(packs, walk, [&](unsigned) { bring(walk.next(0)); });
+    }
     async_copy_wait();
     return whole;
+}
+
+// The sums of a channel's values in a tile, to twice the digits of fp32, and the largest of them.
+struct TileSum {
+    float sum, rest, largest;
+};
+
+// Of the first `packs` packs.
+template <int CHANNELS, class T, int V>
+__device__ inline void sum_tile(const Tile<T, V> &tile, unsigned packs, TileSum (&sums)[CHANNELS]) {
+    // One channel's values are a pack's, several channels' are taken from several packs.
+    constexpr int TOGETHER = CHANNELS == 1 ? 1 : 4, VALUES = TOGETHER * V / CHANNELS;
+#pragma unroll 1
+    for (unsigned first = 0; first < packs; first += TOGETHER) {
+        Pack<T, V> of_batch[TOGETHER] = {};
+#pragma unroll
+        for (int u = 0; u < TOGETHER; ++u) {
+            if (first + u < packs) of_batch[u] = tile.get(first + u);
+        }
+#pragma unroll
+        for (int c = 0; c < CHANNELS; ++c) {
+            float values[VALUES], of_values, of_sum;
+#pragma unroll
+            for (int i = 0; i < VALUES; ++i) {
+                values[i] = to_float(CHANNELS == 1 ? of_batch[0].get(i) : of_batch[i].get(c));
+            }
+            const float added = sum_of_elements<T, VALUES>(values, of_values);
+            sums[c].sum = two_sum(sums[c].sum, added, of_sum);
+            sums[c].rest += of_values + of_sum;
+            if constexpr (HAS_GEARS<T>) {
+#pragma unroll
+                for (int i = 0; i < VALUES; ++i) sums[c].largest = fmaxf(sums[c].largest, fabsf(values[i]));
+            }
+        }
+    }
 }
 
 // Takes the first `packs` packs of the tile into the moments of the thread's channels, in two
 // passes: the mean to twice the digits of fp32, then the deviations from it.
 template <int CHANNELS, class T, int V>
-__device__ inline void take_tile(const Params &params, const Tile<T, V> &tile, unsigned packs,
+__device__ inline void take_tile(const Tile<T, V> &tile, unsigned packs,
                                  CountedMoments (&moments)[CHANNELS]) {
     constexpr int VALUES = V / CHANNELS;
     // One channel's packs depend on each other, several channels keep a thread busy by themselves.
     [[maybe_unused]] constexpr int UNROLLED = CHANNELS == 1 ? 2 : 1;
     if (packs == 0) return;
-    float sum[CHANNELS] = {}, rest[CHANNELS] = {}, largest[CHANNELS] = {};
-#pragma unroll UNROLLED
-    for (unsigned i = 0; i < packs; ++i) {
-        float all[V];
-        const Pack<T, V> pack = tile.get(i);
-        to_floats<V>(params.is_bf16, pack, 0, all);
-#pragma unroll
-        for (int c = 0; c < CHANNELS; ++c) {
-            float values[VALUES], of_pack, of_sum;
-#pragma unroll
-            for (int v = 0; v < VALUES; ++v) values[v] = all[c + v];
-            const float added = sum_of<VALUES>(values, of_pack);
-            sum[c] = two_sum(sum[c], added, of_sum);
-            rest[c] += of_pack + of_sum;
-#pragma unroll
-            for (int v = 0; v < VALUES; ++v) largest[c] = fmaxf(largest[c], fabsf(values[v]));
-        }
-    }
+    TileSum sums[CHANNELS] = {};
+    sum_tile(tile, packs, sums);
     const float count = (float)(packs * VALUES);
     float pivot[CHANNELS], unit[CHANNELS], m2[CHANNELS] = {};
+    int gear[CHANNELS];
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
-        pivot[c] = sum[c] / count;
-        unit[c] = unit_of(gear_of_values(largest[c]));
+        pivot[c] = sums[c].sum / count;
+        gear[c] = HAS_GEARS<T> ? gear_of_values(sums[c].largest) : GEAR_MIDDLE;
+        unit[c] = unit_of(gear[c]);
     }
 #pragma unroll UNROLLED
     for (unsigned i = 0; i < packs; ++i) {
-        float all[V];
         const Pack<T, V> pack = tile.get(i);
-        to_floats<V>(params.is_bf16, pack, 0, all);
 #pragma unroll
         for (int c = 0; c < CHANNELS; ++c) {
-            float values[VALUES], squares[VALUES];
-#pragma unroll
-            for (int v = 0; v < VALUES; ++v) values[v] = all[c + v];
+            float deviations[VALUES];
 #pragma unroll
             for (int v = 0; v < VALUES; ++v) {
-                const float deviation = fmaf(values[v], unit[c], -pivot[c] * unit[c]);
-                squares[v] = deviation * deviation;
+                const float value = to_float(pack.get(c + v));
+                deviations[v] = HAS_GEARS<T> ? fmaf(value, unit[c], -pivot[c] * unit[c]) : value - pivot[c];
             }
-            m2[c] += sum_of<VALUES>(squares);
+            if (VALUES == 1) m2[c] = fmaf(deviations[0], deviations[0], m2[c]);
+            else m2[c] += sum_of_squares<VALUES>(deviations);
         }
     }
     const float before = moments[0].count;
     const Share share = share_of(count, before + count);
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
-        const float deviations = fmaf(-pivot[c], count, sum[c]) + rest[c];
-        const Moments of_tile =
-            moments_about(pivot[c], m2[c], gear_of_values(largest[c]), deviations, count);
+        const float deviations = fmaf(-pivot[c], count, sums[c].sum) + sums[c].rest;
+        const Moments of_tile = moments_about(pivot[c], m2[c], gear[c], deviations, count);
         if (before == 0.0f) {
             moments[c].moments = of_tile;
         } else {
@@ -113,27 +134,27 @@ __device__ inline void take_rounds(const Params &params, Extent group, const Rou
 #pragma unroll 1
     for (unsigned round = 0; round < rounds.count; ++round) {
         const Walk walk(params, place_in_group(params, group, rounds.begin(round)));
-        const unsigned whole = bring_x<T, V, BATCH>(
+        const unsigned whole = bring_x<T, V>(
             params, walk, rounds.packs(round), tile, [&](const Window &window, const Pack<T, V> &pack) {
                 const Window windows[1] = {window};
                 const Pack<T, V> packs[1] = {pack};
                 const unsigned valid = valid_bits<Walk::CHANNELS, V>(windows);
                 take_batch(params, packs, valid, (float)__popc(valid), moments);
             });
-        take_tile(params, tile, whole, moments);
+        take_tile(tile, whole, moments);
     }
 }
 
 // y of the round that is on chip, for the activations of one kind.
 template <Kind KIND, class T, int V, int BATCH, class Walk>
 __device__ inline void apply_kind(const Params &params, Walk walk, unsigned count,
-                                  const Tile<T, V> &tile, const float *shelf) {
-    Coefficients of[Walk::CHANNELS];
+                                  const Tile<T, V> &tile, const Quad *shelf) {
+    Coefficients<T> of[Walk::CHANNELS];
 #pragma unroll
-    for (int c = 0; c < Walk::CHANNELS; ++c) of[c] = take_own<Coefficients>(shelf, walk, c);
+    for (int c = 0; c < Walk::CHANNELS; ++c) of[c] = take_own<Coefficients<T>>(shelf, walk, c);
     const auto coefficients_of = [&](int v) {
         // Other activations need the registers for themselves.
-        if constexpr (KIND == ANY) return take_own<Coefficients>(shelf, walk, v);
+        if constexpr (KIND == ANY) return take_own<Coefficients<T>>(shelf, walk, v);
         else return of[Walk::CHANNELS == 1 ? 0 : v];
     };
     unsigned whole = 0, ends = 0;
@@ -168,7 +189,7 @@ __device__ inline void apply_kind(const Params &params, Walk walk, unsigned coun
 // y of the round that is on chip.
 template <class T, int V, int BATCH, class Walk>
 __device__ inline void apply_round(const Params &params, const Walk &walk, unsigned packs,
-                                   const Tile<T, V> &tile, const float *shelf) {
+                                   const Tile<T, V> &tile, const Quad *shelf) {
     switch (anew(params.activation)) {
         case ACTIVATION_IDENTITY:
             return apply_kind<IDENTITY, T, V, BATCH>(params, walk, packs, tile, shelf);
@@ -180,18 +201,22 @@ __device__ inline void apply_round(const Params &params, const Walk &walk, unsig
 
 // What normalizes a channel, from its moments: the bits that backward makes of what is saved. One
 // block of a team also saves them. Apart from its callers: it is long, and done once a channel.
-__device__ __noinline__ Coefficients finish_channel(const Params &params, Extent channel,
-                                                    WideMoments moments, bool saves) {
+template <class T>
+__device__ __noinline__ Coefficients<T> finish_channel(const Params &params, Extent channel,
+                                                       WideMoments moments, bool saves) {
     if (saves) finish_statistics(params, channel, moments);
     const SavedStatistics saved = saved_statistics(params, moments);
-    return channel_coefficients(params, channel, saved.mean_hi, saved.mean_lo, saved.invstd);
+    return channel_coefficients<T>(params, channel, saved.mean_hi, saved.mean_lo, saved.invstd);
 }
 
 template <class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void forward(const Params &params) {
     typedef WalkOf<V> Walk;
     constexpr int CHANNELS = Walk::CHANNELS;
-    SHARED_ARRAY(float, shelf, Coefficients::WORDS *Walk::MAX_PLACES);
+    constexpr int ON_SHELF = QUADS<Coefficients<T>> * Walk::MAX_PLACES;
+    constexpr int OF_COLUMNS = sizeof(Words<CountedMoments>) * Walk::MAX_PLACES / sizeof(Quad);
+    // Its memory serves the columns first.
+    SHARED_ARRAY(Quad, shelf, (ON_SHELF > OF_COLUMNS ? ON_SHELF : OF_COLUMNS + 1));
     const Tile<T, V> tile(params, 0);
     each_group(params, [&](Extent group) {
         const Rounds rounds(params, Walk(params, place_in_group(params, group)));
@@ -199,7 +224,6 @@ __device__ void forward(const Params &params) {
         for (CountedMoments &of : moments) of = CountedMoments::empty();
         take_rounds<T, V, BATCH, Walk>(params, group, rounds, tile, moments);
 
-        // The shelf's memory serves the columns first.
         auto *columns = reinterpret_cast<Words<CountedMoments> *>(shelf);
         const Walk walk(params, place_in_group(params, group));
         const Extent first = walk.first_channel();
@@ -207,7 +231,7 @@ __device__ void forward(const Params &params) {
             params, walk, moments, columns, [&](unsigned channel, const WideMoments &total) {
                 put_on_shelf<Walk::MAX_PLACES>(
                     shelf, walk.place_of(channel),
-                    finish_channel(params, first + channel, total, walk.part == 0));
+                    finish_channel<T>(params, first + channel, total, walk.part == 0));
             });
 
         // Backwards: what was read last may still be in the cache.
@@ -216,7 +240,7 @@ __device__ void forward(const Params &params) {
             const Walk again(params, place_in_group(params, group, rounds.begin(round)));
             const unsigned packs = rounds.packs(round);
             if (round + 1 < rounds.count) {
-                bring_x<T, V, BATCH>(params, again, packs, tile,
+                bring_x<T, V>(params, again, packs, tile,
                                      [](const Window &, const Pack<T, V> &) {});
             }
             apply_round<T, V, BATCH>(params, again, packs, tile, shelf);

@@ -15,6 +15,7 @@ struct Tile {
         : packs(block_shared<Pack<T, V>>() + (size_t)tensor * params.slots * THREADS + threadIdx.x) {}
 
     __device__ Pack<T, V> *at(unsigned slot) const { return packs + slot * THREADS; }
+    __device__ CopyTarget<Pack<T, V>> target() const { return CopyTarget<Pack<T, V>>(packs); }
     __device__ Pack<T, V> get(unsigned slot) const {
         return load_pack<V>(reinterpret_cast<const T *>(at(slot)));
     }
@@ -27,6 +28,9 @@ struct Tile {
 __device__ inline uint16_t *mask_tile(const Params &params, unsigned tensors) {
     return block_shared<uint16_t>() + (size_t)tensors * params.slots * THREADS * 8 + threadIdx.x;
 }
+
+// Packs that are brought together: rounds are whole batches of them.
+constexpr int BROUGHT = 4;
 
 // Packs that are worked on together where any activation may follow: its code would be repeated for
 // each.

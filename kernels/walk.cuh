@@ -62,11 +62,46 @@ struct Window {
 
     template <int V>
     __device__ bool is_full() const {
-        return first == 0 && last == V;
+        return last - first == V;
     }
     __device__ bool is_empty() const { return first >= last; }
-    __device__ bool has(unsigned v) const { return v >= first && v < last; }
     __device__ Extent offset(Extent stride) const { return sample * stride + inner; }
+};
+
+// Goes through samples of so many `places` each in equal steps, which may pass over whole samples. A
+// place is `size` elements. Places are counted in 32 bits: of a longer sample only as far as any block
+// goes in all (the plan sees to that).
+struct Course {
+    static constexpr Extent FAR = 1u << 31;
+
+    Extent sample, inner;      // where it is: the sample, and the element within it
+    unsigned left, each;       // places up to the sample's end, and of each sample
+    unsigned samples, places;  // a step
+    Extent elements, back;     // what it adds to `inner`, and takes off where it comes to the next sample
+
+    __device__ Course(Extent start, unsigned by, Extent places_each, Extent size) {
+        const Quotient at = divide(start, places_each), step = divide(by, places_each);
+        sample = at.whole;
+        inner = at.rest * size;
+        left = (unsigned)min(places_each - at.rest, FAR);
+        each = (unsigned)min(places_each, FAR);
+        samples = (unsigned)step.whole;
+        places = (unsigned)step.rest;
+        elements = kept(step.rest * size);
+        back = kept(places_each * size);
+    }
+
+    __device__ void advance() {
+        const bool is_over = left <= places;
+        left -= places;
+        inner += elements;
+        sample += samples;
+        if (is_over) {
+            left += each;
+            inner -= back;
+            ++sample;
+        }
+    }
 };
 
 // Only the ends of planes off the pack boundaries come here: apart, so that they do not swell every
@@ -125,11 +160,15 @@ __device__ inline void store(const Walk &walk, Address tensor, Extent stride, co
                              const Pack<T, V> &pack) {
     T *to = reinterpret_cast<T *>(tensor) + window.offset(stride);
     if (window.is_full<V>()) {
-        if (walk.params.spares_cache) store_pack_streaming<V>(to, pack);
-        else store_pack<V>(to, pack);
+        store_pack_global<V>(to, pack, walk.params.spares_cache);
     } else if (Walk::HAS_ENDS && !window.is_empty()) {
         store_some<T, V>(to, window.first, window.last, pack);
     }
+}
+
+// Of a block that may have none.
+__device__ inline unsigned places_between(Extent begin, Extent end) {
+    return begin < end ? (unsigned)(end - begin) : 0;
 }
 
 template <int V>
@@ -141,64 +180,61 @@ struct Planes {
     const Params &params;
     Extent channel;
     unsigned part;
-    Extent base, end;         // windows of this block, counted over all planes of the channel
-    Extent sample, window;   // the next of this thread
-    unsigned step_samples, step_windows;
+    Course course;        // windows of the channel's planes: the next of this thread
+    unsigned gone, rest;  // the block's windows: gone by, and all
 
     __device__ Planes(const Params &params, const Place &place)
-        : params(params), channel(place.group), part(place.part) {
-        base = part * params.windows_per_part;
-        end = min(base + params.windows_per_part, params.samples * params.windows);
-        base += (Extent)place.from * THREADS;
-        const Quotient start = divide(base + threadIdx.x, params.windows);
-        const Quotient step = divide(THREADS, params.windows);
-        sample = start.whole;
-        window = start.rest;
-        step_samples = (unsigned)step.whole;
-        step_windows = (unsigned)step.rest;
+        : Planes(params, place, place.part * params.windows_per_part) {}
+
+    __device__ Planes(const Params &params, const Place &place, Extent begin)
+        : params(params),
+          channel(place.group),
+          part(place.part),
+          course(begin + place.from * THREADS + threadIdx.x, THREADS, params.windows, V) {
+        gone = place.from * THREADS;
+        rest = places_between(begin, min(begin + params.windows_per_part, params.samples * params.windows));
     }
 
-    __device__ bool has_batch() const { return base < end; }
-    __device__ void end_batch(unsigned batch) { base += batch * THREADS; }
+    __device__ bool has_batch() const { return gone < rest; }
+    __device__ void end_batch(unsigned batch) { gone += batch * THREADS; }
     // Windows of each thread.
     __device__ unsigned steps() const {
-        return base < end ? (unsigned)((end - base + THREADS - 1) / THREADS) : 0;
+        return gone < rest ? (rest - gone + THREADS - 1) / THREADS : 0;
     }
+    // Whether planes begin and end on pack boundaries.
+    __device__ bool is_even() const { return params.windows * V == params.spatial; }
     // Whether all windows of this thread's batch are full.
     __device__ bool is_whole_batch(unsigned batch) const {
-        return base + batch * THREADS <= end && params.windows * V == params.spatial;
+        return gone + batch * THREADS <= rest && is_even();
     }
 
-    // The next window of this thread; `u` counts them within the batch.
+    // The next window of this thread; `u` counts them within the batch. IS_EVEN: who knows that planes
+    // begin and end on pack boundaries need not ask each time.
+    template <bool IS_EVEN = false>
     __device__ Window next(int u) {
-        Window result = {};
-        if (base + u * THREADS + threadIdx.x < end) result = at(sample, window);
-        sample += step_samples;
-        window += step_windows;
-        if (window >= params.windows) {
-            window -= params.windows;
-            ++sample;
-        }
+        const Extent plane = channel * params.spatial;
+        Window result;
+        result.sample = course.sample;
+        result.inner = plane + course.inner;
+        result.first = 0;
+        result.last = V;
+        result.mask_row = course.sample * params.channels + channel;
+        result.mask_bit = course.inner;
+        if (!IS_EVEN && !is_even()) cut(result, plane);
+        if (gone + u * THREADS + threadIdx.x >= rest) result.first = result.last = 0;
+        course.advance();
         return result;
     }
-
-    // The same, for who asks only which of its elements are there.
-    __device__ Window presence(int u) { return next(u); }
 
     // Windows lie on pack boundaries, planes need not.
-    __device__ Window at(Extent sample, Extent window) const {
-        const Extent plane = channel * params.spatial;
-        const Extent shift = (params.misalignment + sample * params.x_stride + plane) % V;
-        const Extent before = window * V;  // elements from the first window's start
-        Window result;
-        result.sample = sample;
-        result.inner = plane + before - shift;
-        result.first = before < shift ? (unsigned)(shift - before) : 0;
-        const Extent rest = params.spatial + shift;
-        result.last = before >= rest ? 0 : (unsigned)min((Extent)V, rest - before);
-        result.mask_row = sample * params.channels + channel;
-        result.mask_bit = before - shift;
-        return result;
+    __device__ void cut(Window &window, Extent plane) const {
+        const unsigned offset = (unsigned)(params.misalignment + course.sample * params.x_stride + plane);
+        const unsigned shift = offset % V;
+        const Extent end = params.spatial + shift, begin = course.inner;
+        window.inner -= shift;
+        window.mask_bit -= shift;
+        window.first = begin == 0 ? shift : 0;
+        window.last = begin < end ? (unsigned)min(end - begin, (Extent)V) : 0;
     }
 
     __device__ Extent mask_row_bytes() const { return (params.spatial + 7) / 8; }
@@ -225,36 +261,34 @@ struct Columns {
     const Params &params;
     Extent tile;
     unsigned part;
-    unsigned width, x, y, height;  // the block as rows of threads, and this thread's place
+    unsigned width, height, x, y;  // the block as rows of threads, and this thread's place
     Extent column;                 // its first
     Extent channel;                // that the tile begins with,
     unsigned before;               // and how many of its columns are in another tile
     unsigned first_place;          // on the shelf: of the thread's first column,
     unsigned places_on;            // and how many places its others are further on, 4 bits each
-    Extent base, end;              // rows of this block
-    Extent sample, row;            // the next of this thread, counted within the sample
-    unsigned step_samples, step_rows;
+    Course course;                 // rows of the samples: the next of this thread
+    unsigned gone, rest;           // the block's rows: gone by, and all
 
     __device__ Columns(const Params &params, const Place &place)
-        : params(params), tile(place.group), part(place.part) {
-        width = params.packs_per_tile;
-        height = THREADS / width;
-        x = threadIdx.x % width;
-        y = threadIdx.x / width;
+        : Columns(params, place, place.part * params.rows_per_part, params.packs_per_tile) {}
+
+    __device__ Columns(const Params &params, const Place &place, Extent begin, unsigned width)
+        : params(params),
+          tile(place.group),
+          part(place.part),
+          width(width),
+          height(THREADS / width),
+          x(threadIdx.x % width),
+          y(threadIdx.x / width),
+          course(begin + place.from * height + y, height, max(params.rows_per_sample, (Extent)1),
+                 params.columns) {
+        gone = place.from * height;
+        rest = places_between(begin, min(begin + params.rows_per_part, params.rows));
         column = (tile * width + x) * V;
         const Quotient first = divide(tile * width * V, params.columns_per_channel);
         channel = first.whole;
         before = (unsigned)first.rest;
-        base = part * params.rows_per_part;
-        end = min(base + params.rows_per_part, params.rows);
-        base += (Extent)place.from * height;
-        const Extent per_sample = max(params.rows_per_sample, (Extent)1);
-        const Quotient start = divide(base + y, per_sample);
-        const Quotient step = divide(height, per_sample);
-        sample = start.whole;
-        row = start.rest;
-        step_samples = (unsigned)step.whole;
-        step_rows = (unsigned)step.rest;
         find_places();
     }
 
@@ -276,41 +310,30 @@ struct Columns {
         if (!has_columns()) first_place = places_on = 0;
     }
 
-    __device__ bool has_batch() const { return base < end; }
-    __device__ void end_batch(unsigned batch) { base += batch * height; }
+    __device__ bool has_batch() const { return gone < rest; }
+    __device__ void end_batch(unsigned batch) { gone += batch * height; }
     // Windows of each thread.
     __device__ unsigned steps() const {
-        return base < end ? (unsigned)((end - base + height - 1) / height) : 0;
+        return gone < rest ? (rest - gone + height - 1) / height : 0;
     }
+    __device__ bool is_even() const { return true; }
     // Whether all windows of this thread's batch are full.
     __device__ bool is_whole_batch(unsigned batch) const {
-        return base + batch * height <= end && has_columns();
+        return gone + batch * height <= rest && has_columns();
     }
 
-    // The next window of this thread; `u` counts them within the batch.
+    // The next window of this thread; `u` counts them within the batch. All are even.
+    template <bool = true>
     __device__ Window next(int u) {
-        Window result = {};
-        const Extent of_all = base + u * height + y;
-        if (has_columns() && of_all < end) {
-            result.sample = sample;
-            result.inner = row * params.columns + column;
-            result.last = V;
-            result.mask_row = of_all;
-            result.mask_bit = column;
-        }
-        sample += step_samples;
-        row += step_rows;
-        if (row >= params.rows_per_sample) {
-            row -= params.rows_per_sample;
-            ++sample;
-        }
-        return result;
-    }
-
-    // The same, for who asks only which of its elements are there.
-    __device__ Window presence(int u) const {
-        Window result = {};
-        if (has_columns() && base + u * height + y < end) result.last = V;
+        const unsigned place = gone + u * height + y;
+        Window result;
+        result.sample = course.sample;
+        result.inner = course.inner + column;
+        result.first = 0;
+        result.last = has_columns() && place < rest ? V : 0;
+        result.mask_row = part * params.rows_per_part + place;
+        result.mask_bit = column;
+        course.advance();
         return result;
     }
 

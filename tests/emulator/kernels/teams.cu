@@ -9,7 +9,8 @@ enum Mistake { none, no_wait, never_waited, no_barrier_after, no_fence, no_fence
 template <Mistake mistake, bool shifted> __device__ void copies(const TestParams &params) {
     Pack<float, 4> *tile = block_shared<Pack<float, 4>>();
     const unsigned thread = threadIdx.x;
-    async_copy_pack<4>(tile + thread, static_cast<const float *>(params.input) + 4 * thread);
+    const CopyTarget<Pack<float, 4>> target(tile);
+    async_copy_pack(target, thread, static_cast<const float *>(params.input) + 4 * thread);
     if (mistake != no_wait && mistake != never_waited) async_copy_wait();
     if (shifted && mistake != no_barrier_after) __syncthreads();
     if (mistake == never_waited) return;

@@ -9,19 +9,22 @@
 
 namespace emulator {
 
-void async_copy(void *to, const void *from, size_t bytes, const void *site) {
-    require_global(from);
-    observe_aligned(from, bytes, Access::read, site);
+void async_copy(void *to, const void *from, size_t bytes, bool is_there, const void *site) {
+    if (is_there) {
+        require_global(from);
+        observe_aligned(from, bytes, Access::read, site);
+    }
     forget_shared(to, bytes);
     // Another place in the kernel than the read's, as counters see it.
     const void *landing = static_cast<const char *>(site) + 1;
-    current->copies.push_back(PendingCopy{to, from, bytes, landing});
+    current->copies.push_back(PendingCopy{to, is_there ? from : nullptr, bytes, landing});
 }
 
 void async_copy_wait() {
     for (const PendingCopy &copy : current->copies) {
         observe_aligned(copy.to, copy.bytes, Access::write, copy.site);
-        memcpy(copy.to, copy.from, copy.bytes);
+        if (copy.from) memcpy(copy.to, copy.from, copy.bytes);
+        else memset(copy.to, 0, copy.bytes);
     }
     current->copies.clear();
 }

@@ -43,7 +43,7 @@ void pack_read(const void *address, size_t bytes, const void *site);
 void pack_write(void *address, size_t bytes, const void *site);
 
 // Starts a copy to shared memory; waits for all that this thread has started.
-void async_copy(void *to, const void *from, size_t bytes, const void *site);
+void async_copy(void *to, const void *from, size_t bytes, bool is_there, const void *site);
 void async_copy_wait();
 
 // Reads what others change by atomics.
