@@ -265,10 +265,15 @@ __device__ inline void finish_sums(const Params &params, Extent channel, const W
 template <class T, int V>
 constexpr int CHANNELS_AT_ONCE = IS_TOLD<T> || V < 2 ? AT_ONCE<V> : 2;
 
+template <class T>
+__device__ inline const Coefficients<T> &forward_of(const Coefficients<T> &of) { return of; }
+template <class T>
+__device__ inline const Coefficients<T> &forward_of(const Gradient<T> &of) { return of.forward; }
+
 // Adds g of a batch of packs, and g * deviation, to the sums of the thread's channels. What is not there
-// is zeros.
-template <Gate GATE, class T, int V, int BATCH, class Walk>
-__device__ inline void sum_batch(const Params &params, const Walk &walk, const Quad *shelf,
+// is zeros. `Known` is what the shelf holds.
+template <Gate GATE, class Known, class T, int V, int BATCH, class Walk>
+__device__ inline void sum_batch(const Params &params, const Walk &walk, const float *shelf,
                                  const Inputs<T, V> (&inputs)[BATCH],
                                  ThreadSums<Walk::CHANNELS> &sums) {
     constexpr bool IS_ONE = Walk::CHANNELS == 1;
@@ -283,7 +288,8 @@ __device__ inline void sum_batch(const Params &params, const Walk &walk, const Q
 #pragma unroll
         for (int k = 0; k < N; ++k) {
             const int v = first + k;
-            const Coefficients<T> of = take_own<Coefficients<T>>(shelf, walk, v);
+            const Known known = take_own<Known>(shelf, walk, v);
+            const Coefficients<T> &of = forward_of(known);
 #pragma unroll
             for (int u = 0; u < BATCH; ++u) {
                 const int i = IS_ONE ? u * V + v : u;
@@ -298,7 +304,7 @@ __device__ inline void sum_batch(const Params &params, const Walk &walk, const Q
 
 // dx and dresidual of a batch of packs, in place of x and dy.
 template <Gate GATE, class T, int V, int BATCH, class Walk>
-__device__ inline void find_gradients(const Params &params, const Walk &walk, const Quad *shelf,
+__device__ inline void find_gradients(const Params &params, const Walk &walk, const float *shelf,
                                       Inputs<T, V> (&inputs)[BATCH]) {
     constexpr int N = CHANNELS_AT_ONCE<T, V>;
 #pragma unroll
@@ -360,7 +366,7 @@ __device__ void reduce(const Params &params) {
     typedef WalkOf<V> Walk;
     typedef Coefficients<T> Known;
     let_next_launch_begin();
-    SHARED_ARRAY(Quad, shelf, QUADS<Known> *Walk::MAX_PLACES);
+    SHARED_ARRAY(float, shelf, (SHELF_WORDS<Known, Walk>));
     Walk walk(params, place_of_block(params));
     fill_shelf<Known>(shelf, walk, [&](Extent channel) { return channel_coefficients<T>(params, channel); });
     constexpr int CHANNELS = Walk::CHANNELS;
@@ -368,7 +374,7 @@ __device__ void reduce(const Params &params) {
     with_gate<GATES>(params, [&](auto gate) {
         constexpr Gate GATE = gate.GATE;
         walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &, const auto &inputs) {
-            sum_batch<GATE>(params, walk, shelf, inputs, sums);
+            sum_batch<GATE, Known>(params, walk, shelf, inputs, sums);
         });
     });
     WideSums wide[CHANNELS];
@@ -380,7 +386,7 @@ __device__ void reduce(const Params &params) {
 
 // The gradients of a batch from memory, and back.
 template <Gate GATE, class T, int V, int BATCH, class Walk>
-__device__ inline void find_and_store(const Params &params, const Walk &walk, const Quad *shelf,
+__device__ inline void find_and_store(const Params &params, const Walk &walk, const float *shelf,
                                       const Window (&windows)[BATCH], Inputs<T, V> (&inputs)[BATCH]) {
     find_gradients<GATE>(params, walk, shelf, inputs);
 #pragma unroll
@@ -392,7 +398,7 @@ __device__ void gradient(const Params &params) {
     typedef WalkOf<V> Walk;
     typedef Gradient<T> Known;
     wait_for_launch_before();
-    SHARED_ARRAY(Quad, shelf, QUADS<Known> *Walk::MAX_PLACES);
+    SHARED_ARRAY(float, shelf, (SHELF_WORDS<Known, Walk>));
     Walk walk(params, place_of_block(params));
     fill_shelf<Known>(shelf, walk, [&](Extent channel) { return channel_gradient<T>(params, channel); });
     with_gate<GATES>(params, [&](auto gate) {
@@ -407,13 +413,13 @@ template <Gate GATE, class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void frozen(const Params &params) {
     typedef WalkOf<V> Walk;
     typedef Gradient<T> Known;
-    SHARED_ARRAY(Quad, shelf, QUADS<Known> *Walk::MAX_PLACES);
+    SHARED_ARRAY(float, shelf, (SHELF_WORDS<Known, Walk>));
     Walk walk(params, place_of_block(params));
     fill_shelf<Known>(shelf, walk, [&](Extent channel) { return frozen_gradient<T>(params, channel); });
     constexpr int CHANNELS = Walk::CHANNELS;
     ThreadSums<CHANNELS> sums = {};
     walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, auto &inputs) {
-        sum_batch<GATE>(params, walk, shelf, inputs, sums);
+        sum_batch<GATE, Known>(params, walk, shelf, inputs, sums);
         find_and_store<GATE>(params, walk, shelf, windows, inputs);
     });
     WideSums wide[CHANNELS];

@@ -108,48 +108,64 @@ __device__ inline Coefficients<T> channel_coefficients(const Params &params, Ext
                                    channel_invstd(params, channel));
 }
 
-// A block's shelf for what it knows of its channels: an item at each of PLACES places, four words at a
-// time, so that neighbouring threads read neighbouring banks.
-typedef Pack<float, 4> Quad;
-
+// A block's shelf for what it knows of its channels, an item at each of its places: four words at a
+// time, and one left over by itself, so that neighbouring threads read neighbouring banks.
 template <class Item>
-constexpr int QUADS = (Item::WORDS + 3) / 4;
+struct OnShelf {
+    static constexpr bool HAS_SINGLE = Item::WORDS % 4 == 1;
+    static constexpr int QUADS = HAS_SINGLE ? Item::WORDS / 4 : (Item::WORDS + 3) / 4;
+    static constexpr int WORDS = QUADS * 4 + HAS_SINGLE;
+
+    typedef Pack<float, 4> Quad;
+    Quad quads[QUADS];
+    float single;
+
+    // The item's words, each of which goes one way or the other.
+    template <class Use>
+    __device__ void each_word(Item &item, const Use &use) {
+        int word = 0;
+        item.each_word([&](float &of_item) {
+            use(of_item, word < QUADS * 4 ? quads[word / 4].values[word % 4] : single);
+            ++word;
+        });
+    }
+};
+
+template <class Item, class Walk>
+constexpr int SHELF_WORDS = OnShelf<Item>::WORDS *Walk::MAX_PLACES;
 
 template <int PLACES, class Item>
-__device__ inline void put_on_shelf(Quad *shelf, unsigned place, Item item) {
-    Quad quads[QUADS<Item>] = {};
-    int word = 0;
-    item.each_word([&](float &value) {
-        quads[word / 4].values[word % 4] = value;
-        ++word;
-    });
+__device__ inline void put_on_shelf(float *shelf, unsigned place, Item item) {
+    typedef OnShelf<Item> Form;
+    Form form = {};
+    form.each_word(item, [](float &of_item, float &on_shelf) { on_shelf = of_item; });
 #pragma unroll
-    for (int q = 0; q < QUADS<Item>; ++q) {
-        store_pack<4>(reinterpret_cast<float *>(shelf + q * PLACES + place), quads[q]);
+    for (int q = 0; q < Form::QUADS; ++q) {
+        store_pack<4>(shelf + (q * PLACES + place) * 4, form.quads[q]);
     }
+    if (Form::HAS_SINGLE) shelf[Form::QUADS * PLACES * 4 + place] = form.single;
 }
 
 // What the shelf holds for the thread's element `v`.
 template <class Item, class Walk>
-__device__ inline Item take_own(const Quad *shelf, const Walk &walk, int v) {
-    const Quad *of_place = shelf + walk.place(v);
-    Quad quads[QUADS<Item>];
+__device__ inline Item take_own(const float *shelf, const Walk &walk, int v) {
+    typedef OnShelf<Item> Form;
+    constexpr int PLACES = Walk::MAX_PLACES;
+    const unsigned place = walk.place(v);
+    Form form = {};
 #pragma unroll
-    for (int q = 0; q < QUADS<Item>; ++q) {
-        quads[q] = load_pack<4>(reinterpret_cast<const float *>(of_place + q * Walk::MAX_PLACES));
+    for (int q = 0; q < Form::QUADS; ++q) {
+        form.quads[q] = load_pack<4>(shelf + (q * PLACES + place) * 4);
     }
+    if (Form::HAS_SINGLE) form.single = shelf[Form::QUADS * PLACES * 4 + place];
     Item item = {};
-    int word = 0;
-    item.each_word([&](float &value) {
-        value = quads[word / 4].values[word % 4];
-        ++word;
-    });
+    form.each_word(item, [](float &of_item, float &on_shelf) { of_item = on_shelf; });
     return item;
 }
 
 // Fills the shelf of a block from `of_channel(channel)`. The walk may read it at once.
 template <class Item, class Walk, class OfChannel>
-__device__ inline void fill_shelf(Quad *shelf, const Walk &walk, const OfChannel &of_channel) {
+__device__ inline void fill_shelf(float *shelf, const Walk &walk, const OfChannel &of_channel) {
     for (unsigned channel = threadIdx.x; channel < walk.channels(); channel += THREADS) {
         put_on_shelf<Walk::MAX_PLACES>(shelf, walk.place_of(channel),
                                        of_channel(walk.first_channel() + channel));

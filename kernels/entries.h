@@ -28,7 +28,8 @@ constexpr int BLOCKS<Planes, 8> = 3;
     KERNEL_BLOCKS(name, THREADS, (BLOCKS<Walk, V>), Params, __VA_ARGS__)
 
 #define PACK_ENTRIES(walk, Walk, type, T, V, STATISTICS)                                           \
-    ENTRY(statistics_##walk##_##type##x##V, statistics<T, V, STATISTICS, Walk>)                    \
+    KERNEL_BLOCKS(statistics_##walk##_##type##x##V, THREADS, 2, Params,                            \
+                  statistics<T, V, STATISTICS, Walk>)                                              \
     PACK_ENTRY(apply_##walk##_##type##x##V##_identity, Walk, V, apply<IDENTITY, T, V, PACKS<V>, Walk>)\
     PACK_ENTRY(apply_##walk##_##type##x##V##_relu, Walk, V, apply<RELU, T, V, PACKS<V>, Walk>)     \
     PACK_ENTRY(apply_##walk##_##type##x##V##_any, Walk, V, apply<ANY, T, V, PACKS_ANY, Walk>)      \

@@ -74,32 +74,103 @@ __device__ inline void take_windows(const Params &params, Walk &walk, int first,
     if (valid != 0) take_batch(params, packs, valid, (float)__popc(valid), moments);
 }
 
-// A batch of which every window is there.
+// One batch, whatever there is of it and of whatever magnitude.
 template <class T, int V, int BATCH, class Walk>
-__device__ inline void take_whole(const Params &params, Walk &walk,
-                                  CountedMoments (&moments)[Walk::CHANNELS]) {
-    constexpr int VALUES = BATCH * V / Walk::CHANNELS;
-    Pack<T, V> packs[BATCH];
-#pragma unroll
-    for (int u = 0; u < BATCH; ++u) {
-        const Window window = walk.next(u);
-        packs[u] = load_pack<V>(reinterpret_cast<const T *>(params.x) + window.offset(params.x_stride));
+__device__ inline void take_any(const Params &params, Walk &walk,
+                                CountedMoments (&moments)[Walk::CHANNELS]) {
+    if constexpr (Walk::HAS_ENDS) {
+        take_windows<BATCH, T, V>(params, walk, 0, moments);
+    } else {
+#pragma unroll 1
+        for (int u = 0; u < BATCH; ++u) take_windows<1, T, V>(params, walk, u, moments);
     }
-    take_batch(params, packs, 0xffffffffu >> (32 - VALUES), (float)VALUES, moments);
+    walk.end_batch(BATCH);
+}
+
+// Sums over some batches: of the values, to twice the digits of fp32, and of the squares of what they
+// differ from a pivot by.
+struct FoldSums {
+    float sum, rest, squares;
+    unsigned differ;  // not 0 where any of them does
+
+    template <class T, int N>
+    __device__ void add(const float (&values)[N], float pivot) {
+        float of_values, of_sum, deviations[N];
+        const float added = sum_of_elements<T, N>(values, of_values);
+        sum = two_sum(sum, added, of_sum);
+        rest += of_values + of_sum;
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            deviations[i] = values[i] - pivot;
+            differ |= __float_as_uint(deviations[i]);
+        }
+        squares += sum_of_squares<N>(deviations);
+    }
+
+    // Whether the squares have stayed in fp32's range.
+    __device__ bool is_good() const {
+        return squares <= 0x1p100f && (squares >= 0x1p-60f || differ == 0);
+    }
+};
+
+// Takes so many whole batches, about the mean of at least as many values before them: what is lost where
+// they differ from it is no more than a rounding or two of the moments of all. Nothing is taken, and false
+// returned, where squares leave fp32's range.
+template <class T, int V, int BATCH, class Walk>
+__device__ inline bool take_fold(const Params &params, Walk &walk, unsigned batches,
+                                 CountedMoments (&moments)[Walk::CHANNELS]) {
+    constexpr int CHANNELS = Walk::CHANNELS, VALUES = BATCH * V / CHANNELS;
+    FoldSums sums[CHANNELS] = {};
+#pragma unroll 1
+    for (unsigned batch = 0; batch < batches; ++batch, walk.end_batch(BATCH)) {
+        Pack<T, V> packs[BATCH];
+#pragma unroll
+        for (int u = 0; u < BATCH; ++u) {
+            const Extent offset = walk.template next<true>(u).offset(params.x_stride);
+            packs[u] = load_pack<V>(reinterpret_cast<const T *>(params.x) + offset);
+        }
+#pragma unroll
+        for (int c = 0; c < CHANNELS; ++c) {
+            float values[VALUES];
+            take_channel<CHANNELS>(params, packs, c, values);
+            sums[c].template add<T>(values, moments[c].moments.mean_hi);
+        }
+    }
+    bool are_good = true;
+#pragma unroll
+    for (int c = 0; c < CHANNELS; ++c) are_good = are_good && sums[c].is_good();
+    if (!are_good) return false;
+
+    const float before = moments[0].count, added = (float)(batches * VALUES);
+    const Share share = share_of(added, before + added);
+#pragma unroll
+    for (int c = 0; c < CHANNELS; ++c) {
+        const float pivot = moments[c].moments.mean_hi;
+        const float deviations = fmaf(-pivot, added, sums[c].sum) + sums[c].rest;
+        const Moments of_fold =
+            moments_about(pivot, sums[c].squares, GEAR_MIDDLE, deviations, added);
+        merge_share(moments[c].moments, of_fold, share, before * share.hi);
+        moments[c].count = before + added;
+    }
+    return true;
 }
 
 // Every thread's moments of its share of x.
 template <class T, int V, int BATCH, class Walk>
 __device__ inline void take_moments(const Params &params, Walk &walk,
                                     CountedMoments (&moments)[Walk::CHANNELS]) {
-    for (; walk.has_batch(); walk.end_batch(BATCH)) {
-        if (walk.is_whole_batch(BATCH)) {
-            take_whole<T, V, BATCH>(params, walk, moments);
-        } else if constexpr (Walk::HAS_ENDS) {
-            take_windows<BATCH, T, V>(params, walk, 0, moments);
-        } else {
+    constexpr unsigned VALUES = BATCH * V / Walk::CHANNELS, MOST = 16;
+    while (walk.has_batch()) {
+        const unsigned before = (unsigned)moments[0].count / VALUES;
+        const unsigned batches = min(min(before, MOST), walk.whole_batches(BATCH));
+        Walk ahead = walk;
+        if (batches > 0 && take_fold<T, V, BATCH>(params, ahead, batches, moments)) {
+            walk.go_to(ahead);
+            continue;
+        }
 #pragma unroll 1
-            for (int u = 0; u < BATCH; ++u) take_windows<1, T, V>(params, walk, u, moments);
+        for (unsigned batch = 0; batch < max(batches, 1u); ++batch) {
+            take_any<T, V, BATCH>(params, walk, moments);
         }
     }
 }
@@ -185,7 +256,7 @@ __device__ void apply(const Params &params) {
     typedef WalkOf<V> Walk;
     wait_for_launch_before();
     typedef Coefficients<T> Known;
-    SHARED_ARRAY(Quad, shelf, QUADS<Known> *Walk::MAX_PLACES);
+    SHARED_ARRAY(float, shelf, (SHELF_WORDS<Known, Walk>));
     Walk walk(params, place_of_block(params));
     fill_shelf<Known>(shelf, walk, [&](Extent channel) { return channel_coefficients<T>(params, channel); });
     const auto coefficients_of = [&](int v) { return take_own<Known>(shelf, walk, v); };

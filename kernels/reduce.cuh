@@ -154,8 +154,7 @@ __device__ inline void merge_parts(unsigned channels, unsigned parts, const Part
         if (channel < channels) {
 #pragma unroll 1
             for (unsigned part = lane; part < parts; part += lanes) {
-                const Item of_part = *partial(channel, part);
-                item.merge(of_part);
+                item.merge(*partial(channel, part));
             }
         }
         warp_reduce(item, lanes);

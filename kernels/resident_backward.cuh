@@ -135,8 +135,8 @@ template <class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void backward(const Params &params) {
     typedef WalkOf<V> Walk;
     constexpr int CHANNELS = Walk::CHANNELS;
-    // Of a channel's Gradient, its Coefficients come first: the sums need no more.
-    SHARED_ARRAY(Quad, shelf, QUADS<Gradient<T>> *Walk::MAX_PLACES);
+    // For the sums it holds Coefficients, and then a Gradient.
+    SHARED_ARRAY(float, shelf, (SHELF_WORDS<Gradient<T>, Walk>));
     const InputTiles<T, V> tiles(params);
     each_group(params, [&](Extent group) {
         const Walk start(params, place_in_group(params, group));
@@ -154,7 +154,7 @@ __device__ void backward(const Params &params) {
                 constexpr int TOGETHER = SUMMED<GATE, Walk, V>;
                 Walk walk = of_round;
                 walk_tiles<GATE, T, V, TOGETHER>(packs, walk, tiles, [&](auto &inputs) {
-                    sum_batch<GATE>(params, walk, shelf, inputs, sums);
+                    sum_batch<GATE, Coefficients<T>>(params, walk, shelf, inputs, sums);
                 });
             });
         }

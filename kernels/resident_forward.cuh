@@ -148,7 +148,7 @@ __device__ inline void take_rounds(const Params &params, Extent group, const Rou
 // y of the round that is on chip, for the activations of one kind.
 template <Kind KIND, class T, int V, int BATCH, class Walk>
 __device__ inline void apply_kind(const Params &params, Walk walk, unsigned count,
-                                  const Tile<T, V> &tile, const Quad *shelf) {
+                                  const Tile<T, V> &tile, const float *shelf) {
     Coefficients<T> of[Walk::CHANNELS];
 #pragma unroll
     for (int c = 0; c < Walk::CHANNELS; ++c) of[c] = take_own<Coefficients<T>>(shelf, walk, c);
@@ -189,7 +189,7 @@ __device__ inline void apply_kind(const Params &params, Walk walk, unsigned coun
 // y of the round that is on chip.
 template <class T, int V, int BATCH, class Walk>
 __device__ inline void apply_round(const Params &params, const Walk &walk, unsigned packs,
-                                   const Tile<T, V> &tile, const Quad *shelf) {
+                                   const Tile<T, V> &tile, const float *shelf) {
     switch (anew(params.activation)) {
         case ACTIVATION_IDENTITY:
             return apply_kind<IDENTITY, T, V, BATCH>(params, walk, packs, tile, shelf);
@@ -213,10 +213,10 @@ template <class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void forward(const Params &params) {
     typedef WalkOf<V> Walk;
     constexpr int CHANNELS = Walk::CHANNELS;
-    constexpr int ON_SHELF = QUADS<Coefficients<T>> * Walk::MAX_PLACES;
-    constexpr int OF_COLUMNS = sizeof(Words<CountedMoments>) * Walk::MAX_PLACES / sizeof(Quad);
-    // Its memory serves the columns first.
-    SHARED_ARRAY(Quad, shelf, (ON_SHELF > OF_COLUMNS ? ON_SHELF : OF_COLUMNS + 1));
+    // The shelf's memory serves the columns first.
+    constexpr int ON_SHELF = SHELF_WORDS<Coefficients<T>, Walk>;
+    constexpr int OF_COLUMNS = Words<CountedMoments>::COUNT * Walk::MAX_PLACES;
+    SHARED_ARRAY(float, shelf, (ON_SHELF > OF_COLUMNS ? ON_SHELF : OF_COLUMNS));
     const Tile<T, V> tile(params, 0);
     each_group(params, [&](Extent group) {
         const Rounds rounds(params, Walk(params, place_in_group(params, group)));

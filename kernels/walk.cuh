@@ -197,15 +197,16 @@ struct Planes {
 
     __device__ bool has_batch() const { return gone < rest; }
     __device__ void end_batch(unsigned batch) { gone += batch * THREADS; }
+    __device__ void go_to(const Planes &other) { course = other.course, gone = other.gone; }
     // Windows of each thread.
     __device__ unsigned steps() const {
         return gone < rest ? (rest - gone + THREADS - 1) / THREADS : 0;
     }
     // Whether planes begin and end on pack boundaries.
     __device__ bool is_even() const { return params.windows * V == params.spatial; }
-    // Whether all windows of this thread's batch are full.
-    __device__ bool is_whole_batch(unsigned batch) const {
-        return gone + batch * THREADS <= rest && is_even();
+    // Batches to come of which this thread's windows are all full.
+    __device__ unsigned whole_batches(unsigned batch) const {
+        return is_even() && gone < rest ? (rest - gone) / (batch * THREADS) : 0;
     }
 
     // The next window of this thread; `u` counts them within the batch. IS_EVEN: who knows that planes
@@ -312,14 +313,15 @@ struct Columns {
 
     __device__ bool has_batch() const { return gone < rest; }
     __device__ void end_batch(unsigned batch) { gone += batch * height; }
+    __device__ void go_to(const Columns &other) { course = other.course, gone = other.gone; }
     // Windows of each thread.
     __device__ unsigned steps() const {
         return gone < rest ? (rest - gone + height - 1) / height : 0;
     }
     __device__ bool is_even() const { return true; }
-    // Whether all windows of this thread's batch are full.
-    __device__ bool is_whole_batch(unsigned batch) const {
-        return gone + batch * height <= rest && has_columns();
+    // Batches to come of which this thread's windows are all full.
+    __device__ unsigned whole_batches(unsigned batch) const {
+        return has_columns() && gone < rest ? (rest - gone) / (batch * height) : 0;
     }
 
     // The next window of this thread; `u` counts them within the batch. All are even.
