@@ -114,8 +114,8 @@ struct FoldSums {
 };
 
 // Takes so many whole batches, about the mean of at least as many values before them: what is lost where
-// they differ from it is no more than a rounding or two of the moments of all. Nothing is taken, and false
-// returned, where squares leave fp32's range.
+// they differ from it is no more than a rounding or two of the moments of all. No count changes, and
+// false is returned, where squares leave fp32's range.
 template <class T, int V, int BATCH, class Walk>
 __device__ inline bool take_fold(const Params &params, Walk &walk, unsigned batches,
                                  CountedMoments (&moments)[Walk::CHANNELS]) {
@@ -145,14 +145,27 @@ __device__ inline bool take_fold(const Params &params, Walk &walk, unsigned batc
     const Share share = share_of(added, before + added);
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
-        const float pivot = moments[c].moments.mean_hi;
-        const float deviations = fmaf(-pivot, added, sums[c].sum) + sums[c].rest;
-        const Moments of_fold =
-            moments_about(pivot, sums[c].squares, GEAR_MIDDLE, deviations, added);
-        merge_share(moments[c].moments, of_fold, share, before * share.hi);
+        const Moments of_fold = moments_from_sums(moments[c].moments.mean_hi, sums[c].squares,
+                                                  sums[c].sum, sums[c].rest, added);
+        if (before == 0.0f) {
+            moments[c].moments = of_fold;
+        } else {
+            merge_share(moments[c].moments, of_fold, share, before * share.hi);
+        }
         moments[c].count = before + added;
     }
     return true;
+}
+
+// Makes the thread's first values the pivots of its first fold, which is short.
+template <class T, int V, class Walk>
+__device__ inline void begin_with_first(const Params &params, Walk walk,
+                                        CountedMoments (&moments)[Walk::CHANNELS]) {
+    const Extent offset = walk.template next<true>(0).offset(params.x_stride);
+    float values[V];
+    to_floats<V>(params.is_bf16, load_pack<V>(reinterpret_cast<const T *>(params.x) + offset), 0, values);
+#pragma unroll
+    for (int c = 0; c < Walk::CHANNELS; ++c) moments[c].moments.mean_hi = values[c];
 }
 
 // Every thread's moments of its share of x.
@@ -161,12 +174,15 @@ __device__ inline void take_moments(const Params &params, Walk &walk,
                                     CountedMoments (&moments)[Walk::CHANNELS]) {
     constexpr unsigned VALUES = BATCH * V / Walk::CHANNELS, MOST = 16;
     while (walk.has_batch()) {
-        const unsigned before = (unsigned)moments[0].count / VALUES;
-        const unsigned batches = min(min(before, MOST), walk.whole_batches(BATCH));
-        Walk ahead = walk;
-        if (batches > 0 && take_fold<T, V, BATCH>(params, ahead, batches, moments)) {
-            walk.go_to(ahead);
-            continue;
+        const unsigned before = (unsigned)fminf(moments[0].count, 4096.0f) / VALUES;
+        const unsigned batches = min(min(max(before, 1u), MOST), walk.whole_batches(BATCH));
+        if (batches > 0) {
+            if (moments[0].count == 0.0f) begin_with_first<T, V>(params, walk, moments);
+            Walk ahead = walk;
+            if (take_fold<T, V, BATCH>(params, ahead, batches, moments)) {
+                walk.go_to(ahead);
+                continue;
+            }
         }
 #pragma unroll 1
         for (unsigned batch = 0; batch < max(batches, 1u); ++batch) {

@@ -111,6 +111,22 @@ __device__ inline Moments moments_about(float pivot, float m2, int gear, float s
     return result;
 }
 
+// The same about a pivot that may be anywhere, from the sum of the values and its rest.
+__device__ inline Moments moments_from_sums(float pivot, float m2, float sum, float rest, float count) {
+    // What the values differ from the pivot by in all, to twice the digits of fp32.
+    const float of_pivot = pivot * count, of_pivot_rest = fmaf(pivot, count, -of_pivot);
+    float rest_of_sum;
+    const float deviations = two_sum(sum, -of_pivot, rest_of_sum);
+    rest_of_sum += rest - of_pivot_rest;
+    const float correction = deviations / count;
+    const float correction_rest = (fmaf(-correction, count, deviations) + rest_of_sum) / count;
+    Moments result = {0.0f, 0.0f, fmaxf(fmaf(-deviations, correction, m2), 0.0f),
+                      m2 == 0.0f ? GEAR_LOW : GEAR_MIDDLE};
+    result.mean_hi = two_sum(pivot, correction, result.mean_lo);
+    result.mean_lo += correction_rest;
+    return result;
+}
+
 // The same of those of N values in registers whose bit is set in `valid`.
 template <int N>
 __device__ inline Moments moments_around(const float (&values)[N], unsigned valid, float count,

@@ -331,9 +331,14 @@ fn wanted_blocks(pass: Pass, facts: &DeviceFacts) -> u64 {
     waves * u64::from(facts.multiprocessors * per_multiprocessor)
 }
 
-/// The share of one of `parts` among `whole`, in whole `granules`.
+/// Windows or rows of a block at most: kernels count them in 32 bits.
+const LARGEST_SHARE: u64 = 1 << 30;
+
+/// The share of one of `parts` among `whole`, in whole `granules`. Where that would be too large, there
+/// are more parts.
 pub(super) fn share(whole: u64, parts: u64, granule: u64) -> u64 {
-    whole.div_ceil(parts.max(1)).next_multiple_of(granule).max(granule)
+    let most = LARGEST_SHARE / granule * granule;
+    whole.div_ceil(parts.max(1)).next_multiple_of(granule).clamp(granule, most)
 }
 
 pub(super) fn planes(

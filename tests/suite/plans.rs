@@ -14,6 +14,8 @@ const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 
 const THREADS: u64 = 256;
 const MAX_SLOTS: u64 = 416;
+/// Windows or rows of a block, which kernels count in 32 bits.
+const COUNTED: u64 = 1 << 30;
 
 fn check_plan(plan: &Plan, problem: &Problem, alignment: Alignment) {
     let what = format!("{plan} {:?} {problem}", plan.geometry);
@@ -34,6 +36,7 @@ fn check_plan(plan: &Plan, problem: &Problem, alignment: Alignment) {
             let before_last = (u64::from(plan.parts) - 1) * windows_per_part;
             assert!(before_last < all.max(1) || any_may_be_idle, "{what}");
             assert_eq!(windows_per_part % 32, 0, "{what}");
+            assert!(windows_per_part <= COUNTED, "{what}");
             assert!(u64::from(misalignment) < pack, "{what}");
             assert!(windows * pack >= problem.spatial() as u64 + u64::from(misalignment), "{what}");
         }
@@ -50,6 +53,7 @@ fn check_plan(plan: &Plan, problem: &Problem, alignment: Alignment) {
             assert!(plan.groups * tile >= columns, "{what}");
             assert_eq!(columns % pack, 0, "{what}");
             assert!(u64::from(plan.parts) * rows_per_part >= rows, "{what}");
+            assert!(rows_per_part <= COUNTED, "{what}");
             let before_last = (u64::from(plan.parts) - 1) * rows_per_part;
             assert!(before_last < rows.max(1) || any_may_be_idle, "{what}");
             let folds = !matches!(plan.pass, Pass::Apply | Pass::Gradient);
@@ -403,6 +407,25 @@ fn parts_are_as_many_as_asked_for() {
 }
 
 /// How clusters fit groups of multiprocessors.
+#[test]
+fn a_block_counts_its_share_in_32_bits() {
+    let aligned = Alignment::ALIGNED;
+    for (batch, spatial) in [(1, 1_usize << 37), (1 << 36, 1), (3, (1 << 35) + 1)] {
+        for layout in LAYOUTS {
+            let problem =
+                Problem::new(&[batch, 1, spatial], layout, DType::F16, Epilogue::NONE).unwrap();
+            let plans = |parts| {
+                let choice = Choice::Parts(Tier::Streaming, parts);
+                training_plans(Pass::Forward, &problem, &profiles::T4, aligned, aligned, choice)
+            };
+            assert!(plans(1).is_err(), "{problem}");
+            for plan in plans(1000).unwrap() {
+                check_plan(&plan, &problem, aligned);
+            }
+        }
+    }
+}
+
 #[test]
 fn clusters_stay_within_a_group() {
     let clusters = Clusters::of_gpcs(&[16, 18]);

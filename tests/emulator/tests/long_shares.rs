@@ -1,0 +1,108 @@
+//! Shares of a tensor that are long for each thread, of data that changes along the way: moments that are
+//! taken about the mean so far must not lose digits, nor leave fp32's range.
+#![cfg(emulated)]
+
+#[path = "../../suite/common/mod.rs"]
+mod suite;
+
+use emulator::{Emulator, Options, default_facts};
+use half::{bf16, f16};
+use suite::flat::Buffers;
+use suite::on_backend::on_backend;
+use suite::{About, Bars, Case, Data, Dim, LAYOUTS, Mode, Random};
+use warpnorm::cuda::{Choice, Device, Tier};
+use warpnorm::{Backend, Element, Epilogue};
+
+/// The value at this place, of so many in a channel. `noise` is normal.
+type Series = fn(place: f64, channel: usize, noise: f64) -> f64;
+
+const SERIES: [(&str, Series); 7] = [
+    ("a drift", |place, _, noise| 1000.0 * place + noise),
+    ("zeros first", |place, channel, noise| if place < 0.4 { 0.0 } else { channel as f64 - 3.0 + noise }),
+    ("outliers first", |place, _, noise| if place < 0.001 { 3e4 } else { noise }),
+    ("a step in every channel but one", |place, channel, noise| match channel {
+        1 => 7.25,
+        _ if place < 0.3 => 1000.0 + 0.01 * noise,
+        _ => -3.0 + noise,
+    }),
+    ("values that nearly cancel", |place, _, noise| {
+        let sign = if (place * 1e6) as u64 % 2 == 0 { 1.0 } else { -1.0 };
+        sign + if noise > 2.5 { 0.0078125 } else { 0.0 }
+    }),
+    ("nearly constant", |_, _, noise| if noise > 2.0 { 1.0078125 } else { 1.0 }),
+    ("two values", |place, channel, _| if place < 0.1 * channel as f64 { -7.0 } else { 0.1 }),
+];
+
+/// Such as only f32 and bf16 hold.
+const WIDE_SERIES: [(&str, Series); 4] = [
+    ("tiny ones, and then others", |place, _, noise| if place < 0.5 { 1e-25 * noise } else { noise }),
+    ("huge ones, and then others", |place, _, noise| if place < 0.3 { 1e25 * noise } else { noise }),
+    ("tiny throughout", |_, _, noise| 1e-28 * noise),
+    ("zeros, and then tiny ones", |place, _, noise| if place < 0.3 { 0.0 } else { 1e-26 * noise }),
+];
+
+fn series<E: Element>(dim: Dim, layout: warpnorm::Layout, of: Series) -> Data<E> {
+    let mut data = Data::<E>::new(Case { eps: 1e-60, ..Case::new(dim, layout, Epilogue::NONE) });
+    let values = (dim.0 * dim.2) as f64;
+    let mut random = Random::new(7);
+    for ((n, c, s), x) in data.x.indexed_iter_mut() {
+        let place = (n * dim.2 + s) as f64 / values;
+        *x = E::from_f64(of(place, c, random.normal()));
+    }
+    data
+}
+
+fn check<E: Element<Param = f32>>(data: &Data<E>, choice: Choice) {
+    let device = Device::new(Emulator::new(Options { facts: default_facts(), ..Options::default() }))
+        .with_choice(choice);
+    let expected = data.expected(Mode::Train);
+    let mut buffers = Buffers::dense(data);
+    let mut workspace = device.workspace(&buffers.problem).unwrap();
+    on_backend(&mut buffers, &device, &mut workspace, |on| {
+        on.forward_train().and_then(|()| on.backward_train())
+    })
+    .unwrap();
+    for (c, &mean) in expected.mean.iter().enumerate() {
+        let got = f64::from(buffers.mean_hi[c]) + f64::from(buffers.mean_lo[c]);
+        assert!((got - mean).abs() <= 2e-7 * mean.abs(), "mean[{c}]: {got:e}, not {mean:e}");
+        let (got, invstd) = (f64::from(buffers.invstd[c]), expected.invstd[c]);
+        assert!((got - invstd).abs() <= 2e-7 * invstd, "invstd[{c}]: {got:e}, not {invstd:e}");
+    }
+    buffers.assert_results(&expected, Bars::of(E::DTYPE));
+}
+
+fn check_all<E: Element<Param = f32>>(names: &[(&str, Series)]) {
+    let choices = [
+        Choice::Parts(Tier::Streaming, 1),
+        Choice::Parts(Tier::Streaming, 3),
+        Choice::Tier(Tier::Grid),
+    ];
+    for &(name, of) in names {
+        for layout in LAYOUTS {
+            for dim in [(2, 3, 8192), (1500, 8, 4), (6000, 8, 1), (2, 2, 9001)] {
+                let data = series::<E>(dim, layout, of);
+                for choice in choices {
+                    let _about = About((E::DTYPE, name, dim, layout, choice));
+                    check(&data, choice);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn in_f32() {
+    check_all::<f32>(&SERIES);
+    check_all::<f32>(&WIDE_SERIES);
+}
+
+#[test]
+fn in_f16() {
+    check_all::<f16>(&SERIES);
+}
+
+#[test]
+fn in_bf16() {
+    check_all::<bf16>(&SERIES);
+    check_all::<bf16>(&WIDE_SERIES);
+}
