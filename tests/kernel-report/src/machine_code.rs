@@ -15,6 +15,8 @@ pub struct Accesses {
     /// Such loads into registers that a thread has under way before it waits for one of them, at
     /// most.
     pub together: u32,
+    /// Whether it moves 16 bytes word by word, one after the other, where one instruction could.
+    pub word_by_word: bool,
 }
 
 /// The accesses of every kernel of a cubin.
@@ -38,6 +40,7 @@ fn parse(disassembly: &str) -> BTreeMap<String, Accesses> {
     let mut kernels = BTreeMap::new();
     let mut current = None;
     let mut under_way = UnderWay::default();
+    let mut words = Words::default();
     for line in disassembly.lines() {
         if let Some((_, section)) = line.split_once(".section\t") {
             let name = section.split(',').next().unwrap_or_default();
@@ -52,6 +55,7 @@ fn parse(disassembly: &str) -> BTreeMap<String, Accesses> {
             }
             under_way.see(line);
             accesses.together = accesses.together.max(under_way.loads);
+            accesses.word_by_word |= words.are_a_pack_with(line);
         }
     }
     kernels
@@ -82,6 +86,43 @@ impl UnderWay {
             let target = registers(first).next();
             self.registers.extend(target.into_iter().flat_map(|target| target..target + 4));
         }
+    }
+}
+
+const WORD_ACCESSES: [&str; 5] = ["LDG.E", "LDG.E.CONSTANT", "LDG.E.SYS", "STG.E", "STG.E.SYS"];
+
+/// Accesses to words that follow one another in the code and in memory.
+#[derive(Default)]
+struct Words {
+    /// Predicate, instruction and address of the first.
+    first: String,
+    bytes: u32,
+}
+
+impl Words {
+    fn are_a_pack_with(&mut self, line: &str) -> bool {
+        // `/*0190*/ @!P5 STG.E desc[UR10][R30.64+0x4], R25 ;`
+        let (_, code) = line.split_once("*/").unwrap_or_default();
+        let (before, after) = code.split_once(']').unwrap_or_default();
+        let (before, address) = match after.split_once(']') {
+            Some((address, _)) => (before, address.trim_start_matches('[')),
+            None => before.split_once('[').unwrap_or((before, "")),
+        };
+        let (register, offset) = address.split_once("+0x").unwrap_or((address, "0"));
+        let opcode = code.split_whitespace().find(|word| !word.starts_with('@'));
+        let is_word = opcode.is_some_and(|opcode| WORD_ACCESSES.contains(&opcode));
+        let offset = u32::from_str_radix(offset, 16).ok();
+        // A load's target, which differs, comes before its address.
+        let predicate = before.split_whitespace().next().unwrap_or_default();
+        let access = format!("{predicate} {opcode:?} {register}");
+        *self = match offset.filter(|_| is_word) {
+            Some(offset) if access == self.first && offset == self.bytes => {
+                Words { bytes: offset + 4, first: access }
+            }
+            Some(0) => Words { bytes: 4, first: access },
+            _ => Words::default(),
+        };
+        self.bytes == 16
     }
 }
 
@@ -116,11 +157,34 @@ mod tests {
     #[test]
     fn accesses_are_those_of_global_memory() {
         let kernels = parse(CODE);
-        let of = |wide_loads, wide_stores, together| Accesses { wide_loads, wide_stores, together };
+        let of = |wide_loads, wide_stores, together| Accesses {
+            wide_loads,
+            wide_stores,
+            together,
+            word_by_word: false,
+        };
         assert_eq!(kernels["narrow"], of(false, false, 0));
         assert_eq!(kernels["wide"], of(true, false, 1));
         assert_eq!(kernels["copy"], of(true, true, 0));
         assert_eq!(kernels.len(), 3);
+    }
+
+    #[test]
+    fn words_of_a_pack_are_found() {
+        let store = |predicate: &str, register: u32, offset: &str| {
+            format!("  /*10*/  {predicate} STG.E desc[UR10][R{register}.64{offset}], R4 ;\n")
+        };
+        let word_by_word =
+            |code: String| parse(&format!("\t.section\t.text.k,\n{code}"))["k"].word_by_word;
+        let all = ["", "+0x4", "+0x8", "+0xc"];
+        let pack = |predicates: [&str; 4]| -> String {
+            predicates.iter().zip(all).map(|(predicate, offset)| store(predicate, 30, offset)).collect()
+        };
+        assert!(word_by_word(pack(["@!P5"; 4])));
+        assert!(!word_by_word(pack(["@P0", "@P1", "@P2", "@P3"])));
+        assert!(!word_by_word(store("", 2, "") + &store("", 4, "+0x4") + &store("", 4, "+0x8")));
+        let loads = all.map(|offset| format!("  /*10*/  LDG.E R9, desc[UR4][R2.64{offset}] ;\n"));
+        assert!(word_by_word(loads.concat()));
     }
 
     #[test]

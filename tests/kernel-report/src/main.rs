@@ -69,6 +69,7 @@ fn run(options: &Options) -> Result<(), String> {
     refuse_local_memory(&report)?;
     refuse_unplanned_shared_memory(&report)?;
     refuse_lone_loads(&report)?;
+    refuse_words(&report)?;
     refuse_excess(&report)?;
     if options.write {
         table::write(&options.document, &markdown)?;
@@ -153,6 +154,19 @@ fn refuse_lone_loads(report: &Report) -> Result<(), String> {
         for (architecture, Facts { accesses, .. }) in architectures {
             if has_batches && accesses.wide_loads && accesses.together < 2 {
                 refused += &format!("{kernel} on sm_{architecture}: a load at a time\n");
+            }
+        }
+    }
+    if refused.is_empty() { Ok(()) } else { Err(refused) }
+}
+
+/// Packs move as a whole: the compiler takes some apart where branches meet.
+fn refuse_words(report: &Report) -> Result<(), String> {
+    let mut refused = String::new();
+    for (kernel, architectures) in report.values().flatten() {
+        for (architecture, Facts { accesses, .. }) in architectures {
+            if accesses.word_by_word {
+                refused += &format!("{kernel} on sm_{architecture}: a pack word by word\n");
             }
         }
     }

@@ -98,7 +98,7 @@ mod tests {
     fn facts(registers: u32, shared: u32, wide_loads: bool) -> Facts {
         Facts {
             resources: Resources { registers, shared, ..Resources::default() },
-            accesses: Accesses { wide_loads, wide_stores: true, together: 0 },
+            accesses: Accesses { wide_loads, wide_stores: true, together: 0, word_by_word: false },
         }
     }
 
