@@ -113,14 +113,15 @@ struct FoldSums {
     }
 };
 
-// Takes so many whole batches, about the mean of at least as many values before them: what is lost where
-// they differ from it is no more than a rounding or two of the moments of all. No count changes, and
-// false is returned, where squares leave fp32's range.
+// Takes so many whole batches, about the mean of at least as many values before them, and the very first
+// one about one of its values: what is lost where they differ from it is no more than a few roundings of
+// the moments of all. No count changes, and false is returned, where squares leave fp32's range.
 template <class T, int V, int BATCH, class Walk>
 __device__ inline bool take_fold(const Params &params, Walk &walk, unsigned batches,
                                  CountedMoments (&moments)[Walk::CHANNELS]) {
     constexpr int CHANNELS = Walk::CHANNELS, VALUES = BATCH * V / CHANNELS;
     FoldSums sums[CHANNELS] = {};
+    const float before = moments[0].count;
 #pragma unroll 1
     for (unsigned batch = 0; batch < batches; ++batch, walk.end_batch(BATCH)) {
         Pack<T, V> packs[BATCH];
@@ -133,6 +134,7 @@ __device__ inline bool take_fold(const Params &params, Walk &walk, unsigned batc
         for (int c = 0; c < CHANNELS; ++c) {
             float values[VALUES];
             take_channel<CHANNELS>(params, packs, c, values);
+            if (before == 0.0f) moments[c].moments.mean_hi = values[0];
             sums[c].template add<T>(values, moments[c].moments.mean_hi);
         }
     }
@@ -141,7 +143,7 @@ __device__ inline bool take_fold(const Params &params, Walk &walk, unsigned batc
     for (int c = 0; c < CHANNELS; ++c) are_good = are_good && sums[c].is_good();
     if (!are_good) return false;
 
-    const float before = moments[0].count, added = (float)(batches * VALUES);
+    const float added = (float)(batches * VALUES);
     const Share share = share_of(added, before + added);
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
@@ -157,17 +159,6 @@ __device__ inline bool take_fold(const Params &params, Walk &walk, unsigned batc
     return true;
 }
 
-// Makes the thread's first values the pivots of its first fold, which is short.
-template <class T, int V, class Walk>
-__device__ inline void begin_with_first(const Params &params, Walk walk,
-                                        CountedMoments (&moments)[Walk::CHANNELS]) {
-    const Extent offset = walk.template next<true>(0).offset(params.x_stride);
-    float values[V];
-    to_floats<V>(params.is_bf16, load_pack<V>(reinterpret_cast<const T *>(params.x) + offset), 0, values);
-#pragma unroll
-    for (int c = 0; c < Walk::CHANNELS; ++c) moments[c].moments.mean_hi = values[c];
-}
-
 // Every thread's moments of its share of x.
 template <class T, int V, int BATCH, class Walk>
 __device__ inline void take_moments(const Params &params, Walk &walk,
@@ -177,7 +168,6 @@ __device__ inline void take_moments(const Params &params, Walk &walk,
         const unsigned before = (unsigned)fminf(moments[0].count, 4096.0f) / VALUES;
         const unsigned batches = min(min(max(before, 1u), MOST), walk.whole_batches(BATCH));
         if (batches > 0) {
-            if (moments[0].count == 0.0f) begin_with_first<T, V>(params, walk, moments);
             Walk ahead = walk;
             if (take_fold<T, V, BATCH>(params, ahead, batches, moments)) {
                 walk.go_to(ahead);
