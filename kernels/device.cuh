@@ -445,8 +445,8 @@ struct CopyTarget {
 };
 
 // Starts copying a pack of 16 bytes, or zeros for what is not there, to the target's i-th place. It must
-// not be touched before async_copy_wait(), after which this thread may read it; others after a barrier
-// more.
+// not be touched before async_copy_wait has waited for its stage: then this thread may read it, and
+// others after a barrier more.
 #ifdef WARPNORM_EMULATOR
 template <int N, class T>
 EMULATOR_ONE_ACCESS void async_copy_pack(const CopyTarget<Pack<T, N>> &to, unsigned i, const T *from,
@@ -473,11 +473,26 @@ __device__ __forceinline__ void async_copy_pack(const CopyTarget<Pack<T, N>> &to
 }
 #endif
 
-__device__ inline void async_copy_wait() {
+// Ends a stage: the copies that this thread has started since the last one.
+__device__ __forceinline__ void async_copy_commit() {
 #ifdef WARPNORM_EMULATOR
-    emulator::async_copy_wait();
+    emulator::async_copy_commit();
 #elif __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_all;" ::: "memory");
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits for all of this thread's stages but the latest ones, of which there may be 3.
+__device__ inline void async_copy_wait(unsigned stages) {
+#ifdef WARPNORM_EMULATOR
+    emulator::async_copy_wait(stages);
+#elif __CUDA_ARCH__ >= 800
+    switch (stages) {
+        case 3: asm volatile("cp.async.wait_group 3;" ::: "memory"); break;
+        case 2: asm volatile("cp.async.wait_group 2;" ::: "memory"); break;
+        case 1: asm volatile("cp.async.wait_group 1;" ::: "memory"); break;
+        default: asm volatile("cp.async.wait_group 0;" ::: "memory");
+    }
 #endif
 }
 

@@ -86,6 +86,12 @@ __device__ inline float unit_of(int gear) {
 // Brings a deviation into the gear's unit.
 __device__ inline float in_gear(float deviation, int gear) { return deviation * unit_of(gear); }
 
+// And back, which is exact.
+__device__ inline float out_of_gear(float deviation, int gear) {
+    const float unit = gear == GEAR_HIGH ? 0x1p60f : 0x1p-60f;
+    return gear == GEAR_MIDDLE ? deviation : deviation * unit;
+}
+
 // Brings an M2 from a gear into one that is not lower.
 __device__ inline float shift_gear(float m2, int from, int to) {
     if (from == to) return m2;
@@ -115,11 +121,12 @@ __device__ inline Moments moments_about(float pivot, float m2, int gear, float s
 __device__ inline Moments moments_from_sums(float pivot, float m2, float sum, float rest, float count) {
     // What the values differ from the pivot by in all, to twice the digits of fp32.
     const float of_pivot = pivot * count, of_pivot_rest = fmaf(pivot, count, -of_pivot);
-    float rest_of_sum;
-    const float deviations = two_sum(sum, -of_pivot, rest_of_sum);
-    rest_of_sum += rest - of_pivot_rest;
+    float lost, rest_of_deviations;
+    const float difference = two_sum(sum, -of_pivot, lost);
+    const float deviations = two_sum(difference, lost + (rest - of_pivot_rest), rest_of_deviations);
     const float correction = deviations / count;
-    const float correction_rest = (fmaf(-correction, count, deviations) + rest_of_sum) / count;
+    const float correction_rest =
+        (fmaf(-correction, count, deviations) + rest_of_deviations) / count;
     Moments result = {0.0f, 0.0f, fmaxf(fmaf(-deviations, correction, m2), 0.0f),
                       m2 == 0.0f ? GEAR_LOW : GEAR_MIDDLE};
     result.mean_hi = two_sum(pivot, correction, result.mean_lo);

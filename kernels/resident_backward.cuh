@@ -82,37 +82,37 @@ __device__ inline void bring_bits(const Params &params, Walk walk, unsigned pack
     });
 }
 
-// Brings one round of the inputs on chip. What is not there is zeros.
+// Starts bringing one round of the inputs on chip. What is not there is zeros.
 template <class T, int V, class Walk>
 __device__ inline void bring_inputs(const Params &params, const Walk &start, unsigned packs,
                                     const InputTiles<T, V> &tiles) {
     const CopyTarget<Pack<T, V>> to[3] = {tiles.x.target(), tiles.dy.target(), tiles.residual.target()};
     Walk walk = start;
-    if (walk.is_even()) {
-        walk_round<Walk, BROUGHT>(packs, walk, [&](unsigned slot) {
+    const bool is_even = walk.is_even();
+    bring_stages(packs, [&](unsigned first, unsigned last) {
+        walk_slots<Walk, BROUGHT>(first, last, walk, [&](unsigned slot) {
+            if (is_even) {
 #pragma unroll
-            for (int u = 0; u < BROUGHT; ++u) {
-                bring_packs<true>(params, tiles, to, slot + u, walk, walk.template next<true>(u));
-            }
-        });
-    } else if constexpr (Walk::HAS_ENDS) {
-        walk_round<Walk, BROUGHT>(packs, walk, [&](unsigned slot) {
+                for (int u = 0; u < BROUGHT; ++u) {
+                    bring_packs<true>(params, tiles, to, slot + u, walk, walk.template next<true>(u));
+                }
+            } else if constexpr (Walk::HAS_ENDS) {
 #pragma unroll 1
-            for (int u = 0; u < BROUGHT; ++u) {
-                bring_packs<false>(params, tiles, to, slot + u, walk, walk.next(u));
+                for (int u = 0; u < BROUGHT; ++u) {
+                    bring_packs<false>(params, tiles, to, slot + u, walk, walk.next(u));
+                }
             }
         });
-    }
+    });
     // After all copies are under way, which a load in their midst would hold up.
     if (tiles.has_mask) bring_bits(params, start, packs, tiles);
-    async_copy_wait();
 }
 
-// The batches of a round, from the tiles. `each(inputs)` may change them.
+// The batches of some slots, from the tiles. `each(inputs)` may change them.
 template <Gate GATE, class T, int V, int BATCH, class Walk, class Each>
-__device__ inline void walk_tiles(unsigned packs, Walk &walk, const InputTiles<T, V> &tiles,
-                                  const Each &each) {
-    walk_round<Walk, BATCH>(packs, walk, [&](unsigned slot) {
+__device__ inline void walk_tiles(unsigned first, unsigned last, Walk &walk,
+                                  const InputTiles<T, V> &tiles, const Each &each) {
+    walk_slots<Walk, BATCH>(first, last, walk, [&](unsigned slot) {
         Inputs<T, V> inputs[BATCH];
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) inputs[u] = tiles.template get<GATE>(slot + u);
@@ -153,8 +153,10 @@ __device__ void backward(const Params &params) {
                 constexpr Gate GATE = gate.GATE;
                 constexpr int TOGETHER = SUMMED<GATE, Walk, V>;
                 Walk walk = of_round;
-                walk_tiles<GATE, T, V, TOGETHER>(packs, walk, tiles, [&](auto &inputs) {
-                    sum_batch<GATE, Coefficients<T>>(params, walk, shelf, inputs, sums);
+                each_stage(packs, [&](unsigned first, unsigned last) {
+                    walk_tiles<GATE, T, V, TOGETHER>(first, last, walk, tiles, [&](auto &inputs) {
+                        sum_batch<GATE, Coefficients<T>>(params, walk, shelf, inputs, sums);
+                    });
                 });
             });
         }
@@ -179,12 +181,13 @@ __device__ void backward(const Params &params) {
             const unsigned packs = rounds.packs(round);
             if (round + 1 < rounds.count) {
                 bring_inputs<T, V>(params, again, packs, tiles);
+                async_copy_wait(0);
             }
             with_gate<ALL_GATES>(params, [&](auto gate) {
                 constexpr Gate GATE = gate.GATE;
                 constexpr int TOGETHER = CHANGED<GATE, Walk, V>;
                 Walk walk = again;
-                walk_tiles<GATE, T, V, TOGETHER>(packs, walk, tiles, [&](auto &inputs) {
+                walk_tiles<GATE, T, V, TOGETHER>(0, packs, walk, tiles, [&](auto &inputs) {
                     find_gradients<GATE>(params, walk, shelf, inputs);
 #pragma unroll
                     for (int u = 0; u < TOGETHER; ++u) {

@@ -12,7 +12,7 @@
 #include "tile.cuh"
 #include "walk.cuh"
 
-// Brings one round of x on chip: whole packs from the first slot on, their number is returned, and
+// Starts bringing one round of x on chip: whole packs from the first slot on, their number is returned, and
 // the ends of planes from the last slot down, each of which goes to `at_end(window, pack)` too.
 template <class T, int V, class Walk, class AtEnd>
 __device__ inline unsigned bring_x(const Params &params, Walk walk, unsigned packs,
@@ -30,14 +30,18 @@ __device__ inline unsigned bring_x(const Params &params, Walk walk, unsigned pac
         }
     };
     if (walk.is_even()) {
-        walk_round<Walk, BROUGHT>(packs, walk, [&](unsigned) {
+        bring_stages(packs, [&](unsigned first, unsigned last) {
+            walk_slots<Walk, BROUGHT>(first, last, walk, [&](unsigned) {
 #pragma unroll
-            for (int u = 0; u < BROUGHT; ++u) bring(walk.template next<true>(u));
+                for (int u = 0; u < BROUGHT; ++u) bring(walk.template next<true>(u));
+            });
         });
     } else if constexpr (Walk::HAS_ENDS) {
         walk_round<Walk, 1>(packs, walk, [&](unsigned) { bring(walk.next(0)); });
+        // A stage's whole packs are not its slots: all of them come together.
+        async_copy_commit();
+        async_copy_wait(0);
     }
-    async_copy_wait();
     return whole;
 }
 
@@ -46,17 +50,25 @@ struct TileSum {
     float sum, rest, largest;
 };
 
-// Of the first `packs` packs.
+template <class T>
+__device__ inline int gear_in_tile(const TileSum &sum) {
+    return HAS_GEARS<T> ? gear_of_values(sum.largest) : GEAR_MIDDLE;
+}
+
+// Of the packs from `begin` to before `end`.
 template <int CHANNELS, class T, int V>
-__device__ inline void sum_tile(const Tile<T, V> &tile, unsigned packs, TileSum (&sums)[CHANNELS]) {
-    // One channel's values are a pack's, several channels' are taken from several packs.
-    constexpr int TOGETHER = CHANNELS == 1 ? 1 : 4, VALUES = TOGETHER * V / CHANNELS;
+__device__ inline void sum_packs(const Tile<T, V> &tile, unsigned begin, unsigned end,
+                                 TileSum (&sums)[CHANNELS]) {
+    // One channel's values are a pack's, several channels' are taken from several packs, as registers
+    // allow.
+    constexpr int TOGETHER = CHANNELS == 1 ? 1 : CHANNELS == 8 && HAS_GEARS<T> ? 2 : 4;
+    constexpr int VALUES = TOGETHER * V / CHANNELS;
 #pragma unroll 1
-    for (unsigned first = 0; first < packs; first += TOGETHER) {
+    for (unsigned first = begin; first < end; first += TOGETHER) {
         Pack<T, V> of_batch[TOGETHER] = {};
 #pragma unroll
         for (int u = 0; u < TOGETHER; ++u) {
-            if (first + u < packs) of_batch[u] = tile.get(first + u);
+            if (first + u < end) of_batch[u] = tile.get(first + u);
         }
 #pragma unroll
         for (int c = 0; c < CHANNELS; ++c) {
@@ -76,25 +88,27 @@ __device__ inline void sum_tile(const Tile<T, V> &tile, unsigned packs, TileSum 
     }
 }
 
-// Takes the first `packs` packs of the tile into the moments of the thread's channels, in two
-// passes: the mean to twice the digits of fp32, then the deviations from it.
+// Takes the first `packs` packs of the tile, which are on their way to its `slots`, into the moments of
+// the thread's channels, in two passes: the mean to twice the digits of fp32, then the deviations from
+// it.
 template <int CHANNELS, class T, int V>
-__device__ inline void take_tile(const Tile<T, V> &tile, unsigned packs,
+__device__ inline void take_tile(const Tile<T, V> &tile, unsigned slots, unsigned packs,
                                  CountedMoments (&moments)[CHANNELS]) {
     constexpr int VALUES = V / CHANNELS;
     // One channel's packs depend on each other, several channels keep a thread busy by themselves.
     [[maybe_unused]] constexpr int UNROLLED = CHANNELS == 1 ? 2 : 1;
-    if (packs == 0) return;
     TileSum sums[CHANNELS] = {};
-    sum_tile(tile, packs, sums);
+    each_stage(slots, [&](unsigned first, unsigned last) {
+        sum_packs(tile, first, min(last, packs), sums);
+    });
+    if (packs == 0) return;
     const float count = (float)(packs * VALUES);
-    float pivot[CHANNELS], unit[CHANNELS], m2[CHANNELS] = {};
-    int gear[CHANNELS];
+    // In the gear's unit: -pivot, and what brings a value there.
+    float offset[CHANNELS], unit[CHANNELS], m2[CHANNELS] = {};
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
-        pivot[c] = sums[c].sum / count;
-        gear[c] = HAS_GEARS<T> ? gear_of_values(sums[c].largest) : GEAR_MIDDLE;
-        unit[c] = unit_of(gear[c]);
+        unit[c] = unit_of(gear_in_tile<T>(sums[c]));
+        offset[c] = -(sums[c].sum / count) * unit[c];
     }
 #pragma unroll UNROLLED
     for (unsigned i = 0; i < packs; ++i) {
@@ -105,7 +119,7 @@ __device__ inline void take_tile(const Tile<T, V> &tile, unsigned packs,
 #pragma unroll
             for (int v = 0; v < VALUES; ++v) {
                 const float value = to_float(pack.get(c + v));
-                deviations[v] = HAS_GEARS<T> ? fmaf(value, unit[c], -pivot[c] * unit[c]) : value - pivot[c];
+                deviations[v] = HAS_GEARS<T> ? fmaf(value, unit[c], offset[c]) : value + offset[c];
             }
             if (VALUES == 1) m2[c] = fmaf(deviations[0], deviations[0], m2[c]);
             else m2[c] += sum_of_squares<VALUES>(deviations);
@@ -115,8 +129,10 @@ __device__ inline void take_tile(const Tile<T, V> &tile, unsigned packs,
     const Share share = share_of(count, before + count);
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
-        const float deviations = fmaf(-pivot[c], count, sums[c].sum) + sums[c].rest;
-        const Moments of_tile = moments_about(pivot[c], m2[c], gear[c], deviations, count);
+        const int gear = gear_in_tile<T>(sums[c]);
+        const float pivot = -out_of_gear(offset[c], gear);
+        const float deviations = fmaf(-pivot, count, sums[c].sum) + sums[c].rest;
+        const Moments of_tile = moments_about(pivot, m2[c], gear, deviations, count);
         if (before == 0.0f) {
             moments[c].moments = of_tile;
         } else {
@@ -141,7 +157,7 @@ __device__ inline void take_rounds(const Params &params, Extent group, const Rou
                 const unsigned valid = valid_bits<Walk::CHANNELS, V>(windows);
                 take_batch(params, packs, valid, (float)__popc(valid), moments);
             });
-        take_tile(tile, whole, moments);
+        take_tile(tile, rounds.packs(round), whole, moments);
     }
 }
 
@@ -242,6 +258,7 @@ __device__ void forward(const Params &params) {
             if (round + 1 < rounds.count) {
                 bring_x<T, V>(params, again, packs, tile,
                                      [](const Window &, const Pack<T, V> &) {});
+                async_copy_wait(0);
             }
             apply_round<T, V, BATCH>(params, again, packs, tile, shelf);
         }

@@ -57,13 +57,49 @@ struct Rounds {
     __device__ unsigned packs(unsigned round) const { return round == 0 ? first : params.slots; }
 };
 
-// The batches of a round of so many packs.
+// The batches of a round's slots from the first to before the last.
 template <class Walk, int BATCH, class Each>
-__device__ inline void walk_round(unsigned packs, Walk &walk, const Each &each) {
-    static_assert(4 % BATCH == 0, "rounds are whole batches");
+__device__ inline void walk_slots(unsigned first, unsigned last, Walk &walk, const Each &each) {
+    static_assert(BROUGHT % BATCH == 0, "rounds and stages are whole batches");
 #pragma unroll 1
-    for (unsigned slot = 0; slot < packs && walk.has_batch(); slot += BATCH) {
+    for (unsigned slot = first; slot < last && walk.has_batch(); slot += BATCH) {
         each(slot);
         walk.end_batch(BATCH);
+    }
+}
+
+// All of a round.
+template <class Walk, int BATCH, class Each>
+__device__ inline void walk_round(unsigned packs, Walk &walk, const Each &each) {
+    walk_slots<Walk, BATCH>(0, packs, walk, each);
+}
+
+// A round comes in stages: its first slots are worked on while the last are under way.
+constexpr unsigned STAGES = 4;
+
+// Slots of each stage of a round of so many packs: whole batches.
+__device__ inline unsigned slots_per_stage(unsigned packs) {
+    return (packs + STAGES * BROUGHT - 1) / (STAGES * BROUGHT) * BROUGHT;
+}
+
+// Calls `each(first, last)` with the slots of each stage, as soon as they are on chip.
+template <class Each>
+__device__ inline void each_stage(unsigned packs, const Each &each) {
+    const unsigned slots = slots_per_stage(packs);
+#pragma unroll 1
+    for (unsigned stage = 0; stage < STAGES; ++stage) {
+        async_copy_wait(STAGES - 1 - stage);
+        each(min(stage * slots, packs), min((stage + 1) * slots, packs));
+    }
+}
+
+// Starts bringing a round's stages: `bring(first, last)` starts the copies of some slots.
+template <class Bring>
+__device__ inline void bring_stages(unsigned packs, const Bring &bring) {
+    const unsigned slots = slots_per_stage(packs);
+#pragma unroll 1
+    for (unsigned stage = 0; stage < STAGES; ++stage) {
+        bring(min(stage * slots, packs), min((stage + 1) * slots, packs));
+        async_copy_commit();
     }
 }

@@ -2,7 +2,17 @@
 // out.
 #include "test.h"
 
-enum Mistake { none, no_wait, never_waited, no_barrier_after, no_fence, no_fence_after, uncounted };
+enum Mistake {
+    none,
+    no_wait,
+    never_waited,
+    not_committed,
+    too_few_stages,
+    no_barrier_after,
+    no_fence,
+    no_fence_after,
+    uncounted
+};
 
 // Packs of four floats go through shared memory, each by its thread; with `shifted` each thread
 // stores what its neighbour has brought.
@@ -11,16 +21,19 @@ template <Mistake mistake, bool shifted> __device__ void copies(const TestParams
     const unsigned thread = threadIdx.x;
     const CopyTarget<Pack<float, 4>> target(tile);
     async_copy_pack(target, thread, static_cast<const float *>(params.input) + 4 * thread);
-    if (mistake != no_wait && mistake != never_waited) async_copy_wait();
+    if (mistake != not_committed) async_copy_commit();
+    if (mistake != no_wait && mistake != never_waited) async_copy_wait(mistake == too_few_stages);
     if (shifted && mistake != no_barrier_after) __syncthreads();
     if (mistake == never_waited) return;
     const unsigned from = shifted ? (thread + 1) % blockDim.x : thread;
     store_pack(static_cast<float *>(params.output) + 4 * thread, load_pack<4>(tile[from].values));
-    async_copy_wait();
+    async_copy_wait(0);
 }
 
 KERNEL(test_copies, 64, TestParams, copies<none, false>)
 KERNEL(test_copies_no_wait, 64, TestParams, copies<no_wait, false>)
+KERNEL(test_copies_not_committed, 64, TestParams, copies<not_committed, false>)
+KERNEL(test_copies_too_few_stages, 64, TestParams, copies<too_few_stages, false>)
 KERNEL(test_copies_never_waited, 64, TestParams, copies<never_waited, false>)
 KERNEL(test_copies_shifted, 64, TestParams, copies<none, true>)
 KERNEL(test_copies_shifted_no_barrier, 64, TestParams, copies<no_barrier_after, true>)

@@ -1,7 +1,10 @@
-// Asynchronous copies from global to shared memory. They land as late as they may, at the thread's
-// wait: who looks earlier finds memory that nobody has written.
+// Asynchronous copies from global to shared memory. They land as late as they may, when the thread
+// waits for their stage: who looks earlier finds memory that nobody has written.
 
 #include <string.h>
+
+#include <utility>
+#include <vector>
 
 #include "checker.h"
 #include "interface.h"
@@ -17,16 +20,23 @@ void async_copy(void *to, const void *from, size_t bytes, bool is_there, const v
     forget_shared(to, bytes);
     // Another place in the kernel than the read's, as counters see it.
     const void *landing = static_cast<const char *>(site) + 1;
-    current->copies.push_back(PendingCopy{to, is_there ? from : nullptr, bytes, landing});
+    current->copies.push_back(PendingCopy{to, is_there ? from : nullptr, bytes, landing, current->stages});
 }
 
-void async_copy_wait() {
+void async_copy_commit() { ++current->stages; }
+
+void async_copy_wait(unsigned stages) {
+    std::vector<PendingCopy> under_way;
     for (const PendingCopy &copy : current->copies) {
+        if (copy.stage + stages >= current->stages) {
+            under_way.push_back(copy);
+            continue;
+        }
         observe_aligned(copy.to, copy.bytes, Access::write, copy.site);
         if (copy.from) memcpy(copy.to, copy.from, copy.bytes);
         else memset(copy.to, 0, copy.bytes);
     }
-    current->copies.clear();
+    current->copies = std::move(under_way);
 }
 
 }  // namespace emulator

@@ -44,7 +44,8 @@ void pack_write(void *address, size_t bytes, const void *site);
 
 // Starts a copy to shared memory; waits for all that this thread has started.
 void async_copy(void *to, const void *from, size_t bytes, bool is_there, const void *site);
-void async_copy_wait();
+void async_copy_commit();
+void async_copy_wait(unsigned stages);
 
 // Reads what others change by atomics.
 unsigned atomic_load(const unsigned *address);

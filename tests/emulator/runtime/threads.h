@@ -44,6 +44,7 @@ struct PendingCopy {
     const void *from;
     size_t bytes;
     const void *site;
+    unsigned stage;  // of its thread
 };
 
 struct Thread {
@@ -57,6 +58,7 @@ struct Thread {
     LaneCall call;
     FenceTimes fences;
     std::vector<PendingCopy> copies;
+    unsigned stages;  // of copies, that it has ended
 };
 
 struct Warp {

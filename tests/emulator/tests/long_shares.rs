@@ -41,6 +41,12 @@ const WIDE_SERIES: [(&str, Series); 4] = [
     ("zeros, and then tiny ones", |place, _, noise| if place < 0.3 { 0.0 } else { 1e-26 * noise }),
 ];
 
+/// Such as only f32 holds.
+const FINE_SERIES: [(&str, Series); 2] = [
+    ("a mean far from zero", |_, channel, noise| 1e4 * channel as f64 + 1e-2 * noise),
+    ("a drift far from zero", |place, _, noise| 1e6 + 30.0 * place + 0.1 * noise),
+];
+
 fn series<E: Element>(dim: Dim, layout: warpnorm::Layout, of: Series) -> Data<E> {
     let mut data = Data::<E>::new(Case { eps: 1e-60, ..Case::new(dim, layout, Epilogue::NONE) });
     let values = (dim.0 * dim.2) as f64;
@@ -94,6 +100,7 @@ fn check_all<E: Element<Param = f32>>(names: &[(&str, Series)]) {
 fn in_f32() {
     check_all::<f32>(&SERIES);
     check_all::<f32>(&WIDE_SERIES);
+    check_all::<f32>(&FINE_SERIES);
 }
 
 #[test]

@@ -59,13 +59,15 @@ fn copies_land_where_they_should() {
     }
 }
 
-/// Breaks if a copy lands before its wait, a thread may leave one behind, or one thread's wait is
-/// taken for another's.
+/// Breaks if a copy lands before its stage is waited for, a thread may leave one behind, or one
+/// thread's wait is taken for another's.
 #[test]
 fn a_missing_wait() {
     for seed in SEEDS {
         let fails = |kernel, part| assert_fails(copy(kernel, seed).0, kernel, part);
-        fails("test_copies_no_wait", "uninitialised shared memory");
+        for kernel in ["test_copies_no_wait", "test_copies_not_committed", "test_copies_too_few_stages"] {
+            fails(kernel, "uninitialised shared memory");
+        }
         fails("test_copies_never_waited", "1 copies under way");
         let kernel = "test_copies_shifted_no_barrier";
         let error = copy(kernel, seed).0.unwrap_err().to_string();
