@@ -130,13 +130,20 @@ pub const DEFAULT_MOMENTUM: f64 = 0.1;
 /// # Ok::<(), warpnorm::Error>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct BatchNormConfig {
-    pub(crate) channels: usize,
-    pub(crate) eps: f64,
-    pub(crate) momentum: Option<f64>,
-    pub(crate) affine: bool,
-    pub(crate) track_running_stats: bool,
-    pub(crate) activation: Activation,
+    /// C.
+    pub channels: usize,
+    /// Added to the variance.
+    pub eps: f64,
+    /// The weight of the new value in the running statistics; `None` is the cumulative average.
+    pub momentum: Option<f64>,
+    /// Whether there are a weight and a bias.
+    pub affine: bool,
+    /// Whether running statistics are kept.
+    pub track_running_stats: bool,
+    /// Applied to the result.
+    pub activation: Activation,
 }
 
 impl BatchNormConfig {
@@ -187,7 +194,7 @@ impl BatchNormConfig {
         if self.channels == 0 {
             return Err(Error::argument("channels", "at least 1", 0));
         }
-        if self.channels > isize::MAX as usize / size_of::<f64>() {
+        if self.channels > MOST_CHANNELS {
             return Err(Error::argument("channels", "as many as can be addressed", self.channels));
         }
         check_eps(self.eps)?;
@@ -198,6 +205,9 @@ impl BatchNormConfig {
         }
     }
 }
+
+/// Of which what a call keeps for each can be counted in bytes.
+pub(crate) const MOST_CHANNELS: usize = isize::MAX as usize / 1024;
 
 pub(crate) fn check_eps(eps: f64) -> Result<()> {
     if eps.is_finite() && eps >= 0.0 {

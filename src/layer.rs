@@ -4,6 +4,7 @@ use crate::backend::*;
 use crate::config::{BatchNormConfig, Epilogue, Layout};
 use crate::element::{Element, Param};
 use crate::error::{Error, Result, check_len};
+use crate::memory::filled;
 use crate::problem::Problem;
 use crate::saved::Saved;
 
@@ -70,6 +71,29 @@ pub struct BatchNorm<B: Backend = crate::Cpu, P: Param = f32> {
     training: bool,
 }
 
+// Derived, it would ask for it of P and not of the buffers.
+impl<B: Backend, P: Param> Clone for BatchNorm<B, P>
+where
+    B::Buffer<P>: Clone,
+    B::Buffer<i64>: Clone,
+{
+    fn clone(&self) -> Self {
+        let of_running = |running: &RunningBuffers<B, P>| RunningBuffers {
+            mean: running.mean.clone(),
+            var: running.var.clone(),
+            num_batches_tracked: running.num_batches_tracked.clone(),
+        };
+        BatchNorm {
+            backend: self.backend.clone(),
+            config: self.config,
+            weight: self.weight.clone(),
+            bias: self.bias.clone(),
+            running: self.running.as_ref().map(of_running),
+            training: self.training,
+        }
+    }
+}
+
 pub(crate) struct RunningBuffers<B: Backend, P: Param> {
     pub(crate) mean: B::Buffer<P>,
     pub(crate) var: B::Buffer<P>,
@@ -99,7 +123,7 @@ impl BatchNormConfig {
     /// of the activation.
     pub fn build<B: Backend, P: Param>(self, backend: B) -> Result<BatchNorm<B, P>> {
         self.check()?;
-        let filled = |value: f64| backend.upload(&vec![P::from_f64(value); self.channels]);
+        let filled = |value: f64| backend.upload(&filled(self.channels, P::from_f64(value))?);
         let (weight, bias) = match self.affine {
             true => (Some(filled(1.0)?), Some(filled(0.0)?)),
             false => (None, None),

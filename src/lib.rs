@@ -12,6 +12,7 @@ mod element;
 mod error;
 mod fold;
 mod layer;
+mod memory;
 mod problem;
 pub mod reference;
 mod saved;

@@ -1,6 +1,6 @@
 //! [`Problem`]: a validated batch-normalization call. Every call goes through one.
 
-use crate::config::{Epilogue, Layout, check_activation};
+use crate::config::{Epilogue, Layout, MOST_CHANNELS, check_activation};
 use crate::element::DType;
 use crate::error::{Error, Result};
 use std::fmt;
@@ -66,8 +66,8 @@ impl Problem {
     /// layout; `[N, C]` alone is a spatial extent of 1).
     ///
     /// # Errors
-    /// Fewer than two extents, no channels, more elements than `usize` counts, an activation with
-    /// a non-finite parameter. A batch of 0 is allowed here; training refuses it.
+    /// Fewer than two extents, no channels, more elements or channels than can be addressed, an
+    /// activation with a non-finite parameter. A batch of 0 is allowed here; training refuses it.
     pub fn new(
         extents: &[usize],
         layout: Layout,
@@ -92,10 +92,10 @@ impl Problem {
         let bytes = extents
             .iter()
             .try_fold(dtype.size(), |product, &extent| product.checked_mul(extent.max(1)));
-        if bytes.is_none_or(|bytes| bytes > isize::MAX as usize) {
+        if channels > MOST_CHANNELS || bytes.is_none_or(|bytes| bytes > isize::MAX as usize) {
             return Err(Error::argument(
                 "extents",
-                "a tensor that can be addressed",
+                "a tensor, and channels, that can be addressed",
                 format_args!("{extents:?}"),
             ));
         }

@@ -63,15 +63,11 @@ pub fn activate(activation: Activation, z: f64) -> f64 {
 pub fn derivative(activation: Activation, z: f64) -> f64 {
     match activation {
         Activation::Identity => 1.0,
-        Activation::Relu => f64::from(u8::from(z > 0.0)),
-        Activation::LeakyRelu { negative_slope } => {
-            if z > 0.0 {
-                1.0
-            } else {
-                negative_slope
-            }
-        }
-        Activation::Relu6 => f64::from(u8::from(z > 0.0 && z < 6.0)),
+        Activation::Relu if z <= 0.0 => 0.0,
+        Activation::LeakyRelu { negative_slope } if z <= 0.0 => negative_slope,
+        Activation::Relu6 if z <= 0.0 || z >= 6.0 => 0.0,
+        // NaN's too.
+        Activation::Relu | Activation::LeakyRelu { .. } | Activation::Relu6 => 1.0,
         Activation::Sigmoid => logistic(z) * logistic(-z),
         Activation::Tanh => 1.0 / z.cosh().powi(2),
         Activation::Silu => logistic(z) * (1.0 + z * logistic(-z)),

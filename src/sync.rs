@@ -10,6 +10,7 @@ use crate::cpu::Cpu;
 use crate::element::{Element, Param};
 use crate::error::{Error, Result};
 use crate::layer::BatchNorm;
+use crate::memory::filled;
 use crate::problem::{Operand, Problem};
 use crate::saved::Saved;
 use ndarray::{Array, ArrayRef, Dimension};
@@ -118,7 +119,7 @@ impl<P: Param> SyncBatchNorm<P> {
     ) -> Result<(Vec<Array<E, D>>, SyncSaved<P>)> {
         let len = MOMENT_ROWS * self.layer.channels();
         let backend = self.layer.backend.clone();
-        let mut moments = vec![0.0; len * parts.len()];
+        let mut moments = filled(len * parts.len(), 0.0)?;
         // What an all-gather would do between devices, the buffer does here.
         parts.par_iter().zip(moments.par_chunks_mut(len)).try_for_each(|(part, moments)| {
             let mut workspace = backend.workspace(&part.problem)?;
@@ -213,7 +214,7 @@ impl<P: Param> SyncBatchNorm<P> {
         check_count("saved", parts.len(), saved.parts.len())?;
         let (layer, backend) = (&self.layer, &self.layer.backend);
         let len = SUM_ROWS * layer.channels();
-        let mut gathered = vec![0.0; len * parts.len()];
+        let mut gathered = filled(len * parts.len(), 0.0)?;
         let affine = layer.config().affine;
         let mut gradients: Vec<_> = parts
             .iter()
@@ -238,7 +239,7 @@ impl<P: Param> SyncBatchNorm<P> {
                 backend.backward_reduce(&part.problem, reduce)
             },
         )?;
-        let mut sums = vec![0.0; len];
+        let mut sums = filled(len, 0.0)?;
         backend.merge_sums(layer.channels(), (&gathered).into(), (&mut sums).into())?;
         parts.par_iter().zip(&saved.parts).zip(&mut gradients).try_for_each(
             |((part, saved), gradients)| {

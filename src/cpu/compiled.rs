@@ -11,6 +11,7 @@ use super::{Convert, Cpu, CpuWorkspace, WorkspaceSize};
 use crate::backend::*;
 use crate::element::{Element, Scalar};
 use crate::error::{Error, Result};
+use crate::memory::filled;
 use crate::problem::Problem;
 use half::{bf16, f16};
 
@@ -69,7 +70,7 @@ impl Backend for Cpu {
     type Workspace = CpuWorkspace;
 
     fn zeros<T: Scalar>(&self, len: usize) -> Result<Vec<T>> {
-        Ok(vec![T::default(); len])
+        filled(len, T::default())
     }
 
     fn upload<T: Scalar>(&self, values: &[T]) -> Result<Vec<T>> {
@@ -97,7 +98,7 @@ impl Backend for Cpu {
     }
 
     fn workspace(&self, problem: &Problem) -> Result<CpuWorkspace> {
-        Ok(CpuWorkspace::new(WorkspaceSize::of(problem)))
+        CpuWorkspace::new(WorkspaceSize::of(problem))
     }
 
     fn forward_train<E: Element>(

@@ -35,6 +35,7 @@ pub use tensor::{CpuSlice, CpuSliceMut};
 use crate::config::Layout;
 use crate::element::DType;
 use crate::error::{Error, Result};
+use crate::memory::filled;
 use crate::problem::Problem;
 use channel::Sums;
 pub(crate) use compiled::Compiled;
@@ -172,16 +173,16 @@ impl WorkspaceSize {
 }
 
 impl CpuWorkspace {
-    fn new(size: WorkspaceSize) -> Self {
-        CpuWorkspace {
-            moments: vec![Moments::default(); size.moments],
-            sums: vec![Sums::default(); size.sums],
-            partials: vec![0.0; size.partials],
+    fn new(size: WorkspaceSize) -> Result<Self> {
+        Ok(CpuWorkspace {
+            moments: filled(size.moments, Moments::default())?,
+            sums: filled(size.sums, Sums::default())?,
+            partials: filled(size.partials, 0.0)?,
             lanes: LaneTables {
-                double: vec![0.0; size.lanes],
-                single: vec![0.0; size.single_lanes],
+                double: filled(size.lanes, 0.0)?,
+                single: filled(size.single_lanes, 0.0)?,
             },
-        }
+        })
     }
 
     fn check(&self, problem: &Problem) -> Result<()> {

@@ -282,7 +282,13 @@ fn problems_that_cannot_be() {
     assert_names(new(&[]).unwrap_err(), "extents", "at least two", "[]");
     assert_names(new(&[5]).unwrap_err(), "extents", "at least two", "[5]");
     assert_names(new(&[5, 0, 3]).unwrap_err(), "extents", "at least 1 channel", "[5, 0, 3]");
-    for huge in [[usize::MAX, 2, 1], [1 << 40, 1 << 20, 8], [1 << 61, 1, 1], [0, usize::MAX, 9]] {
+    for huge in [
+        [usize::MAX, 2, 1],
+        [1 << 40, 1 << 20, 8],
+        [1 << 61, 1, 1],
+        [0, usize::MAX, 9],
+        [0, 1 << 55, 1],
+    ] {
         let found = format!("{huge:?}");
         assert_names(new(&huge).unwrap_err(), "extents", "can be addressed", &found);
     }
@@ -306,6 +312,24 @@ fn bytes_that_cannot_be_counted() {
         let problem = Problem::new(&extents, layout, DType::F32, ADD_RELU).unwrap();
         assert_eq!(problem.forward_floor_bytes(), usize::MAX);
         assert_eq!(problem.backward_floor_bytes(), usize::MAX);
+    }
+}
+
+/// As many channels as a problem may have, and no memory for what is kept of each.
+#[test]
+fn more_channels_than_fit_memory() {
+    let channels = 1 << 52;
+    for layout in LAYOUTS {
+        let problem = Problem::new(&[0, channels], layout, DType::F32, ADD_RELU).unwrap();
+        let cpu = Cpu::new();
+        let refused = [
+            cpu.workspace(&problem).err(),
+            Saved::<Cpu, f32>::new(&cpu, &problem).err(),
+            BatchNorm::<Cpu>::new(channels, cpu).err(),
+        ];
+        for error in refused.map(|error| error.expect("there is not so much memory").to_string()) {
+            assert!(error.contains("memory for"), "{error}");
+        }
     }
 }
 
