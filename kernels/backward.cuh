@@ -228,12 +228,18 @@ __device__ inline WideSums widen(const CompensatedSum &g, const CompensatedSum &
     return {(double)g.hi + g.lo, (double)gd.hi + gd.lo};
 }
 
-// Adds the values of a batch that belong to one channel.
+// Adds the values of a batch that belong to one channel: so few together in fp32 that one which
+// outweighs all others is rounded three times at most.
 template <int N>
 __device__ inline void add_batch(const float (&g)[N], const float (&gd)[N], CompensatedSum &sum_g,
                                  CompensatedSum &sum_gd) {
-    sum_g.add(sum_of<N>(g));
-    sum_gd.add(sum_of<N>(gd));
+    constexpr int TOGETHER = N < 8 ? N : 8;
+    static_assert(N % TOGETHER == 0, "batches are whole");
+#pragma unroll
+    for (int first = 0; first < N; first += TOGETHER) {
+        sum_g.add(sum_of<TOGETHER>(g + first));
+        sum_gd.add(sum_of<TOGETHER>(gd + first));
+    }
 }
 
 // The sum of g * (x - mean), of g * deviation.

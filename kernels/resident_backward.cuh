@@ -11,8 +11,8 @@
 #include "tile.cuh"
 #include "walk.cuh"
 
-// Packs that are worked on together: in sums, as few values as keep fp32's digits before they go to a
-// compensated sum; for dx, what registers allow.
+// Packs that are worked on together: for the sums, whose four rows of columns add up in fp32 before they
+// go to a compensated sum, and for dx, as registers allow.
 template <Gate GATE, class Walk, int V>
 constexpr int SUMMED = GATE == ANY_FROM_X ? BATCH_ANY : Walk::CHANNELS == 1 ? 16 / V : 4;
 template <Gate GATE, class Walk, int V>

@@ -45,15 +45,16 @@ __device__ inline unsigned bring_x(const Params &params, Walk walk, unsigned pac
     return whole;
 }
 
-// The sums of a channel's values in a tile, to twice the digits of fp32, and the largest of them.
+// What a tile holds of a channel: the sum of the values to twice the digits of fp32, and the largest
+// of them.
 struct TileSum {
     float sum, rest, largest;
-};
 
-template <class T>
-__device__ inline int gear_in_tile(const TileSum &sum) {
-    return HAS_GEARS<T> ? gear_of_values(sum.largest) : GEAR_MIDDLE;
-}
+    template <class T>
+    __device__ int gear() const {
+        return HAS_GEARS<T> ? gear_of_values(largest) : GEAR_MIDDLE;
+    }
+};
 
 // Of the packs from `begin` to before `end`.
 template <int CHANNELS, class T, int V>
@@ -88,28 +89,15 @@ __device__ inline void sum_packs(const Tile<T, V> &tile, unsigned begin, unsigne
     }
 }
 
-// Takes the first `packs` packs of the tile, which are on their way to its `slots`, into the moments of
-// the thread's channels, in two passes: the mean to twice the digits of fp32, then the deviations from
-// it.
+// Squares of the first `packs` packs' deviations from a pivot of their channel. In the gear's unit:
+// `offset` is the pivot, negative, and `unit` brings a value there.
 template <int CHANNELS, class T, int V>
-__device__ inline void take_tile(const Tile<T, V> &tile, unsigned slots, unsigned packs,
-                                 CountedMoments (&moments)[CHANNELS]) {
+__device__ inline void square_packs(const Tile<T, V> &tile, unsigned packs,
+                                    const float (&offset)[CHANNELS], const float (&unit)[CHANNELS],
+                                    float (&m2)[CHANNELS]) {
     constexpr int VALUES = V / CHANNELS;
     // One channel's packs depend on each other, several channels keep a thread busy by themselves.
     [[maybe_unused]] constexpr int UNROLLED = CHANNELS == 1 ? 2 : 1;
-    TileSum sums[CHANNELS] = {};
-    each_stage(slots, [&](unsigned first, unsigned last) {
-        sum_packs(tile, first, min(last, packs), sums);
-    });
-    if (packs == 0) return;
-    const float count = (float)(packs * VALUES);
-    // In the gear's unit: -pivot, and what brings a value there.
-    float offset[CHANNELS], unit[CHANNELS], m2[CHANNELS] = {};
-#pragma unroll
-    for (int c = 0; c < CHANNELS; ++c) {
-        unit[c] = unit_of(gear_in_tile<T>(sums[c]));
-        offset[c] = -(sums[c].sum / count) * unit[c];
-    }
 #pragma unroll UNROLLED
     for (unsigned i = 0; i < packs; ++i) {
         const Pack<T, V> pack = tile.get(i);
@@ -125,11 +113,32 @@ __device__ inline void take_tile(const Tile<T, V> &tile, unsigned slots, unsigne
             else m2[c] += sum_of_squares<VALUES>(deviations);
         }
     }
+}
+
+// Takes the first `packs` packs of the tile, which are on their way to its `slots`, into the moments of
+// the thread's channels, in two passes: the mean to twice the digits of fp32, then the deviations from
+// it.
+template <int CHANNELS, class T, int V>
+__device__ inline void take_tile(const Tile<T, V> &tile, unsigned slots, unsigned packs,
+                                 CountedMoments (&moments)[CHANNELS]) {
+    TileSum sums[CHANNELS] = {};
+    each_stage(slots, [&](unsigned first, unsigned last) {
+        sum_packs(tile, first, min(last, packs), sums);
+    });
+    if (packs == 0) return;
+    const float count = (float)(packs * (V / CHANNELS));
+    float offset[CHANNELS], unit[CHANNELS], m2[CHANNELS] = {};
+#pragma unroll
+    for (int c = 0; c < CHANNELS; ++c) {
+        unit[c] = unit_of(sums[c].template gear<T>());
+        offset[c] = -(sums[c].sum / count) * unit[c];
+    }
+    square_packs(tile, packs, offset, unit, m2);
     const float before = moments[0].count;
     const Share share = share_of(count, before + count);
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
-        const int gear = gear_in_tile<T>(sums[c]);
+        const int gear = sums[c].template gear<T>();
         const float pivot = -out_of_gear(offset[c], gear);
         const float deviations = fmaf(-pivot, count, sums[c].sum) + sums[c].rest;
         const Moments of_tile = moments_about(pivot, m2[c], gear, deviations, count);
