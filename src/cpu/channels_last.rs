@@ -40,6 +40,7 @@ pub fn statistics<E: Element>(
 }
 
 vectorized! {
+    by_lane
     /// Merges every channel's partials in order into `[3, C]`; returns how many values that is.
     fn merge_partials<'a, E>(
         partition: &'a Partition,
@@ -76,6 +77,7 @@ fn measure<E: Element>(x: ArrayView3<'_, E>, rows: [usize; 2], lanes: usize, par
 }
 
 vectorized! {
+    by_lane
     /// Merges dense rows into the moments of `before` rows.
     fn measure_rows<'a, 'b, E>(
         x: &'a [E],
@@ -257,6 +259,7 @@ fn mask_range(values: &Range<usize>, lanes: usize) -> Range<usize> {
 type FlatForward<'a, E> = (&'a [E], Option<&'a [E]>, &'a mut [E], Option<&'a mut [u8]>);
 
 vectorized! {
+    by_lane
     fn apply_rows<'a, 'b, E>(
         tensors: FlatForward<'a, E>,
         coefficients: LanePrecisions<'a>,
@@ -341,6 +344,7 @@ pub fn apply_in_place<E: Element>(
 }
 
 vectorized! {
+    by_lane
     fn apply_rows_in_place<'a, 'b, E>(
         tensors: (Option<&'a [E]>, &'a mut [E]),
         coefficients: LanePrecisions<'a>,
@@ -441,6 +445,7 @@ pub fn reduce<E: Element>(
 }
 
 vectorized! {
+    by_lane
     /// Adds up every channel's partial sums in order into `[2, C]`; returns how many values that is.
     fn add_partials<'a, E>(
         partition: &'a Partition,
@@ -466,6 +471,7 @@ vectorized! {
 }
 
 vectorized! {
+    by_lane
     /// Adds dense rows to the sums of each lane.
     fn reduce_rows<'a, 'b, E>(
         inputs: FlatInputs<'a, E>,
@@ -525,6 +531,7 @@ pub fn gradients<E: Element>(
 }
 
 vectorized! {
+    by_lane
     fn write_gradients<'a, 'b, E>(
         inputs: FlatInputs<'a, E>,
         outputs: (&'a mut [E], Option<&'a mut [E]>),

@@ -23,6 +23,11 @@ pub trait Convert: Copy + Default {
     /// The second half: to nearest even.
     fn narrow<const N: usize>(values: &[Self::Wide; N]) -> [Self; N];
 
+    /// Whether loops whose lanes have coefficients of their own are faster with 512 bits a vector than
+    /// with 256. Not where half of a vector is stored after its conversion, to be loaded as a whole:
+    /// such a load waits for both stores.
+    const BY_LANE_IN_512_BITS: bool = true;
+
     /// Whether f32 holds more digits than a result needs.
     const SINGLE: bool;
     /// Exact, where `SINGLE`.
@@ -187,6 +192,8 @@ impl Convert for f16 {
     fn narrow<const N: usize>(values: &[f32; N]) -> [f16; N] {
         simd::f32_to_f16(values)
     }
+
+    const BY_LANE_IN_512_BITS: bool = false;
 
     const SINGLE: bool = true;
 

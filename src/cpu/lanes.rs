@@ -219,6 +219,7 @@ impl<'a> LaneCoefficients<'a> {
 }
 
 vectorized! {
+    by_lane
     /// Fills the rows of f32; returns whether that is enough for every lane.
     fn round_rows<'a, 'b, E>(from: LaneCoefficients<'a>, rows: &'b mut [f32]) -> bool {
         let stride = rows.len() / ROWS;

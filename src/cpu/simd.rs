@@ -14,9 +14,14 @@ use crate::element::Element;
 use half::f16;
 use std::ops::{Add, Mul, Range};
 
-/// Defines a function whose body is compiled for every instruction set and dispatched at run time.
+/// Defines a function whose body is compiled for every instruction set and dispatched at run time;
+/// `by_lane` where each lane of a vector has coefficients of its own.
 macro_rules! vectorized {
+    (by_lane $($function:tt)*) => {
+        $crate::cpu::simd::vectorized!(@dispatch_by_lane $($function)*);
+    };
     (
+        @$dispatch:ident
         $(#[$attribute:meta])*
         $vis:vis fn $name:ident<$($lifetime:lifetime,)* $element:ident>(
             $($argument:ident: $type:ty),* $(,)?
@@ -41,11 +46,14 @@ macro_rules! vectorized {
                     $body
                 }
             }
-            $crate::cpu::simd::dispatch(Call::<$($lifetime,)* $element> {
+            $crate::cpu::simd::$dispatch::<$element, _>(Call::<$($lifetime,)* $element> {
                 $($argument,)*
                 marker: ::std::marker::PhantomData,
             })
         }
+    };
+    ($($function:tt)*) => {
+        $crate::cpu::simd::vectorized!(@dispatch $($function)*);
     };
 }
 pub(super) use vectorized;
@@ -82,9 +90,21 @@ pulp::simd_type! {
     }
 }
 
+/// [`dispatch`] where each lane of a vector has coefficients of its own.
+#[inline]
+pub fn dispatch_by_lane<E: Convert, F: pulp::NullaryFnOnce>(call: F) -> F::Output {
+    #[cfg(target_arch = "x86_64")]
+    if !E::BY_LANE_IN_512_BITS
+        && let Some(isa) = Avx2::try_new()
+    {
+        return isa.vectorize(call);
+    }
+    dispatch::<E, F>(call)
+}
+
 /// Calls `call` as compiled for the best instruction set at hand.
 #[inline]
-pub fn dispatch<F: pulp::NullaryFnOnce>(call: F) -> F::Output {
+pub fn dispatch<E, F: pulp::NullaryFnOnce>(call: F) -> F::Output {
     #[cfg(target_arch = "x86_64")]
     {
         if let Some(isa) = Avx512::try_new() {
