@@ -18,7 +18,10 @@ type Series = fn(place: f64, channel: usize, noise: f64) -> f64;
 
 const SERIES: [(&str, Series); 7] = [
     ("a drift", |place, _, noise| 1000.0 * place + noise),
-    ("zeros first", |place, channel, noise| if place < 0.4 { 0.0 } else { channel as f64 - 3.0 + noise }),
+    (
+        "zeros first",
+        |place, channel, noise| if place < 0.4 { 0.0 } else { channel as f64 - 3.0 + noise },
+    ),
     ("outliers first", |place, _, noise| if place < 0.001 { 3e4 } else { noise }),
     ("a step in every channel but one", |place, channel, noise| match channel {
         1 => 7.25,
@@ -35,8 +38,14 @@ const SERIES: [(&str, Series); 7] = [
 
 /// Such as only f32 and bf16 hold.
 const WIDE_SERIES: [(&str, Series); 4] = [
-    ("tiny ones, and then others", |place, _, noise| if place < 0.5 { 1e-25 * noise } else { noise }),
-    ("huge ones, and then others", |place, _, noise| if place < 0.3 { 1e25 * noise } else { noise }),
+    (
+        "tiny ones, and then others",
+        |place, _, noise| if place < 0.5 { 1e-25 * noise } else { noise },
+    ),
+    (
+        "huge ones, and then others",
+        |place, _, noise| if place < 0.3 { 1e25 * noise } else { noise },
+    ),
     ("tiny throughout", |_, _, noise| 1e-28 * noise),
     ("zeros, and then tiny ones", |place, _, noise| if place < 0.3 { 0.0 } else { 1e-26 * noise }),
 ];
@@ -59,8 +68,9 @@ fn series<E: Element>(dim: Dim, layout: warpnorm::Layout, of: Series) -> Data<E>
 }
 
 fn check<E: Element<Param = f32>>(data: &Data<E>, choice: Choice) {
-    let device = Device::new(Emulator::new(Options { facts: default_facts(), ..Options::default() }))
-        .with_choice(choice);
+    let device =
+        Device::new(Emulator::new(Options { facts: default_facts(), ..Options::default() }))
+            .with_choice(choice);
     let expected = data.expected(Mode::Train);
     let mut buffers = Buffers::dense(data);
     let mut workspace = device.workspace(&buffers.problem).unwrap();

@@ -65,7 +65,9 @@ fn copies_land_where_they_should() {
 fn a_missing_wait() {
     for seed in SEEDS {
         let fails = |kernel, part| assert_fails(copy(kernel, seed).0, kernel, part);
-        for kernel in ["test_copies_no_wait", "test_copies_not_committed", "test_copies_too_few_stages"] {
+        for kernel in
+            ["test_copies_no_wait", "test_copies_not_committed", "test_copies_too_few_stages"]
+        {
             fails(kernel, "uninitialised shared memory");
         }
         fails("test_copies_never_waited", "1 copies under way");

@@ -178,7 +178,11 @@ mod tests {
             |code: String| parse(&format!("\t.section\t.text.k,\n{code}"))["k"].word_by_word;
         let all = ["", "+0x4", "+0x8", "+0xc"];
         let pack = |predicates: [&str; 4]| -> String {
-            predicates.iter().zip(all).map(|(predicate, offset)| store(predicate, 30, offset)).collect()
+            predicates
+                .iter()
+                .zip(all)
+                .map(|(predicate, offset)| store(predicate, 30, offset))
+                .collect()
         };
         assert!(word_by_word(pack(["@!P5"; 4])));
         assert!(!word_by_word(pack(["@P0", "@P1", "@P2", "@P3"])));
