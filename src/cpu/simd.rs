@@ -18,10 +18,10 @@ use std::ops::{Add, Mul, Range};
 /// `by_lane` where each lane of a vector has coefficients of its own.
 macro_rules! vectorized {
     (by_lane $($function:tt)*) => {
-        $crate::cpu::simd::vectorized!(@dispatch_by_lane $($function)*);
+        $crate::cpu::simd::vectorized!(@true $($function)*);
     };
     (
-        @$dispatch:ident
+        @$by_lane:literal
         $(#[$attribute:meta])*
         $vis:vis fn $name:ident<$($lifetime:lifetime,)* $element:ident>(
             $($argument:ident: $type:ty),* $(,)?
@@ -46,14 +46,15 @@ macro_rules! vectorized {
                     $body
                 }
             }
-            $crate::cpu::simd::$dispatch::<$element, _>(Call::<$($lifetime,)* $element> {
+            let call = Call::<$($lifetime,)* $element> {
                 $($argument,)*
                 marker: ::std::marker::PhantomData,
-            })
+            };
+            $crate::cpu::simd::dispatch::<$element, _>(call, $by_lane)
         }
     };
     ($($function:tt)*) => {
-        $crate::cpu::simd::vectorized!(@dispatch $($function)*);
+        $crate::cpu::simd::vectorized!(@false $($function)*);
     };
 }
 pub(super) use vectorized;
@@ -90,30 +91,21 @@ pulp::simd_type! {
     }
 }
 
-/// [`dispatch`] where each lane of a vector has coefficients of its own.
+/// Calls `call`, on elements of type E, as compiled for the best instruction set at hand.
 #[inline]
-pub fn dispatch_by_lane<E: Convert, F: pulp::NullaryFnOnce>(call: F) -> F::Output {
-    #[cfg(target_arch = "x86_64")]
-    if !E::BY_LANE_IN_512_BITS
-        && let Some(isa) = Avx2::try_new()
-    {
-        return isa.vectorize(call);
-    }
-    dispatch::<E, F>(call)
-}
-
-/// Calls `call` as compiled for the best instruction set at hand.
-#[inline]
-pub fn dispatch<E, F: pulp::NullaryFnOnce>(call: F) -> F::Output {
+pub fn dispatch<E: Convert, F: pulp::NullaryFnOnce>(call: F, by_lane: bool) -> F::Output {
     #[cfg(target_arch = "x86_64")]
     {
-        if let Some(isa) = Avx512::try_new() {
+        let in_512_bits = !by_lane || E::BY_LANE_IN_512_BITS;
+        if in_512_bits && let Some(isa) = Avx512::try_new() {
             return isa.vectorize(call);
         }
         if let Some(isa) = Avx2::try_new() {
             return isa.vectorize(call);
         }
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = by_lane;
     call.call()
 }
 

@@ -29,7 +29,7 @@ const SERIES: [(&str, Series); 7] = [
         _ => -3.0 + noise,
     }),
     ("values that nearly cancel", |place, _, noise| {
-        let sign = if (place * 1e6) as u64 % 2 == 0 { 1.0 } else { -1.0 };
+        let sign = if ((place * 1e6) as u64).is_multiple_of(2) { 1.0 } else { -1.0 };
         sign + if noise > 2.5 { 0.0078125 } else { 0.0 }
     }),
     ("nearly constant", |_, _, noise| if noise > 2.0 { 1.0078125 } else { 1.0 }),
