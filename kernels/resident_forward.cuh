@@ -12,32 +12,38 @@
 #include "tile.cuh"
 #include "walk.cuh"
 
-// Starts bringing one round of x on chip: whole packs from the first slot on, their number is returned, and
-// the ends of planes from the last slot down, each of which goes to `at_end(window, pack)` too.
+// Starts bringing one round of x on chip; returns how many packs are there as a whole. A walk without
+// ends has a slot for each window, zeros for those that are not there. Else whole packs come from the
+// first slot on and the ends of planes from the last slot down, each of which goes to
+// `at_end(window, pack)` too.
 template <class T, int V, class Walk, class AtEnd>
 __device__ inline unsigned bring_x(const Params &params, Walk walk, unsigned packs,
                                    const Tile<T, V> &tile, const AtEnd &at_end) {
     const CopyTarget<Pack<T, V>> target = tile.target();
     unsigned whole = 0, ends = 0;
-    const auto bring = [&](const Window &window) {
+    const auto bring = [&](const Window &window, unsigned slot) {
+        const bool is_full = window.template is_full<V>();
         const T *from = reinterpret_cast<const T *>(params.x) + window.offset(params.x_stride);
-        if (window.template is_full<V>()) {
-            async_copy_pack(target, whole++ * THREADS, from);
-        } else if (Walk::HAS_ENDS && !window.is_empty()) {
+        if (!Walk::HAS_ENDS) {
+            async_copy_pack(target, slot * THREADS, from, is_full);
+        } else if (is_full) {
+            async_copy_pack(target, whole * THREADS, from);
+        } else if (!window.is_empty()) {
             const Pack<T, V> pack = load_some<T, V>(from, window.first, window.last);
             tile.put(params.slots - ++ends, pack);
             at_end(window, pack);
         }
+        whole += is_full;
     };
     if (walk.is_even()) {
         bring_stages(packs, [&](unsigned first, unsigned last) {
-            walk_slots<Walk, BROUGHT>(first, last, walk, [&](unsigned) {
+            walk_slots<Walk, BROUGHT>(first, last, walk, [&](unsigned slot) {
 #pragma unroll
-                for (int u = 0; u < BROUGHT; ++u) bring(walk.template next<true>(u));
+                for (int u = 0; u < BROUGHT; ++u) bring(walk.template next<true>(u), slot + u);
             });
         });
     } else if constexpr (Walk::HAS_ENDS) {
-        walk_round<Walk, 1>(packs, walk, [&](unsigned) { bring(walk.next(0)); });
+        walk_round<Walk, 1>(packs, walk, [&](unsigned slot) { bring(walk.next(0), slot); });
         // A stage's whole packs are not its slots: all of them come together.
         async_copy_commit();
         async_copy_wait(0);
@@ -183,15 +189,17 @@ __device__ inline void apply_kind(const Params &params, Walk walk, unsigned coun
         else return of[Walk::CHANNELS == 1 ? 0 : v];
     };
     unsigned whole = 0, ends = 0;
-    walk_round<Walk, BATCH>(count, walk, [&](unsigned) {
+    walk_round<Walk, BATCH>(count, walk, [&](unsigned slot) {
         Window windows[BATCH];
         Pack<T, V> packs[BATCH] = {}, residuals[BATCH] = {};
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {
             windows[u] = walk.next(u);
-            if (windows[u].template is_full<V>()) {
+            if (!Walk::HAS_ENDS) {
+                packs[u] = tile.get(slot + u);
+            } else if (windows[u].template is_full<V>()) {
                 packs[u] = tile.get(whole++);
-            } else if (Walk::HAS_ENDS && !windows[u].is_empty()) {
+            } else if (!windows[u].is_empty()) {
                 packs[u] = tile.get(params.slots - ++ends);
             }
         }
