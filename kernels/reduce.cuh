@@ -129,6 +129,19 @@ __device__ inline void team_barrier(Address counters, Extent team, unsigned bloc
     __syncthreads();
 }
 
+// What a block has left, of f64 only: each word is loaded once, whatever is made of it.
+template <class Item>
+__device__ inline Item load_item(const Item *place) {
+    constexpr int COUNT = sizeof(Item) / sizeof(double);
+    union {
+        double words[COUNT];
+        Item item;
+    } loaded;
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) loaded.words[i] = reinterpret_cast<const double *>(place)[i];
+    return loaded.item;
+}
+
 // How many lanes share the merging of `parts` partial results: a power of two.
 __device__ inline unsigned lanes_for(unsigned parts) {
     unsigned lanes = 1;
@@ -154,7 +167,7 @@ __device__ inline void merge_parts(unsigned channels, unsigned parts, const Part
         if (channel < channels) {
 #pragma unroll 1
             for (unsigned part = lane; part < parts; part += lanes) {
-                item.merge(*partial(channel, part));
+                item.merge(load_item(partial(channel, part)));
             }
         }
         warp_reduce(item, lanes);
