@@ -119,7 +119,7 @@ impl BatchNormConfig {
     /// The layer on `backend`, in training mode: weight 1, bias 0, running mean 0 and variance 1.
     ///
     /// # Errors
-    /// No channels, eps negative or not finite, momentum outside 0 to 1, a non-finite parameter
+    /// No channels or more than fit memory, eps negative or not finite, momentum outside 0 to 1, a non-finite parameter
     /// of the activation.
     pub fn build<B: Backend, P: Param>(self, backend: B) -> Result<BatchNorm<B, P>> {
         self.check()?;
