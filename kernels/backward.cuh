@@ -12,17 +12,6 @@
 
 // ---- sums
 
-// A sum with what rounding took off it.
-struct CompensatedSum {
-    float hi, lo;
-
-    __device__ void add(float value) {
-        float rest;
-        hi = two_sum(hi, value, rest);
-        lo += rest;
-    }
-};
-
 // Sums over a channel in f64: of g, the gradient of z, and of g * deviation.
 struct WideSums {
     double g, gd;

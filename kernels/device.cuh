@@ -180,9 +180,9 @@ template <class T, int N> struct __align__(2 * N) Pack<T, N, true> {
     }
 };
 
-// One instruction moves a pack: `bytes` is 2, 4, 8 or 16, and the address a multiple of it.
-// `streaming` marks data in global memory that is touched once, so that it does not displace what
-// is not. `load_pack_if` gives zeros for what is not there, in global memory and without a branch:
+// One instruction moves a pack: `bytes` is 2, 4 or 16, and the address a multiple of it.
+// `streaming` marks data in global memory that is not read again, so that it does not displace what
+// is. `load_pack_if` gives zeros for what is not there, in global memory and without a branch:
 // where branches meet, the compiler takes 16-bit elements apart, and so each load would be waited for
 // before the next one begins.
 #ifdef WARPNORM_EMULATOR
@@ -208,21 +208,7 @@ EMULATOR_ONE_ACCESS void store_pack(T *address, const Pack<T, N> &pack) {
 }
 
 template <int N, class T>
-EMULATOR_ONE_ACCESS Pack<T, N> load_pack_streaming(const T *address) {
-    emulator::require_global(address);
-    emulator::pack_read(address, sizeof(T) * N, EMULATOR_CALLER);
-    return *reinterpret_cast<const Pack<T, N> *>(address);
-}
-
-template <int N, class T>
 EMULATOR_ONE_ACCESS void store_pack_global(T *address, const Pack<T, N> &pack, bool) {
-    emulator::require_global(address);
-    emulator::pack_write(address, sizeof(T) * N, EMULATOR_CALLER);
-    *reinterpret_cast<Pack<T, N> *>(address) = pack;
-}
-
-template <int N, class T>
-EMULATOR_ONE_ACCESS void store_pack_streaming(T *address, const Pack<T, N> &pack) {
     emulator::require_global(address);
     emulator::pack_write(address, sizeof(T) * N, EMULATOR_CALLER);
     *reinterpret_cast<Pack<T, N> *>(address) = pack;
@@ -234,40 +220,9 @@ EMULATOR_ONE_ACCESS void store_pack_streaming(T *address, const Pack<T, N> &pack
 template <int bytes> struct PackBits;
 template <> struct PackBits<2> { typedef uint16_t type; };
 template <> struct PackBits<4> { typedef uint32_t type; };
-template <> struct PackBits<8> { typedef uint2 type; };
 template <> struct PackBits<16> { typedef uint4 type; };
 
 // "memory", on loads too: the input of a call in place is overwritten by the same kernel.
-__device__ __forceinline__ uint16_t load_streaming(const uint16_t *address) {
-    uint16_t bits;
-    asm volatile("ld.global.cs.u16 %0, [%1];" : "=h"(bits) : "l"(address) : "memory");
-    return bits;
-}
-
-__device__ __forceinline__ uint32_t load_streaming(const uint32_t *address) {
-    uint32_t bits;
-    asm volatile("ld.global.cs.u32 %0, [%1];" : "=r"(bits) : "l"(address) : "memory");
-    return bits;
-}
-
-__device__ __forceinline__ uint2 load_streaming(const uint2 *address) {
-    uint2 bits;
-    asm volatile("ld.global.cs.v2.u32 {%0, %1}, [%2];"
-                 : "=r"(bits.x), "=r"(bits.y)
-                 : "l"(address)
-                 : "memory");
-    return bits;
-}
-
-__device__ __forceinline__ uint4 load_streaming(const uint4 *address) {
-    uint4 bits;
-    asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
-                 : "l"(address)
-                 : "memory");
-    return bits;
-}
-
 __device__ __forceinline__ void load_if(bool is_there, uint16_t &bits, const uint16_t *address) {
     asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p ld.global.u16 %0, [%1];}"
                  : "+h"(bits)
@@ -296,10 +251,6 @@ __device__ __forceinline__ void load_if(bool is_there, uint4 &bits, const uint4 
     }                                                                                              \
     __device__ __forceinline__ void name(uint32_t *address, uint32_t bits) {                       \
         asm volatile(instruction ".u32 [%0], %1;" ::"l"(address), "r"(bits) : "memory");           \
-    }                                                                                              \
-    __device__ __forceinline__ void name(uint2 *address, uint2 bits) {                             \
-        asm volatile(instruction ".v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(bits.x), "r"(bits.y)\
-                     : "memory");                                                                  \
     }                                                                                              \
     __device__ __forceinline__ void name(uint4 *address, uint4 bits) {                             \
         asm volatile(instruction ".v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(bits.x),    \
@@ -348,22 +299,6 @@ __device__ __forceinline__ void store_pack_global(T *address, const Pack<T, N> &
     auto *to = reinterpret_cast<typename Cast::Bits *>(address);
     if (streaming) store_bits_streaming(to, cast.bits);
     else store_bits(to, cast.bits);
-}
-
-template <int N, class T>
-__device__ __forceinline__ Pack<T, N> load_pack_streaming(const T *address) {
-    typedef PackCast<T, N> Cast;
-    Cast cast;
-    cast.bits = load_streaming(reinterpret_cast<const typename Cast::Bits *>(address));
-    return cast.pack;
-}
-
-template <int N, class T>
-__device__ __forceinline__ void store_pack_streaming(T *address, const Pack<T, N> &pack) {
-    typedef PackCast<T, N> Cast;
-    Cast cast;
-    cast.pack = pack;
-    store_bits_streaming(reinterpret_cast<typename Cast::Bits *>(address), cast.bits);
 }
 
 #endif

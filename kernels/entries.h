@@ -47,15 +47,14 @@ constexpr int BLOCKS<Planes, 8> = 3;
 
 // Kernels that keep tensors on chip know all activations, but each one element type: their loops are
 // as long as a multiprocessor can do beside its share of memory. Registers for two blocks a
-// multiprocessor: one works while the other waits for its team. BATCH: the packs that are worked on
-// together, where PACKS<V> would spill registers.
-#define RESIDENT_ENTRY(pass, walk, Walk, type, T, V, BATCH)                                        \
-    KERNEL_BLOCKS(pass##_##walk##_##type##x##V, THREADS, 2, Params, pass<T, V, BATCH, Walk>)
+// multiprocessor: one works while the other waits for its team.
+#define RESIDENT_ENTRY(pass, walk, Walk, type, T, V)                                               \
+    KERNEL_BLOCKS(pass##_##walk##_##type##x##V, THREADS, 2, Params, pass<T, V, Walk>)
 
 #define RESIDENT_ENTRIES(pass)                                                                     \
-    RESIDENT_ENTRY(pass, planes, Planes, f32, float, 4, 4)                                         \
-    RESIDENT_ENTRY(pass, planes, Planes, f16, half_t, 8, 2)                                        \
-    RESIDENT_ENTRY(pass, planes, Planes, bf16, bf16_t, 8, 2)                                       \
-    RESIDENT_ENTRY(pass, columns, Columns, f32, float, 4, 2)                                       \
-    RESIDENT_ENTRY(pass, columns, Columns, f16, half_t, 8, 1)                                      \
-    RESIDENT_ENTRY(pass, columns, Columns, bf16, bf16_t, 8, 1)
+    RESIDENT_ENTRY(pass, planes, Planes, f32, float, 4)                                            \
+    RESIDENT_ENTRY(pass, planes, Planes, f16, half_t, 8)                                           \
+    RESIDENT_ENTRY(pass, planes, Planes, bf16, bf16_t, 8)                                          \
+    RESIDENT_ENTRY(pass, columns, Columns, f32, float, 4)                                          \
+    RESIDENT_ENTRY(pass, columns, Columns, f16, half_t, 8)                                         \
+    RESIDENT_ENTRY(pass, columns, Columns, bf16, bf16_t, 8)

@@ -44,19 +44,12 @@ __device__ inline void take_batch(const Params &params, const Pack<T, V> (&packs
                                   unsigned valid, float added,
                                   CountedMoments (&moments)[CHANNELS]) {
     constexpr int VALUES = BATCH * V / CHANNELS;
-    const float count = moments[0].count;
-    const Share share = share_of(added, count + added);
+    const Share share = share_of(added, moments[0].count + added);
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
         float values[VALUES];
         take_channel<CHANNELS>(params, packs, c, values);
-        const Moments batch = moments_of<VALUES>(values, valid, added);
-        if (count == 0.0f) {
-            moments[c].moments = batch;
-        } else {
-            merge_share(moments[c].moments, batch, share, count * share.hi);
-        }
-        moments[c].count = count + added;
+        moments[c].take(moments_of<VALUES>(values, valid, added), added, share);
     }
 }
 
@@ -90,15 +83,14 @@ __device__ inline void take_any(const Params &params, Walk &walk,
 // Sums over some batches: of the values, to twice the digits of fp32, and of the squares of what they
 // differ from a pivot by.
 struct FoldSums {
-    float sum, rest, squares;
+    CompensatedSum sum;
+    float squares;
     unsigned differ;  // not 0 where any of them does
 
     template <class T, int N>
     __device__ void add(const float (&values)[N], float pivot) {
-        float of_values, of_sum, deviations[N];
-        const float added = sum_of_elements<T, N>(values, of_values);
-        sum = two_sum(sum, added, of_sum);
-        rest += of_values + of_sum;
+        float deviations[N];
+        add_elements<T>(values, sum);
 #pragma unroll
         for (int i = 0; i < N; ++i) {
             deviations[i] = values[i] - pivot;
@@ -147,14 +139,8 @@ __device__ inline bool take_fold(const Params &params, Walk &walk, unsigned batc
     const Share share = share_of(added, before + added);
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
-        const Moments of_fold = moments_from_sums(moments[c].moments.mean_hi, sums[c].squares,
-                                                  sums[c].sum, sums[c].rest, added);
-        if (before == 0.0f) {
-            moments[c].moments = of_fold;
-        } else {
-            merge_share(moments[c].moments, of_fold, share, before * share.hi);
-        }
-        moments[c].count = before + added;
+        const float pivot = moments[c].moments.mean_hi;
+        moments[c].take(moments_from_sums(pivot, sums[c].squares, sums[c].sum, added), added, share);
     }
     return true;
 }

@@ -48,12 +48,24 @@ __device__ inline float sum_of_squares(const float *values) {
     }
 }
 
-// A few elements' sum. Of 16 bits each, it is exact in fp32 but where they are more than a thousand
-// times apart, and then right to fp32's last digit.
+// A sum with what rounding took off it.
+struct CompensatedSum {
+    float hi, lo;
+
+    __device__ void add(float value) {
+        float rest;
+        hi = two_sum(hi, value, rest);
+        lo += rest;
+    }
+};
+
+// Adds a few elements. The sum of a few of 16 bits is exact in fp32 but where they are more than a
+// thousand times apart, and then right to fp32's last digit.
 template <class T, int N>
-__device__ inline float sum_of_elements(const float *values, float &rest) {
-    rest = 0.0f;
-    return sizeof(T) == 2 ? sum_of<N>(values) : sum_of<N>(values, rest);
+__device__ inline void add_elements(const float (&values)[N], CompensatedSum &sum) {
+    float rest = 0.0f;
+    sum.add(sizeof(T) == 2 ? sum_of<N>(values) : sum_of<N>(values, rest));
+    sum.lo += rest;
 }
 
 // Squares of fp32 leave its range where values do not: deviations are squared in units of 2^60,
@@ -117,13 +129,13 @@ __device__ inline Moments moments_about(float pivot, float m2, int gear, float s
     return result;
 }
 
-// The same about a pivot that may be anywhere, from the sum of the values and its rest.
-__device__ inline Moments moments_from_sums(float pivot, float m2, float sum, float rest, float count) {
+// The same about a pivot that may be anywhere, from the sum of the values.
+__device__ inline Moments moments_from_sums(float pivot, float m2, const CompensatedSum &sum, float count) {
     // What the values differ from the pivot by in all, to twice the digits of fp32.
     const float of_pivot = pivot * count, of_pivot_rest = fmaf(pivot, count, -of_pivot);
     float lost, rest_of_deviations;
-    const float difference = two_sum(sum, -of_pivot, lost);
-    const float deviations = two_sum(difference, lost + (rest - of_pivot_rest), rest_of_deviations);
+    const float difference = two_sum(sum.hi, -of_pivot, lost);
+    const float deviations = two_sum(difference, lost + (sum.lo - of_pivot_rest), rest_of_deviations);
     const float correction = deviations / count;
     const float correction_rest =
         (fmaf(-correction, count, deviations) + rest_of_deviations) / count;
@@ -202,15 +214,19 @@ struct CountedMoments {
 
     __device__ static CountedMoments empty() { return {no_moments(), 0.0f}; }
 
+    // Takes moments of `added` values in, a share of all that it counts then.
+    __device__ void take(const Moments &other, float added, const Share &share) {
+        if (count == 0.0f) {
+            moments = other;
+        } else {
+            merge_share(moments, other, share, count * share.hi);
+        }
+        count += added;
+    }
+
     __device__ void merge(const CountedMoments &other) {
         if (other.count == 0.0f) return;
-        if (count == 0.0f) {
-            *this = other;
-            return;
-        }
-        const Share share = share_of(other.count, count + other.count);
-        merge_share(moments, other.moments, share, count * share.hi);
-        count += other.count;
+        take(other.moments, other.count, share_of(other.count, count + other.count));
     }
 };
 

@@ -17,6 +17,7 @@ template <Gate GATE, class Walk, int V>
 constexpr int SUMMED = GATE == ANY_FROM_X ? BATCH_ANY : Walk::CHANNELS == 1 ? 16 / V : 4;
 template <Gate GATE, class Walk, int V>
 constexpr int CHANGED = GATE == ANY_FROM_X ? BATCH_ANY : Walk::CHANNELS == 1 ? 16 / V : 2;
+// Two of them spill on sm_90.
 template <int V>
 constexpr int CHANGED<RELU_FROM_X, Columns<8>, V> = 1;
 
@@ -131,7 +132,7 @@ __device__ __noinline__ Gradient<T> finish_channel(const Params &params, Extent 
     return channel_gradient<T>(params, channel, total.g * share, gd * share);
 }
 
-template <class T, int V, int BATCH, template <int> class WalkOf>
+template <class T, int V, template <int> class WalkOf>
 __device__ void backward(const Params &params) {
     typedef WalkOf<V> Walk;
     constexpr int CHANNELS = Walk::CHANNELS;

@@ -54,7 +54,8 @@ __device__ inline unsigned bring_x(const Params &params, Walk walk, unsigned pac
 // What a tile holds of a channel: the sum of the values to twice the digits of fp32, and the largest
 // of them.
 struct TileSum {
-    float sum, rest, largest;
+    CompensatedSum sum;
+    float largest;
 
     template <class T>
     __device__ int gear() const {
@@ -66,9 +67,8 @@ struct TileSum {
 template <int CHANNELS, class T, int V>
 __device__ inline void sum_packs(const Tile<T, V> &tile, unsigned begin, unsigned end,
                                  TileSum (&sums)[CHANNELS]) {
-    // One channel's values are a pack's, several channels' are taken from several packs, as registers
-    // allow.
-    constexpr int TOGETHER = CHANNELS == 1 ? 1 : CHANNELS == 8 && HAS_GEARS<T> ? 2 : 4;
+    // One channel's values are a pack's, several channels' are taken from several packs.
+    constexpr int TOGETHER = CHANNELS == 1 ? 1 : 4;
     constexpr int VALUES = TOGETHER * V / CHANNELS;
 #pragma unroll 1
     for (unsigned first = begin; first < end; first += TOGETHER) {
@@ -79,14 +79,12 @@ __device__ inline void sum_packs(const Tile<T, V> &tile, unsigned begin, unsigne
         }
 #pragma unroll
         for (int c = 0; c < CHANNELS; ++c) {
-            float values[VALUES], of_values, of_sum;
+            float values[VALUES];
 #pragma unroll
             for (int i = 0; i < VALUES; ++i) {
                 values[i] = to_float(CHANNELS == 1 ? of_batch[0].get(i) : of_batch[i].get(c));
             }
-            const float added = sum_of_elements<T, VALUES>(values, of_values);
-            sums[c].sum = two_sum(sums[c].sum, added, of_sum);
-            sums[c].rest += of_values + of_sum;
+            add_elements<T>(values, sums[c].sum);
             if constexpr (HAS_GEARS<T>) {
 #pragma unroll
                 for (int i = 0; i < VALUES; ++i) sums[c].largest = fmaxf(sums[c].largest, fabsf(values[i]));
@@ -137,28 +135,21 @@ __device__ inline void take_tile(const Tile<T, V> &tile, unsigned slots, unsigne
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
         unit[c] = unit_of(sums[c].template gear<T>());
-        offset[c] = -(sums[c].sum / count) * unit[c];
+        offset[c] = -(sums[c].sum.hi / count) * unit[c];
     }
     square_packs(tile, packs, offset, unit, m2);
-    const float before = moments[0].count;
-    const Share share = share_of(count, before + count);
+    const Share share = share_of(count, moments[0].count + count);
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
         const int gear = sums[c].template gear<T>();
         const float pivot = -out_of_gear(offset[c], gear);
-        const float deviations = fmaf(-pivot, count, sums[c].sum) + sums[c].rest;
-        const Moments of_tile = moments_about(pivot, m2[c], gear, deviations, count);
-        if (before == 0.0f) {
-            moments[c].moments = of_tile;
-        } else {
-            merge_share(moments[c].moments, of_tile, share, before * share.hi);
-        }
-        moments[c].count = before + count;
+        const float deviations = fmaf(-pivot, count, sums[c].sum.hi) + sums[c].sum.lo;
+        moments[c].take(moments_about(pivot, m2[c], gear, deviations, count), count, share);
     }
 }
 
 // The moments of a thread's share of x, whose last round stays on chip.
-template <class T, int V, int BATCH, class Walk>
+template <class T, int V, class Walk>
 __device__ inline void take_rounds(const Params &params, Extent group, const Rounds &rounds,
                                    const Tile<T, V> &tile,
                                    CountedMoments (&moments)[Walk::CHANNELS]) {
@@ -176,10 +167,15 @@ __device__ inline void take_rounds(const Params &params, Extent group, const Rou
     }
 }
 
+// Packs that y is made of together, as registers allow.
+template <Kind KIND, class Walk, int V>
+constexpr int APPLIED = KIND == ANY ? BATCH_ANY : Walk::CHANNELS == 1 ? 16 / V : 8 / V;
+
 // y of the round that is on chip, for the activations of one kind.
-template <Kind KIND, class T, int V, int BATCH, class Walk>
+template <Kind KIND, class T, int V, class Walk>
 __device__ inline void apply_kind(const Params &params, Walk walk, unsigned count,
                                   const Tile<T, V> &tile, const float *shelf) {
+    constexpr int BATCH = APPLIED<KIND, Walk, V>;
     Coefficients<T> of[Walk::CHANNELS];
 #pragma unroll
     for (int c = 0; c < Walk::CHANNELS; ++c) of[c] = take_own<Coefficients<T>>(shelf, walk, c);
@@ -220,15 +216,15 @@ __device__ inline void apply_kind(const Params &params, Walk walk, unsigned coun
 }
 
 // y of the round that is on chip.
-template <class T, int V, int BATCH, class Walk>
+template <class T, int V, class Walk>
 __device__ inline void apply_round(const Params &params, const Walk &walk, unsigned packs,
                                    const Tile<T, V> &tile, const float *shelf) {
     switch (anew(params.activation)) {
         case ACTIVATION_IDENTITY:
-            return apply_kind<IDENTITY, T, V, BATCH>(params, walk, packs, tile, shelf);
+            return apply_kind<IDENTITY>(params, walk, packs, tile, shelf);
         case ACTIVATION_RELU:
-            return apply_kind<RELU, T, V, BATCH>(params, walk, packs, tile, shelf);
-        default: return apply_kind<ANY, T, V, BATCH_ANY>(params, walk, packs, tile, shelf);
+            return apply_kind<RELU>(params, walk, packs, tile, shelf);
+        default: return apply_kind<ANY>(params, walk, packs, tile, shelf);
     }
 }
 
@@ -242,7 +238,7 @@ __device__ __noinline__ Coefficients<T> finish_channel(const Params &params, Ext
     return channel_coefficients<T>(params, channel, saved.mean_hi, saved.mean_lo, saved.invstd);
 }
 
-template <class T, int V, int BATCH, template <int> class WalkOf>
+template <class T, int V, template <int> class WalkOf>
 __device__ void forward(const Params &params) {
     typedef WalkOf<V> Walk;
     constexpr int CHANNELS = Walk::CHANNELS;
@@ -255,7 +251,7 @@ __device__ void forward(const Params &params) {
         const Rounds rounds(params, Walk(params, place_in_group(params, group)));
         CountedMoments moments[CHANNELS];
         for (CountedMoments &of : moments) of = CountedMoments::empty();
-        take_rounds<T, V, BATCH, Walk>(params, group, rounds, tile, moments);
+        take_rounds<T, V, Walk>(params, group, rounds, tile, moments);
 
         auto *columns = reinterpret_cast<Words<CountedMoments> *>(shelf);
         const Walk walk(params, place_in_group(params, group));
@@ -273,11 +269,10 @@ __device__ void forward(const Params &params) {
             const Walk again(params, place_in_group(params, group, rounds.begin(round)));
             const unsigned packs = rounds.packs(round);
             if (round + 1 < rounds.count) {
-                bring_x<T, V>(params, again, packs, tile,
-                                     [](const Window &, const Pack<T, V> &) {});
+                bring_x(params, again, packs, tile, [](const Window &, const Pack<T, V> &) {});
                 async_copy_wait(0);
             }
-            apply_round<T, V, BATCH>(params, again, packs, tile, shelf);
+            apply_round(params, again, packs, tile, shelf);
         }
         __syncthreads();
     });

@@ -45,8 +45,9 @@ struct Rounds {
 
     template <class Walk>
     __device__ Rounds(const Params &params, const Walk &walk) : params(params) {
-        // Batches of up to 4 packs stay whole.
-        const unsigned steps = max((walk.steps() + 3) / 4 * 4, 4u);
+        // Batches stay whole.
+        const unsigned batches = (walk.steps() + BROUGHT - 1) / BROUGHT;
+        const unsigned steps = max(batches, 1u) * BROUGHT;
         count = (steps + params.slots - 1) / params.slots;
         first = steps - (count - 1) * params.slots;
     }

@@ -86,9 +86,8 @@ KERNEL(test_dynamic_shared_at, 32, TestParams, dynamic_shared_at)
 // A streaming access takes global memory only.
 __device__ void streaming_shared(const TestParams &params) {
     SHARED_ARRAY(float, values, 32);
-    values[threadIdx.x] = 1.0f;
-    static_cast<float *>(params.output)[threadIdx.x] =
-        load_pack_streaming<1>(values + threadIdx.x).values[0];
+    store_pack_global(values + threadIdx.x, Pack<float, 1>{{1.0f}}, true);
+    static_cast<float *>(params.output)[threadIdx.x] = values[threadIdx.x];
 }
 
 KERNEL(test_streaming_shared, 32, TestParams, streaming_shared)

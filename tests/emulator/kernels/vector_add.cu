@@ -8,10 +8,10 @@ template <int N> __device__ void vector_add(const TestParams &params) {
     const uint64_t step = static_cast<uint64_t>(gridDim.x) * blockDim.x * N;
     uint64_t i = (static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * N;
     for (; i < params.count; i += step) {
-        const Pack<float, N> x = load_pack_streaming<N>(a + i), y = load_pack<N>(b + i);
+        const Pack<float, N> x = load_pack_if<N>(true, a + i), y = load_pack<N>(b + i);
         Pack<float, N> z;
         for (int k = 0; k < N; ++k) z.values[k] = x.values[k] + y.values[k];
-        store_pack_streaming(sum + i, z);
+        store_pack_global(sum + i, z, true);
     }
 }
 
