@@ -6,31 +6,31 @@
 
 use super::channel::{Coefficients, GradientCoefficients};
 use super::convert::Real;
-use super::run::{self, Body, Input, Output, along_lines, read};
-use super::simd::{keep_chunk, with_adder};
+use super::run::{self, Body, Input, Output, along_lines};
+use super::simd::{Isa, keep_chunk};
 use super::sums::{PairSums, Pairs};
 use crate::element::{DType, Element};
 
 /// `block = values`, exactly.
 #[inline(always)]
-pub fn load<E: Element>(values: &[E], block: &mut [f64]) {
-    let mut load = Load::<E, false> { values: Input::new(values), block };
+pub fn load<E: Element>(isa: impl Isa, values: &[E], block: &mut [f64]) {
+    let mut load = Load::<E, _, false> { values: Input::new(isa, values), block };
     along_lines::<E>(&mut load, 0, values.len());
 }
 
 /// `block += values`.
 #[inline(always)]
-pub fn load_add<E: Element>(values: &[E], block: &mut [f64]) {
-    let mut load = Load::<E, true> { values: Input::new(values), block };
+pub fn load_add<E: Element>(isa: impl Isa, values: &[E], block: &mut [f64]) {
+    let mut load = Load::<E, _, true> { values: Input::new(isa, values), block };
     along_lines::<E>(&mut load, 0, values.len());
 }
 
-struct Load<'a, E, const ADD: bool> {
-    values: Input<'a, E>,
+struct Load<'a, E, I, const ADD: bool> {
+    values: Input<'a, E, I>,
     block: &'a mut [f64],
 }
 
-impl<E: Element, const ADD: bool> Body for Load<'_, E, ADD> {
+impl<E: Element, I: Isa, const ADD: bool> Body for Load<'_, E, I, ADD> {
     #[inline(always)]
     fn chunks<const N: usize>(&mut self, at: usize, count: usize) {
         let values = self.values.chunks::<N>(at, count);
@@ -48,19 +48,19 @@ impl<E: Element, const ADD: bool> Body for Load<'_, E, ADD> {
 
 /// `values = block`, rounded once.
 #[inline(always)]
-pub fn store<E: Element>(block: &[f64], values: &mut [E], streaming: bool) {
-    let output = Output::new(values, streaming);
+pub fn store<E: Element>(isa: impl Isa, block: &[f64], values: &mut [E], streaming: bool) {
+    let output = Output::new(isa, values, streaming);
     let head = output.head();
     let mut store = Store { block, output };
     along_lines::<E>(&mut store, head, block.len());
 }
 
-struct Store<'a, E> {
+struct Store<'a, E, I> {
     block: &'a [f64],
-    output: Output<'a, E>,
+    output: Output<'a, E, I>,
 }
 
-impl<E: Element> Body for Store<'_, E> {
+impl<E: Element, I: Isa> Body for Store<'_, E, I> {
     #[inline(always)]
     fn chunks<const N: usize>(&mut self, at: usize, count: usize) {
         let block = &self.block[at..][..count * N].as_chunks::<N>().0[..count];
@@ -86,17 +86,17 @@ pub fn deviation<E: Element, R: Real>(x: R, mean_hi: R, mean_lo: R) -> R {
 }
 
 /// The deviations of a run's values from a pivot, twice: for sums of them and of their squares.
-pub struct Deviations<'a, E> {
-    pub values: &'a [E],
+pub struct Deviations<'a, E, I> {
+    pub values: Input<'a, E, I>,
     pub pivot: f64,
 }
 
-impl<E: Element> Pairs for Deviations<'_, E> {
+impl<E: Element, I: Isa> Pairs for Deviations<'_, E, I> {
     type Real = f64;
 
     #[inline(always)]
     fn pairs<const N: usize>(&self, at: usize) -> [[f64; N]; 2] {
-        let values = read::<E, N>(self.values, at);
+        let values = self.values.read_along::<N>(at);
         let mut deviations = [0.0; N];
         for index in 0..N {
             deviations[index] = E::extend(values[index]) - self.pivot;
@@ -107,9 +107,9 @@ impl<E: Element> Pairs for Deviations<'_, E> {
 
 /// The sums of g and of g * d over a block.
 #[inline(always)]
-pub fn gradient_sums(g: &[f64], d: &[f64]) -> [f64; 2] {
+pub fn gradient_sums(isa: impl Isa, g: &[f64], d: &[f64]) -> [f64; 2] {
     let mut sums = PairSums::new();
-    with_adder!(|adder| sums.add(adder, &Gradients { g, d }, g.len()));
+    sums.add(isa, &Gradients { g, d }, g.len());
     sums.totals()
 }
 

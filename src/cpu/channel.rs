@@ -4,6 +4,7 @@
 use super::moments::Moments;
 use crate::backend::Norm;
 use crate::element::{DType, Element, Param};
+use std::ops::Range;
 
 /// Turns `x` into the normalized, scaled and shifted value `z`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -112,7 +113,26 @@ impl<P: Param> Channels<'_, P> {
     }
 }
 
-impl<P: Param> Channels<'_, P> {
+impl<'a, P: Param> Channels<'a, P> {
+    /// Those of some channels.
+    pub fn range(&self, range: Range<usize>) -> Self {
+        let cut = |values: &'a [P]| &values[range.clone()];
+        Channels {
+            statistics: match self.statistics {
+                Statistics::Saved { mean_hi, mean_lo, invstd } => Statistics::Saved {
+                    mean_hi: cut(mean_hi),
+                    mean_lo: cut(mean_lo),
+                    invstd: cut(invstd),
+                },
+                Statistics::Running { mean, var, eps } => {
+                    Statistics::Running { mean: cut(mean), var: cut(var), eps }
+                }
+            },
+            weight: self.weight.map(cut),
+            bias: self.bias.map(cut),
+        }
+    }
+
     /// [`coefficients`](Self::coefficients) of all channels, a slice each.
     pub fn fill<E: Element>(
         &self,

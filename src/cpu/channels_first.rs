@@ -155,11 +155,12 @@ fn samples_of<T>(
 }
 
 vectorized! {
+    |isa|
     /// A channel's moments, merged into those `before`.
     fn measure<'a, E>(x: ArrayView2<'a, E>, before: Moments) -> Moments {
         let mut moments = before;
         for tile in tiles(x.nrows(), x.ncols()) {
-            moments = tile.measure(x, moments);
+            moments = tile.measure(isa, x, moments);
         }
         moments
     }
@@ -191,6 +192,7 @@ fn forward_channel<'a, E>(
 }
 
 vectorized! {
+    |isa|
     fn apply_blocks<'a, 'b, E>(
         channel: ForwardChannel<'a, E>,
         coefficients: Coefficients,
@@ -200,8 +202,8 @@ vectorized! {
         let ForwardChannel { x, residual, mut y, mut mask } = channel;
         for tile in tiles(x.nrows(), x.ncols()) {
             let block = &mut blocks.z[..tile.len()];
-            tile.forward(x, block, &coefficients, pass.epilogue, residual, mask.as_mut());
-            tile.scatter(block, &mut y, pass.streaming);
+            tile.forward(isa, x, block, &coefficients, pass.epilogue, residual, mask.as_mut());
+            tile.scatter(isa, block, &mut y, pass.streaming);
         }
     }
 }
@@ -266,6 +268,7 @@ pub fn apply_in_place<E: Element>(
 }
 
 vectorized! {
+    |isa|
     fn apply_channel_in_place<'a, 'b, E>(
         residual: Option<ArrayView2<'a, E>>,
         x: ArrayViewMut2<'a, E>,
@@ -284,15 +287,17 @@ vectorized! {
                     let by = GradientCoefficients::default();
                     let c = ChannelCoefficients::new::<E>(&coefficients, &by);
                     let c = if ADD { c.without_single() } else { c };
-                    with_precision!(E, c, |c| forward_in_place::<E, _, RELU, ADD>(x, residual, c));
+                    with_precision!(E, c, |c| {
+                        forward_in_place::<E, _, RELU, ADD>(isa, x, residual, c);
+                    });
                 });
             }
             return;
         }
         for tile in tiles(x.nrows(), x.ncols()) {
             let block = &mut blocks.z[..tile.len()];
-            tile.forward(x.view(), block, &coefficients, epilogue, residual, None);
-            tile.scatter(block, &mut x, false);
+            tile.forward(isa, x.view(), block, &coefficients, epilogue, residual, None);
+            tile.scatter(isa, block, &mut x, false);
         }
     }
 }
@@ -391,6 +396,7 @@ fn backward_direct<E: Element, const REDUCED: bool>(
 }
 
 vectorized! {
+    |isa|
     /// The sums of one channel, added to those `before`: straight from x and dy.
     fn reduce_direct<'a, E>(
         inputs: BackwardInputs<'a, E>,
@@ -401,7 +407,7 @@ vectorized! {
         let mut sums = before;
         for tile in tiles(inputs.x.nrows(), inputs.x.ncols()) {
             let [g, gd] = with_direct!(direct, |RELU, ADD| {
-                inputs.sums_direct::<RELU, ADD>(&tile, &coefficients)
+                inputs.sums_direct::<RELU, ADD>(isa, &tile, &coefficients)
             });
             sums = sums.add(Sums { count: tile.len() as f64, g, gd });
         }
@@ -410,6 +416,7 @@ vectorized! {
 }
 
 vectorized! {
+    |isa|
     /// The sums of one channel, by way of blocks.
     fn reduce_blocks<'a, 'b, E>(
         inputs: BackwardInputs<'a, E>,
@@ -419,8 +426,8 @@ vectorized! {
     ) -> Sums {
         let mut sums = Sums::default();
         for tile in tiles(inputs.x.nrows(), inputs.x.ncols()) {
-            blocks.gather(&tile, &inputs, &coefficients, epilogue);
-            let [g, gd] = blocks.sums(tile.len());
+            blocks.gather(isa, &tile, &inputs, &coefficients, epilogue);
+            let [g, gd] = blocks.sums(isa, tile.len());
             sums = sums.add(Sums { count: tile.len() as f64, g, gd });
         }
         sums
@@ -455,6 +462,7 @@ fn channel_outputs<'a, E>(
 }
 
 vectorized! {
+    |isa|
     fn write_blocks<'a, 'b, E>(
         inputs: BackwardInputs<'a, E>,
         outputs: ChannelOutputs<'b, E>,
@@ -465,17 +473,17 @@ vectorized! {
         let ChannelOutputs { mut dx, mut dresidual } = outputs;
         let (c, by) = coefficients;
         for tile in tiles(inputs.x.nrows(), inputs.x.ncols()) {
-            blocks.gather(&tile, &inputs, &c, pass.epilogue);
+            blocks.gather(isa, &tile, &inputs, &c, pass.epilogue);
             let Blocks { d, g, .. } = &mut *blocks;
             let (d, g) = (&d[..tile.len()], &mut g[..tile.len()]);
             if let Some(dresidual) = &mut dresidual {
-                tile.scatter(g, dresidual, pass.streaming);
+                tile.scatter(isa, g, dresidual, pass.streaming);
             }
             match &by {
                 Some(by) => block::input_gradient(g, d, by),
                 None => g.iter_mut().for_each(|g| *g *= c.scale),
             }
-            tile.scatter(g, &mut dx, pass.streaming);
+            tile.scatter(isa, g, &mut dx, pass.streaming);
         }
     }
 }

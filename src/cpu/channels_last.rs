@@ -11,8 +11,8 @@ use super::moments::{Lanes, Moments, is_far, read_lane};
 use super::parallel::for_each_dense;
 use super::row_sums::{LanePairs, add_rows};
 use super::rows::{Partition, pieces};
-use super::run::{Input, Output, at, bytes_of, read};
-use super::simd::{finish_streaming, prefetch_line, vectorized};
+use super::run::{Input, MAX_CHUNK, Output, at, bytes_of};
+use super::simd::{Isa, finish_streaming, vectorized};
 use super::tile::{Blocks, Pass, TILE, with_blocks};
 use super::{LaneTables, epilogue};
 use crate::config::{Activation, Epilogue};
@@ -40,7 +40,6 @@ pub fn statistics<E: Element>(
 }
 
 vectorized! {
-    by_lane
     /// Merges every channel's partials in order into `[3, C]`; returns how many values that is.
     fn merge_partials<'a, E>(
         partition: &'a Partition,
@@ -77,7 +76,7 @@ fn measure<E: Element>(x: ArrayView3<'_, E>, rows: [usize; 2], lanes: usize, par
 }
 
 vectorized! {
-    by_lane
+    |isa|
     /// Merges dense rows into the moments of `before` rows.
     fn measure_rows<'a, 'b, E>(
         x: &'a [E],
@@ -94,7 +93,7 @@ vectorized! {
             for start in (0..lanes).step_by(TILE) {
                 let columns = start..lanes.min(start + TILE);
                 let into = moments.columns(columns.clone());
-                measure_columns(x, lanes, columns, before, into, blocks);
+                measure_columns(isa, x, lanes, columns, before, into, blocks);
             }
         }
     }
@@ -103,6 +102,7 @@ vectorized! {
 /// Merges some columns of rows into the moments of `before` rows.
 #[inline(always)]
 fn measure_columns<E: Element>(
+    isa: impl Isa,
     x: &[E],
     lanes: usize,
     columns: Range<usize>,
@@ -115,11 +115,11 @@ fn measure_columns<E: Element>(
     let Blocks { d: first, g: second, z: pivot, .. } = blocks;
     let (first, second, pivot) = (&mut first[..width], &mut second[..width], &mut pivot[..width]);
     if before == 0.0 {
-        block::load(&x[columns.clone()], pivot);
+        block::load(isa, &x[columns.clone()], pivot);
     } else {
         pivot.copy_from_slice(into.mean_hi);
     }
-    add_deviations(x, lanes, columns.clone(), pivot, first, second);
+    add_deviations(isa, x, lanes, columns.clone(), pivot, first, second);
     let mut far = false;
     for (&first, &second) in first.iter().zip(&*second) {
         far |= is_far::<E>(inverse, first, second);
@@ -128,7 +128,7 @@ fn measure_columns<E: Element>(
         for (pivot, first) in pivot.iter_mut().zip(&*first) {
             *pivot += first * inverse;
         }
-        add_deviations(x, lanes, columns, pivot, first, second);
+        add_deviations(isa, x, lanes, columns, pivot, first, second);
     }
     into.merge(before, count, pivot, first, second);
 }
@@ -136,6 +136,7 @@ fn measure_columns<E: Element>(
 /// Sums of some columns' deviations from their pivots, and of their squares.
 #[inline(always)]
 fn add_deviations<E: Element>(
+    isa: impl Isa,
     x: &[E],
     lanes: usize,
     columns: Range<usize>,
@@ -145,19 +146,19 @@ fn add_deviations<E: Element>(
 ) {
     first.fill(0.0);
     second.fill(0.0);
-    let deviations = LaneDeviations { x, pivot, start: columns.start };
-    add_rows(&deviations, 0..x.len() / lanes, lanes, columns, [first, second]);
+    let deviations = LaneDeviations { x: Input::new(isa, x), pivot, start: columns.start };
+    add_rows(isa, &deviations, 0..x.len() / lanes, lanes, columns, [first, second]);
 }
 
 /// Deviations from each lane's pivot, twice: for sums of them and of their squares.
-struct LaneDeviations<'a, E> {
-    x: &'a [E],
+struct LaneDeviations<'a, E, I> {
+    x: Input<'a, E, I>,
     /// Of the lanes from `start` on.
     pivot: &'a [f64],
     start: usize,
 }
 
-impl<E: Element> LanePairs for LaneDeviations<'_, E> {
+impl<E: Element, I: Isa> LanePairs for LaneDeviations<'_, E, I> {
     type Real = f64;
     type Lanes<const N: usize> = [f64; N];
 
@@ -168,7 +169,7 @@ impl<E: Element> LanePairs for LaneDeviations<'_, E> {
 
     #[inline(always)]
     fn pairs<const N: usize>(&self, at: usize, pivot: [f64; N]) -> [[f64; N]; 2] {
-        let x = read::<E, N>(self.x, at);
+        let x = self.x.read::<N>(at);
         let mut deviations = [0.0; N];
         for lane in 0..N {
             deviations[lane] = E::extend(x[lane]) - pivot[lane];
@@ -177,8 +178,8 @@ impl<E: Element> LanePairs for LaneDeviations<'_, E> {
     }
 
     #[inline(always)]
-    fn prefetch(&self, at: usize) {
-        prefetch_line(self.x, at);
+    fn prefetch<const N: usize>(&self, at: usize) {
+        self.x.prefetch::<N>(at);
     }
 }
 
@@ -197,7 +198,8 @@ pub fn apply<E: Element>(
     lanes: &mut LaneTables,
     pass: Pass,
 ) {
-    let coefficients = forward_coefficients::<E>(lanes, partition, channels, pass.epilogue);
+    let head = head_of(&tensors.2, tensors.3.is_some());
+    let coefficients = forward_coefficients::<E>(lanes, partition, channels, pass.epilogue, head);
     partition.for_each_rows(tensors, &|tensors, rows, lanes, blocks| {
         for_each_dense(tensors, rows, &mut |tensors| {
             apply_rows(tensors, coefficients.first(lanes), pass, blocks);
@@ -218,14 +220,21 @@ fn direct_backward(epilogue: Epilogue, mask: bool, lanes: usize) -> Option<Direc
     Direct::backward(epilogue, mask).filter(|_| has_whole_bytes(epilogue, lanes))
 }
 
+/// Values of an output before its first cache line, which its strips begin with: none where they begin
+/// with bytes of a mask.
+fn head_of<E: Element>(output: &ArrayViewMut3<'_, E>, masked: bool) -> usize {
+    if masked { 0 } else { output.as_ptr().align_offset(64).min(MAX_CHUNK) }
+}
+
 /// What forward calls need to know of each lane.
 fn forward_coefficients<'a, E: Element>(
     tables: &'a mut LaneTables,
     partition: &Partition,
     channels: &Channels<'_, E::Param>,
     epilogue: Epilogue,
+    head: usize,
 ) -> LanePrecisions<'a> {
-    let double = LaneCoefficients::fill::<E>(&mut tables.double, partition, channels, None);
+    let double = LaneCoefficients::fill::<E>(&mut tables.double, partition, channels, None, head);
     match direct_forward(epilogue, partition.lanes()) {
         // Bias and residual are added before the only rounding.
         Some(Direct { add: false, .. }) => double.with_single::<E>(&mut tables.single),
@@ -240,8 +249,9 @@ fn backward_coefficients<'a, E: Element>(
     channels: &Channels<'_, E::Param>,
     sums: Option<&[Sums]>,
     direct: Option<Direct>,
+    head: usize,
 ) -> LanePrecisions<'a> {
-    let double = LaneCoefficients::fill::<E>(&mut tables.double, partition, channels, sums);
+    let double = LaneCoefficients::fill::<E>(&mut tables.double, partition, channels, sums, head);
     match direct {
         Some(_) => double.with_single::<E>(&mut tables.single),
         None => double.alone(),
@@ -259,7 +269,7 @@ fn mask_range(values: &Range<usize>, lanes: usize) -> Range<usize> {
 type FlatForward<'a, E> = (&'a [E], Option<&'a [E]>, &'a mut [E], Option<&'a mut [u8]>);
 
 vectorized! {
-    by_lane
+    |isa|
     fn apply_rows<'a, 'b, E>(
         tensors: FlatForward<'a, E>,
         coefficients: LanePrecisions<'a>,
@@ -273,13 +283,13 @@ vectorized! {
             let mask = mask.unwrap_or_default();
             return with_direct!(direct, |RELU, ADD| {
                 with_precision!(E, coefficients, |coefficients| {
-                    for part in coefficients.strips(x.len()).parts() {
-                        Forward::<_, _, RELU, ADD> {
-                            x: Input::part(x, &part),
-                            residual: Input::part(residual, &part),
-                            y: Output::part(y, &part, pass.streaming),
+                    for part in coefficients.parts(x.len()) {
+                        Forward::<_, _, _, RELU, ADD> {
+                            x: Input::part(isa, x, &part),
+                            residual: Input::part(isa, residual, &part),
+                            y: Output::part(isa, y, &part, pass.streaming),
                             mask: mask.get_mut(bytes_of(&part.values)).unwrap_or_default(),
-                            coefficients: coefficients.along_part(&part),
+                            coefficients: coefficients.along(&part),
                         }
                         .run();
                     }
@@ -292,8 +302,8 @@ vectorized! {
             let residual = residual.map(|residual| &residual[values.clone()]);
             let mask = mask.as_deref_mut().map(|mask| &mut mask[mask_range(&values, lanes)]);
             let coefficients = coefficients.columns(columns);
-            forward_block(&x[values.clone()], z, &coefficients, pass.epilogue, residual, mask);
-            block::store(z, &mut y[values], pass.streaming);
+            forward_block(isa, &x[values.clone()], z, &coefficients, pass.epilogue, residual, mask);
+            block::store(isa, z, &mut y[values], pass.streaming);
         }
     }
 }
@@ -306,6 +316,7 @@ fn has_whole_bytes(epilogue: Epilogue, lanes: usize) -> bool {
 /// `z = y`; writes the mask.
 #[inline(always)]
 fn forward_block<E: Element>(
+    isa: impl Isa,
     x: &[E],
     z: &mut [f64],
     coefficients: &LaneCoefficients<'_>,
@@ -314,10 +325,10 @@ fn forward_block<E: Element>(
     mask: Option<&mut [u8]>,
 ) {
     let lanes = coefficients.lanes;
-    block::load(x, z);
+    block::load(isa, x, z);
     coefficients.normalize_in_place::<E>(z);
     if let Some(residual) = residual {
-        block::load_add(residual, z);
+        block::load_add(isa, residual, z);
     }
     if let Some(mask) = mask {
         for (row, z) in mask.chunks_exact_mut(lanes.div_ceil(8)).zip(z.chunks_exact(lanes)) {
@@ -335,7 +346,7 @@ pub fn apply_in_place<E: Element>(
     lanes: &mut LaneTables,
     epilogue: Epilogue,
 ) {
-    let coefficients = forward_coefficients::<E>(lanes, partition, channels, epilogue);
+    let coefficients = forward_coefficients::<E>(lanes, partition, channels, epilogue, 0);
     partition.for_each_rows(tensors, &|tensors, rows, lanes, blocks| {
         for_each_dense(tensors, rows, &mut |tensors| {
             apply_rows_in_place(tensors, coefficients.first(lanes), epilogue, blocks);
@@ -344,7 +355,7 @@ pub fn apply_in_place<E: Element>(
 }
 
 vectorized! {
-    by_lane
+    |isa|
     fn apply_rows_in_place<'a, 'b, E>(
         tensors: (Option<&'a [E]>, &'a mut [E]),
         coefficients: LanePrecisions<'a>,
@@ -357,8 +368,12 @@ vectorized! {
             let residual = residual.unwrap_or_default();
             return with_direct!(direct, |RELU, ADD| {
                 with_precision!(E, coefficients, |coefficients| {
-                    let coefficients = coefficients.along_rows();
-                    forward_in_place::<E, _, RELU, ADD>(x, residual, coefficients);
+                    for part in coefficients.parts(x.len()) {
+                        let residual = residual.get(part.values.clone()).unwrap_or_default();
+                        let coefficients = coefficients.along(&part);
+                        let x = &mut x[part.values];
+                        forward_in_place::<E, _, RELU, ADD>(isa, x, residual, coefficients);
+                    }
                 })
             });
         }
@@ -367,8 +382,8 @@ vectorized! {
             let z = &mut blocks.z[..values.len()];
             let residual = residual.map(|residual| &residual[values.clone()]);
             let coefficients = coefficients.columns(columns);
-            forward_block(&x[values.clone()], z, &coefficients, epilogue, residual, None);
-            block::store(z, &mut x[values], false);
+            forward_block(isa, &x[values.clone()], z, &coefficients, epilogue, residual, None);
+            block::store(isa, z, &mut x[values], false);
         }
     }
 }
@@ -379,6 +394,7 @@ type FlatInputs<'a, E> = (&'a [E], &'a [E], Option<&'a [E]>, Option<&'a [u8]>);
 /// them; `lanes` is the length of a row.
 #[inline(always)]
 fn load_gradient<'b, E: Element>(
+    isa: impl Isa,
     blocks: &'b mut Blocks,
     inputs: &FlatInputs<'_, E>,
     values: Range<usize>,
@@ -389,9 +405,9 @@ fn load_gradient<'b, E: Element>(
     let len = values.len();
     let (d, g, z) = (&mut blocks.d[..len], &mut blocks.g[..len], &mut blocks.z[..len]);
     let (x, dy, residual, mask) = inputs;
-    block::load(&x[values.clone()], d);
+    block::load(isa, &x[values.clone()], d);
     coefficients.center::<E>(d);
-    block::load(&dy[values.clone()], g);
+    block::load(isa, &dy[values.clone()], g);
     let activation = epilogue.activation;
     if let Some(mask) = mask {
         let columns = coefficients.lanes;
@@ -402,7 +418,7 @@ fn load_gradient<'b, E: Element>(
     } else if activation != Activation::Identity {
         coefficients.normalize(d, z);
         if let Some(residual) = residual {
-            block::load_add(&residual[values], z);
+            block::load_add(isa, &residual[values], z);
         }
         epilogue::differentiate(activation, z, g);
     }
@@ -424,7 +440,7 @@ pub fn reduce<E: Element>(
 ) {
     let width = SUM_LANES * partition.lanes();
     let direct = direct_backward(epilogue, inputs.3.is_some(), partition.lanes());
-    let coefficients = backward_coefficients::<E>(lanes, partition, channels, None, direct);
+    let coefficients = backward_coefficients::<E>(lanes, partition, channels, None, direct, 0);
     partition.for_each_partial(inputs, partials, width, &|inputs, rows, lanes, partial| {
         let partial = &mut partial[..SUM_LANES * lanes];
         partial.fill(0.0);
@@ -445,7 +461,6 @@ pub fn reduce<E: Element>(
 }
 
 vectorized! {
-    by_lane
     /// Adds up every channel's partial sums in order into `[2, C]`; returns how many values that is.
     fn add_partials<'a, E>(
         partition: &'a Partition,
@@ -471,7 +486,7 @@ vectorized! {
 }
 
 vectorized! {
-    by_lane
+    |isa|
     /// Adds dense rows to the sums of each lane.
     fn reduce_rows<'a, 'b, E>(
         inputs: FlatInputs<'a, E>,
@@ -484,17 +499,17 @@ vectorized! {
         let (sum_g, sum_gd) = partial.split_at_mut(lanes);
         if let Some(direct) = direct_backward(epilogue, inputs.3.is_some(), lanes) {
             let (x, dy, _, mask) = inputs;
-            let inputs = BackwardRun::new(x, dy, mask.unwrap_or_default());
+            let inputs = BackwardRun::new(isa, x, dy, mask.unwrap_or_default());
             return with_direct!(direct, |RELU, ADD| {
                 with_precision!(E, coefficients, |coefficients| {
-                    coefficients.add_sums::<E, RELU, ADD>(inputs, sum_g, sum_gd);
+                    coefficients.add_sums::<E, RELU, ADD>(isa, inputs, sum_g, sum_gd);
                 })
             });
         }
         let coefficients = coefficients.double;
         for (values, columns) in pieces(inputs.0.len(), lanes) {
             let coefficients = coefficients.columns(columns.clone());
-            let (d, g) = load_gradient(blocks, &inputs, values, lanes, &coefficients, epilogue);
+            let (d, g) = load_gradient(isa, blocks, &inputs, values, lanes, &coefficients, epilogue);
             let width = columns.len();
             let (sum_g, sum_gd) = (&mut sum_g[columns.clone()], &mut sum_gd[columns]);
             for (g, d) in g.chunks_exact(width).zip(d.chunks_exact(width)) {
@@ -519,7 +534,8 @@ pub fn gradients<E: Element>(
     pass: Pass,
 ) {
     let direct = direct_backward(pass.epilogue, inputs.3.is_some(), partition.lanes());
-    let coefficients = backward_coefficients::<E>(lanes, partition, channels, sums, direct);
+    let head = head_of(&outputs.0, inputs.3.is_some());
+    let coefficients = backward_coefficients::<E>(lanes, partition, channels, sums, direct, head);
     let frozen = sums.is_none();
     partition.for_each_rows((inputs, outputs), &|(inputs, outputs), rows, lanes, blocks| {
         let coefficients = coefficients.first(lanes);
@@ -531,7 +547,7 @@ pub fn gradients<E: Element>(
 }
 
 vectorized! {
-    by_lane
+    |isa|
     fn write_gradients<'a, 'b, E>(
         inputs: FlatInputs<'a, E>,
         outputs: (&'a mut [E], Option<&'a mut [E]>),
@@ -544,20 +560,27 @@ vectorized! {
         let lanes = coefficients.double.lanes;
         if let Some(direct) = direct_backward(pass.epilogue, inputs.3.is_some(), lanes) {
             let (x, dy, _, mask) = inputs;
-            let inputs = BackwardRun::new(x, dy, mask.unwrap_or_default());
-            let dresidual = Output::new(dresidual.unwrap_or_default(), pass.streaming);
-            let dx = Output::new(dx, pass.streaming);
+            let (mask, dresidual) = (mask.unwrap_or_default(), dresidual.unwrap_or_default());
             return with_direct!(direct, |RELU, ADD| {
                 with_precision!(E, coefficients, |coefficients| {
-                    let coefficients = coefficients.along_rows();
-                    match frozen {
-                        true => {
-                            Gradient::<_, _, RELU, ADD, true> { inputs, dx, dresidual, coefficients }
+                    for part in coefficients.parts(x.len()) {
+                        let inputs = BackwardRun::part(isa, x, dy, mask, &part);
+                        let dx = Output::part(isa, dx, &part, pass.streaming);
+                        let dresidual = Output::part(isa, dresidual, &part, pass.streaming);
+                        let coefficients = coefficients.along(&part);
+                        match frozen {
+                            true => {
+                                Gradient::<_, _, _, RELU, ADD, true> {
+                                    inputs, dx, dresidual, coefficients
+                                }
                                 .run()
-                        }
-                        false => {
-                            Gradient::<_, _, RELU, ADD, false> { inputs, dx, dresidual, coefficients }
+                            }
+                            false => {
+                                Gradient::<_, _, _, RELU, ADD, false> {
+                                    inputs, dx, dresidual, coefficients
+                                }
                                 .run()
+                            }
                         }
                     }
                 })
@@ -567,16 +590,16 @@ vectorized! {
         for (values, columns) in pieces(dx.len(), lanes) {
             let coefficients = coefficients.columns(columns);
             let (d, g) =
-                load_gradient(blocks, &inputs, values.clone(), lanes, &coefficients, pass.epilogue);
+                load_gradient(isa, blocks, &inputs, values.clone(), lanes, &coefficients, pass.epilogue);
             if let Some(dresidual) = &mut dresidual {
-                block::store(g, &mut dresidual[values.clone()], pass.streaming);
+                block::store(isa, g, &mut dresidual[values.clone()], pass.streaming);
             }
             if frozen {
                 coefficients.scale_rows(g);
             } else {
                 coefficients.input_gradient(g, d);
             }
-            block::store(g, &mut dx[values], pass.streaming);
+            block::store(isa, g, &mut dx[values], pass.streaming);
         }
     }
 }

@@ -5,7 +5,7 @@
 //! last bit), so that the second rounding sees on which side of a tie the value was. The exception are
 //! results of bf16 below 1.2e-38, f32's smallest normal number: those are rounded twice.
 
-use super::simd;
+use super::simd::{self, Isa};
 use half::{bf16, f16};
 use std::ops::{Add, Mul, Sub};
 
@@ -15,18 +15,13 @@ pub trait Convert: Copy + Default {
     type Wide: Copy + Default;
 
     /// Exact.
-    fn widen<const N: usize>(values: &[Self; N]) -> [Self::Wide; N];
+    fn widen<const N: usize>(isa: impl Isa, values: &[Self; N]) -> [Self::Wide; N];
     /// Exact.
     fn extend(value: Self::Wide) -> f64;
     /// The first half of a rounding.
     fn reduce(value: f64) -> Self::Wide;
     /// The second half: to nearest even.
-    fn narrow<const N: usize>(values: &[Self::Wide; N]) -> [Self; N];
-
-    /// Whether loops whose lanes have coefficients of their own are faster with 512 bits a vector than
-    /// with 256. Not where half of a vector is stored after its conversion, to be loaded as a whole:
-    /// such a load waits for both stores.
-    const BY_LANE_IN_512_BITS: bool = true;
+    fn narrow<const N: usize>(isa: impl Isa, values: &[Self::Wide; N]) -> [Self; N];
 
     /// Whether f32 holds more digits than a result needs.
     const SINGLE: bool;
@@ -102,7 +97,7 @@ impl Convert for f64 {
     type Wide = f64;
 
     #[inline(always)]
-    fn widen<const N: usize>(values: &[f64; N]) -> [f64; N] {
+    fn widen<const N: usize>(_isa: impl Isa, values: &[f64; N]) -> [f64; N] {
         *values
     }
 
@@ -117,7 +112,7 @@ impl Convert for f64 {
     }
 
     #[inline(always)]
-    fn narrow<const N: usize>(values: &[f64; N]) -> [f64; N] {
+    fn narrow<const N: usize>(_isa: impl Isa, values: &[f64; N]) -> [f64; N] {
         *values
     }
 
@@ -138,7 +133,7 @@ impl Convert for f32 {
     type Wide = f32;
 
     #[inline(always)]
-    fn widen<const N: usize>(values: &[f32; N]) -> [f32; N] {
+    fn widen<const N: usize>(_isa: impl Isa, values: &[f32; N]) -> [f32; N] {
         *values
     }
 
@@ -153,7 +148,7 @@ impl Convert for f32 {
     }
 
     #[inline(always)]
-    fn narrow<const N: usize>(values: &[f32; N]) -> [f32; N] {
+    fn narrow<const N: usize>(_isa: impl Isa, values: &[f32; N]) -> [f32; N] {
         *values
     }
 
@@ -174,8 +169,8 @@ impl Convert for f16 {
     type Wide = f32;
 
     #[inline(always)]
-    fn widen<const N: usize>(values: &[f16; N]) -> [f32; N] {
-        simd::f16_to_f32(values)
+    fn widen<const N: usize>(isa: impl Isa, values: &[f16; N]) -> [f32; N] {
+        isa.f16_to_f32(values)
     }
 
     #[inline(always)]
@@ -189,11 +184,9 @@ impl Convert for f16 {
     }
 
     #[inline(always)]
-    fn narrow<const N: usize>(values: &[f32; N]) -> [f16; N] {
-        simd::f32_to_f16(values)
+    fn narrow<const N: usize>(isa: impl Isa, values: &[f32; N]) -> [f16; N] {
+        isa.f32_to_f16(values)
     }
-
-    const BY_LANE_IN_512_BITS: bool = false;
 
     const SINGLE: bool = true;
 
@@ -212,7 +205,7 @@ impl Convert for bf16 {
     type Wide = f32;
 
     #[inline(always)]
-    fn widen<const N: usize>(values: &[bf16; N]) -> [f32; N] {
+    fn widen<const N: usize>(_isa: impl Isa, values: &[bf16; N]) -> [f32; N] {
         let mut wide = [0.0; N];
         for (wide, value) in wide.iter_mut().zip(values) {
             *wide = f32::from_bits(u32::from(value.to_bits()) << 16);
@@ -231,7 +224,7 @@ impl Convert for bf16 {
     }
 
     #[inline(always)]
-    fn narrow<const N: usize>(values: &[f32; N]) -> [bf16; N] {
+    fn narrow<const N: usize>(_isa: impl Isa, values: &[f32; N]) -> [bf16; N] {
         let mut narrow = [bf16::ZERO; N];
         for (narrow, value) in narrow.iter_mut().zip(values) {
             let bits = value.to_bits();
@@ -270,10 +263,16 @@ fn round_to_odd(value: f64) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::element::Element;
+    use crate::cpu::simd::{Vectorized, on_every_isa};
+    use crate::element::{DType, Element};
 
-    fn rounded<E: Element>(value: f64) -> [E; 32] {
-        E::narrow(&[E::reduce(value); 32])
+    #[derive(Clone, Copy)]
+    struct Rounded(f64);
+
+    impl Rounded {
+        fn to<E: Element>(self, isa: impl Isa) -> [E; 32] {
+            E::narrow(isa, &[E::reduce(self.0); 32])
+        }
     }
 
     fn same<E: Element>(one: E, other: E) -> bool {
@@ -281,50 +280,73 @@ mod tests {
         one.to_bits() == other.to_bits() || one.is_nan() && other.is_nan()
     }
 
-    /// Every value of E, its ties with the next one, and what is a hair off them, in chunks of
-    /// every length that loops use.
-    fn agrees_with_single_conversions<E: Element>(all: impl Iterator<Item = E>, smallest: f64) {
-        let all: Vec<E> = all.collect();
-        for pair in all.windows(2) {
-            let (value, next) = (pair[0].to_f64(), pair[1].to_f64());
-            let tie = 0.5 * (value + next);
-            for hair in [-f64::EPSILON, 0.0, f64::EPSILON] {
-                for exact in [value * (1.0 + hair), tie * (1.0 + hair)] {
-                    if exact.abs() < smallest {
-                        continue;
+    /// Holds the values of E, in order.
+    #[derive(Clone, Copy)]
+    struct Values<'a, E>(&'a [E]);
+
+    impl<E: Element> Vectorized for Values<'_, E> {
+        type Output = ();
+
+        /// Every value, its ties with the next one, and what is a hair off them, in chunks of every
+        /// length that loops use.
+        fn call(self, isa: impl Isa) {
+            for pair in self.0.windows(2) {
+                let (value, next) = (pair[0].to_f64(), pair[1].to_f64());
+                let tie = 0.5 * (value + next);
+                for hair in [-f64::EPSILON, 0.0, f64::EPSILON] {
+                    for exact in [value * (1.0 + hair), tie * (1.0 + hair)] {
+                        // Where bf16 is rounded twice.
+                        if E::DTYPE == DType::Bf16 && exact.abs() < 2f64.powi(-126) {
+                            continue;
+                        }
+                        let expected = E::from_f64(exact);
+                        let chunk = Rounded(exact).to::<E>(isa);
+                        assert!(chunk.iter().all(|&it| same(it, expected)), "{exact:e}");
+                        agree(&chunk, E::narrow(isa, &[E::reduce(exact)]));
+                        agree(&chunk, E::narrow(isa, &[E::reduce(exact); 11]));
                     }
-                    let expected = E::from_f64(exact);
-                    let chunk = rounded::<E>(exact);
-                    assert!(chunk.iter().all(|&it| same(it, expected)), "{exact:e}");
-                    let single = E::narrow(&[E::reduce(exact)]);
-                    assert_eq!(format!("{:?}", single[0]), format!("{:?}", chunk[0]));
                 }
+                let wide = E::widen(isa, &[pair[0]; 32]).map(E::extend);
+                assert!(wide.iter().all(|it| it.to_bits() == value.to_bits() || value.is_nan()));
+                let short = E::widen(isa, &[pair[0]; 11]).map(E::extend);
+                assert!(short.iter().all(|it| it.to_bits() == wide[0].to_bits()));
             }
-            let wide = E::widen(&[pair[0]; 32]).map(E::extend);
-            assert!(wide.iter().all(|wide| wide.to_bits() == value.to_bits() || value.is_nan()));
-            assert_eq!(E::extend(E::widen(&[pair[0]])[0]).to_bits(), wide[0].to_bits());
         }
+    }
+
+    fn agree<E: Element, const N: usize>(chunk: &[E; 32], values: [E; N]) {
+        assert!(values.iter().all(|it| format!("{it:?}") == format!("{:?}", chunk[0])));
     }
 
     #[test]
     fn chunks_of_f16() {
-        agrees_with_single_conversions((0..=u16::MAX).map(f16::from_bits), 0.0);
+        let all: Vec<_> = (0..=u16::MAX).map(f16::from_bits).collect();
+        on_every_isa(Values(&all));
     }
 
     #[test]
     fn chunks_of_bf16() {
-        agrees_with_single_conversions((0..=u16::MAX).map(bf16::from_bits), 2f64.powi(-126));
+        let all: Vec<_> = (0..=u16::MAX).map(bf16::from_bits).collect();
+        on_every_isa(Values(&all));
+    }
+
+    impl Vectorized for Rounded {
+        type Output = ([f16; 32], [bf16; 32]);
+
+        fn call(self, isa: impl Isa) -> ([f16; 32], [bf16; 32]) {
+            (self.to(isa), self.to(isa))
+        }
     }
 
     #[test]
     fn beyond_the_range_is_infinite() {
         for value in [65520.0, 1e5, 1e30, 1e300, f64::INFINITY] {
-            assert_eq!(rounded::<f16>(value), [f16::INFINITY; 32]);
-            assert_eq!(rounded::<f16>(-value), [f16::NEG_INFINITY; 32]);
+            assert!(on_every_isa(Rounded(value)).iter().all(|it| it.0 == [f16::INFINITY; 32]));
+            assert!(on_every_isa(Rounded(-value)).iter().all(|it| it.0 == [f16::NEG_INFINITY; 32]));
         }
-        assert_eq!(rounded::<f16>(65519.9), [f16::MAX; 32]);
+        assert!(on_every_isa(Rounded(65519.9)).iter().all(|it| it.0 == [f16::MAX; 32]));
         for value in [3.4e38, 3.402_823_5e38, 1e39, 1e300, f64::INFINITY] {
-            assert_eq!(rounded::<bf16>(value), [bf16::INFINITY; 32]);
+            assert!(on_every_isa(Rounded(value)).iter().all(|it| it.1 == [bf16::INFINITY; 32]));
         }
     }
 }

@@ -4,8 +4,9 @@
 use super::block::{deviation, gradient, normalize};
 use super::channel::{Coefficients, GradientCoefficients, unit};
 use super::convert::Real;
-use super::run::{Body, Input, Output, along_lines, read_bits, write_bits};
-use super::simd::keep_chunk;
+use super::rows::Part;
+use super::run::{Body, Input, Output, along_lines, bytes_of, read_bits, write_bits};
+use super::simd::{Isa, keep_chunk};
 use super::sums::Pairs;
 use crate::config::{Activation, Epilogue};
 use crate::element::Element;
@@ -254,19 +255,20 @@ impl<R: Real> ChunkCoefficients for ValueCoefficients<R> {
 }
 
 /// `y = act((x - mean) * scale + bias + residual)`; with a residual and ReLU, also the mask.
-pub struct Forward<'a, E, C, const RELU: bool, const ADD: bool> {
-    pub x: Input<'a, E>,
+pub struct Forward<'a, E, I, C, const RELU: bool, const ADD: bool> {
+    pub x: Input<'a, E, I>,
     /// Empty without `ADD`.
-    pub residual: Input<'a, E>,
-    pub y: Output<'a, E>,
+    pub residual: Input<'a, E, I>,
+    pub y: Output<'a, E, I>,
     /// Empty where none is to be written.
     pub mask: &'a mut [u8],
     pub coefficients: C,
 }
 
-impl<E, C, const RELU: bool, const ADD: bool> Forward<'_, E, C, RELU, ADD>
+impl<E, I, C, const RELU: bool, const ADD: bool> Forward<'_, E, I, C, RELU, ADD>
 where
     E: Element,
+    I: Isa,
     C: RunCoefficients,
 {
     /// All of it.
@@ -280,6 +282,7 @@ where
 /// [`Forward`] with x in y's place, by way of copies.
 #[inline(always)]
 pub fn forward_in_place<E, C, const RELU: bool, const ADD: bool>(
+    isa: impl Isa,
     x: &mut [E],
     residual: &[E],
     mut coefficients: C,
@@ -293,10 +296,10 @@ pub fn forward_in_place<E, C, const RELU: bool, const ADD: bool>(
         let x = &mut copy[..y.len()];
         x.copy_from_slice(y);
         let residual = if ADD { &residual[index * COPIED..][..x.len()] } else { &[] };
-        Forward::<_, _, RELU, ADD> {
-            x: Input::new(x),
-            residual: Input::new(residual),
-            y: Output::new(y, false),
+        Forward::<_, _, _, RELU, ADD> {
+            x: Input::new(isa, x),
+            residual: Input::new(isa, residual),
+            y: Output::new(isa, y, false),
             mask: &mut [],
             coefficients: &mut coefficients,
         }
@@ -304,9 +307,10 @@ pub fn forward_in_place<E, C, const RELU: bool, const ADD: bool>(
     }
 }
 
-impl<E, C, const RELU: bool, const ADD: bool> Body for Forward<'_, E, C, RELU, ADD>
+impl<E, I, C, const RELU: bool, const ADD: bool> Body for Forward<'_, E, I, C, RELU, ADD>
 where
     E: Element,
+    I: Isa,
     C: RunCoefficients,
 {
     #[inline(always)]
@@ -370,33 +374,50 @@ pub fn summands<E: Element, R: Real, const RELU: bool, const ADD: bool>(
 
 /// A run of what backward reads.
 #[derive(Clone, Copy)]
-pub struct BackwardRun<'a, E> {
-    pub x: Input<'a, E>,
-    pub dy: Input<'a, E>,
+pub struct BackwardRun<'a, E, I> {
+    pub x: Input<'a, E, I>,
+    pub dy: Input<'a, E, I>,
     /// Read with a residual and ReLU.
     pub mask: &'a [u8],
 }
 
-impl<'a, E: Element> BackwardRun<'a, E> {
+impl<'a, E: Element, I: Isa> BackwardRun<'a, E, I> {
     #[inline(always)]
-    pub fn new(x: &'a [E], dy: &'a [E], mask: &'a [u8]) -> Self {
-        BackwardRun { x: Input::new(x), dy: Input::new(dy), mask }
+    pub fn new(isa: I, x: &'a [E], dy: &'a [E], mask: &'a [u8]) -> Self {
+        BackwardRun { x: Input::new(isa, x), dy: Input::new(isa, dy), mask }
+    }
+
+    /// The same, with reads announced so far ahead.
+    #[inline(always)]
+    pub fn announcing(self, ahead: usize) -> Self {
+        BackwardRun { x: self.x.announcing(ahead), dy: self.dy.announcing(ahead), ..self }
+    }
+
+    /// A part of tensors; its mask, if there is one, begins with a byte.
+    #[inline(always)]
+    pub fn part(isa: I, x: &'a [E], dy: &'a [E], mask: &'a [u8], part: &Part) -> Self {
+        BackwardRun {
+            x: Input::part(isa, x, part),
+            dy: Input::part(isa, dy, part),
+            mask: mask.get(bytes_of(&part.values)).unwrap_or_default(),
+        }
     }
 }
 
 /// dx, and with `ADD` dresidual; `FROZEN` where the statistics are constants.
-pub struct Gradient<'a, E, C, const RELU: bool, const ADD: bool, const FROZEN: bool> {
-    pub inputs: BackwardRun<'a, E>,
-    pub dx: Output<'a, E>,
+pub struct Gradient<'a, E, I, C, const RELU: bool, const ADD: bool, const FROZEN: bool> {
+    pub inputs: BackwardRun<'a, E, I>,
+    pub dx: Output<'a, E, I>,
     /// Empty where none is to be written.
-    pub dresidual: Output<'a, E>,
+    pub dresidual: Output<'a, E, I>,
     pub coefficients: C,
 }
 
-impl<E, C, const RELU: bool, const ADD: bool, const FROZEN: bool>
-    Gradient<'_, E, C, RELU, ADD, FROZEN>
+impl<E, I, C, const RELU: bool, const ADD: bool, const FROZEN: bool>
+    Gradient<'_, E, I, C, RELU, ADD, FROZEN>
 where
     E: Element,
+    I: Isa,
     C: RunCoefficients,
 {
     /// All of it.
@@ -407,10 +428,11 @@ where
     }
 }
 
-impl<E, C, const RELU: bool, const ADD: bool, const FROZEN: bool> Body
-    for Gradient<'_, E, C, RELU, ADD, FROZEN>
+impl<E, I, C, const RELU: bool, const ADD: bool, const FROZEN: bool> Body
+    for Gradient<'_, E, I, C, RELU, ADD, FROZEN>
 where
     E: Element,
+    I: Isa,
     C: RunCoefficients,
 {
     #[inline(always)]
@@ -446,21 +468,22 @@ where
 }
 
 /// g and d (in units) of a run of a channel, to be added up.
-pub struct GradientPairs<'a, E, R, const RELU: bool, const ADD: bool> {
-    pub inputs: BackwardRun<'a, E>,
+pub struct GradientPairs<'a, E, I, R, const RELU: bool, const ADD: bool> {
+    pub inputs: BackwardRun<'a, E, I>,
     pub coefficients: ValueCoefficients<R>,
 }
 
-impl<E, R, const RELU: bool, const ADD: bool> Pairs for GradientPairs<'_, E, R, RELU, ADD>
+impl<E, I, R, const RELU: bool, const ADD: bool> Pairs for GradientPairs<'_, E, I, R, RELU, ADD>
 where
     E: Element,
+    I: Isa,
     R: Real,
 {
     type Real = R;
 
     #[inline(always)]
     fn pairs<const N: usize>(&self, at: usize) -> [[R; N]; 2] {
-        let (x, dy) = (self.inputs.x.read::<N>(at), self.inputs.dy.read::<N>(at));
+        let (x, dy) = (self.inputs.x.read_along::<N>(at), self.inputs.dy.read_along::<N>(at));
         let positive = if RELU && ADD { read_bits::<N>(self.inputs.mask, at) } else { 0 };
         let mut pairs = [[R::default(); N]; 2];
         for index in 0..N {
@@ -476,6 +499,7 @@ where
 mod tests {
     use super::*;
     use crate::cpu::run::along_lines;
+    use crate::cpu::simd::{Vectorized, on_every_isa};
     use half::{bf16, f16};
 
     const VALUE: ValueCoefficients<f64> = ValueCoefficients {
@@ -503,15 +527,15 @@ mod tests {
     }
 
     impl<E: Element> Run<E> {
-        fn new(offset: usize, len: usize, streaming: bool) -> Self {
+        fn new(isa: impl Isa, offset: usize, len: usize, streaming: bool) -> Self {
             let end = offset + len;
             let (x, residual, dy) = (tensor(end, 1), tensor(end, 2), tensor(end, 3));
             let [mut y, mut dx, mut dresidual] = [(); 3].map(|()| tensor::<E>(end, 4));
             let mut mask = vec![0xaa; len.div_ceil(8)];
-            let mut forward = Forward::<E, _, true, true> {
-                x: Input::new(&x[offset..]),
-                residual: Input::new(&residual[offset..]),
-                y: Output::new(&mut y[offset..], streaming),
+            let mut forward = Forward::<E, _, _, true, true> {
+                x: Input::new(isa, &x[offset..]),
+                residual: Input::new(isa, &residual[offset..]),
+                y: Output::new(isa, &mut y[offset..], streaming),
                 mask: &mut mask,
                 coefficients: VALUE,
             };
@@ -522,10 +546,10 @@ mod tests {
                 }
                 false => (0..len).for_each(|at| forward.chunks::<1>(at, 1)),
             }
-            let mut gradient = Gradient::<E, _, true, true, false> {
-                inputs: BackwardRun::new(&x[offset..], &dy[offset..], &mask),
-                dx: Output::new(&mut dx[offset..], streaming),
-                dresidual: Output::new(&mut dresidual[offset..], streaming),
+            let mut gradient = Gradient::<E, _, _, true, true, false> {
+                inputs: BackwardRun::new(isa, &x[offset..], &dy[offset..], &mask),
+                dx: Output::new(isa, &mut dx[offset..], streaming),
+                dresidual: Output::new(isa, &mut dresidual[offset..], streaming),
                 coefficients: VALUE,
             };
             match streaming {
@@ -539,27 +563,38 @@ mod tests {
         }
     }
 
-    /// Whatever the alignment, lines past the cache and chunks give what single values give, and
-    /// write nothing else.
-    fn chunks_are_their_values<E: Element + PartialEq>() {
-        for offset in 0..40 {
-            for len in [0, 1, 7, 8, 31, 33, 64, 97, 200] {
-                let single = Run::<E>::new(offset, len, false);
-                let lines = Run::<E>::new(offset, len, true);
-                crate::cpu::simd::finish_streaming();
-                assert!(lines.y == single.y && lines.mask == single.mask, "{offset} {len}");
-                assert!(lines.dx == single.dx, "{offset} {len}");
-                assert!(lines.dresidual == single.dresidual, "{offset} {len}");
-                assert!(lines.y[..offset] == tensor::<E>(offset + len, 4)[..offset]);
-            }
+    #[derive(Clone, Copy)]
+    struct AtOffset(usize);
+
+    impl Vectorized for AtOffset {
+        type Output = ();
+
+        fn call(self, isa: impl Isa) {
+            chunks_are_their_values::<f32>(isa, self.0);
+            chunks_are_their_values::<f64>(isa, self.0);
+            chunks_are_their_values::<f16>(isa, self.0);
+            chunks_are_their_values::<bf16>(isa, self.0);
         }
     }
 
+    fn chunks_are_their_values<E: Element + PartialEq>(isa: impl Isa, offset: usize) {
+        for len in [0, 1, 7, 8, 31, 33, 64, 97, 200] {
+            let single = Run::<E>::new(isa, offset, len, false);
+            let lines = Run::<E>::new(isa, offset, len, true);
+            crate::cpu::simd::finish_streaming();
+            assert!(lines.y == single.y && lines.mask == single.mask, "{offset} {len}");
+            assert!(lines.dx == single.dx, "{offset} {len}");
+            assert!(lines.dresidual == single.dresidual, "{offset} {len}");
+            assert!(lines.y[..offset] == tensor::<E>(offset + len, 4)[..offset]);
+        }
+    }
+
+    /// Whatever the alignment, lines past the cache and chunks give what single values give, and
+    /// write nothing else.
     #[test]
     fn chunks_of_every_type_are_their_values() {
-        chunks_are_their_values::<f32>();
-        chunks_are_their_values::<f64>();
-        chunks_are_their_values::<f16>();
-        chunks_are_their_values::<bf16>();
+        for offset in 0..40 {
+            on_every_isa(AtOffset(offset));
+        }
     }
 }

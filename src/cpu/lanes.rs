@@ -6,24 +6,63 @@ use super::convert::Real;
 use super::direct::{
     BackwardRun, ChunkCoefficients, Precisions, RunCoefficients, ValueCoefficients, summands,
 };
-use super::row_sums::{LanePairs, add_rows};
-use super::rows::{Part, Partition, Strips};
-use super::run::{MAX_CHUNK, read_bits};
-use super::simd::{Ring, Table, vectorized};
-use super::tile::TILE;
+use super::row_sums::{LanePairs, add_rows, rows_together};
+use super::rows::{PANEL, Part, Partition, Parts, panel_columns, panel_width};
+use super::run::{self, MAX_CHUNK, read_bits};
+use super::simd::{Isa, vectorized};
 use crate::element::Element;
+use crate::error::Result;
+use crate::memory::filled;
 use std::ops::Range;
 
-/// Coefficients of every lane, a row each: mean hi, mean lo, scale, bias, unit (invstd in f64),
-/// mean g, slope. A row goes on with its own beginning, so that a chunk may reach into the next row
-/// of the tensor.
+/// Coefficients of neighbouring lanes, a row each: mean hi, mean lo, scale, bias, unit (invstd in f64),
+/// mean g, slope. A row goes on with what comes next in the tensor, so that a chunk may reach into the
+/// next panel or row. Rows lie a constant number of values apart: one register points to all of them.
+#[derive(Debug, Clone)]
+#[repr(C, align(64))]
+pub struct Panel<R>([[R; PAD + PANEL + MAX_CHUNK]; ROWS]);
+
+const ROWS: usize = 7;
+
+/// Columns before the first lane's at most, less one: so many that the chunks which loops begin with a
+/// cache line of the output find their coefficients at the head of one, too.
+const PAD: usize = 16;
+
+impl<R: Real> Panel<R> {
+    /// How many panels the coefficients of so many lanes take.
+    pub fn count(lanes: usize) -> usize {
+        lanes.div_ceil(panel_width(lanes))
+    }
+
+    /// `len` of them.
+    pub fn filled(len: usize) -> Result<Vec<Self>> {
+        filled(len, Panel([[R::default(); _]; ROWS]))
+    }
+
+    /// The columns `at..at + N` of every row.
+    #[inline(always)]
+    fn chunk<const N: usize>(&self, at: usize) -> LaneChunk<'_, R, N> {
+        let [a, b, c, d, e, f, g] = &self.0;
+        LaneChunk([
+            run::at(a, at),
+            run::at(b, at),
+            run::at(c, at),
+            run::at(d, at),
+            run::at(e, at),
+            run::at(f, at),
+            run::at(g, at),
+        ])
+    }
+}
+
+/// Coefficients of every lane of a row, in panels.
 #[derive(Debug, Clone, Copy)]
 pub struct LaneCoefficients<'a, R = f64> {
     pub lanes: usize,
-    table: Table<'a, R, ROWS>,
+    /// Values of the output before its first cache line.
+    pub head: usize,
+    panels: &'a [Panel<R>],
 }
-
-const ROWS: usize = 7;
 
 /// Coefficients of lanes, in one or both precisions.
 pub type LanePrecisions<'a> = Precisions<LaneCoefficients<'a>, LaneCoefficients<'a, f32>>;
@@ -33,8 +72,8 @@ impl LanePrecisions<'_> {
     pub fn sums(&self, channel: usize, [g, gd]: [f64; 2]) -> [f64; 2] {
         match self.single {
             Some(single) => {
-                let mean = self.double.table.chunk::<1>(channel)[0][0];
-                LaneChunk(single.table.chunk::<1>(channel)).of(0).sums(g, gd, mean)
+                let mean = self.double.lane(channel).mean_hi;
+                single.lane(channel).sums(g, gd, mean)
             }
             None => [g, gd],
         }
@@ -50,91 +89,82 @@ impl LanePrecisions<'_> {
 }
 
 impl<'a, R: Real> LaneCoefficients<'a, R> {
-    /// Values of a cache line: rows begin with one, so that few loads reach over two.
-    const LINE: usize = 64 / size_of::<R>();
-
-    /// Values that the coefficients of `lanes` lanes take.
-    pub fn len(lanes: usize) -> usize {
-        Self::LINE - 1 + ROWS * Self::stride(lanes)
-    }
-
-    fn stride(lanes: usize) -> usize {
-        (lanes + MAX_CHUNK).next_multiple_of(Self::LINE)
-    }
-
-    /// The table's rows in memory.
-    fn rows_in(values: &'a mut [R], lanes: usize) -> &'a mut [R] {
-        let start = values.as_ptr().align_offset(64).min(Self::LINE - 1);
-        &mut values[start..][..ROWS * Self::stride(lanes)]
-    }
-
-    /// The coefficients of row after row.
+    /// Columns of a panel before the first lane's.
     #[inline(always)]
-    pub fn along_rows(self) -> AlongRows<'a, R> {
-        AlongRows(Ring::new(self.table, self.lanes))
+    fn pad(&self) -> usize {
+        self.head.wrapping_neg() % PAD
+    }
+
+    /// Those of a lane.
+    fn lane(&self, lane: usize) -> ValueCoefficients<R> {
+        let width = panel_width(self.lanes);
+        self.panels[lane / width].chunk::<1>(self.pad() + lane % width).of(0)
+    }
+
+    /// The panel that begins at a column.
+    #[inline(always)]
+    fn panel(&self, column: usize) -> &'a Panel<R> {
+        &self.panels[column / panel_width(self.lanes)]
+    }
+
+    /// Those of a panel.
+    #[inline(always)]
+    pub fn columns(self, range: Range<usize>) -> Self {
+        let panel = self.panel(range.start);
+        LaneCoefficients { lanes: range.len(), panels: std::slice::from_ref(panel), ..self }
+    }
+
+    /// The parts of rows of `len` values in all.
+    #[inline(always)]
+    pub fn parts(&self, len: usize) -> Parts {
+        /// Of a coefficient's columns, of which a few lie beside the tensors in the first-level cache.
+        const BYTES: usize = 4 << 10;
+        Parts::new(len, self.lanes, BYTES / size_of::<R>(), self.head)
     }
 
     /// The coefficients along a part of rows.
     #[inline(always)]
-    pub fn along_part(self, part: &Part) -> AlongRows<'a, R> {
-        let Range { start, end } = part.columns;
-        AlongRows(Ring::new(self.table.columns(start..end + MAX_CHUNK), end - start))
-    }
-
-    /// How a forward call goes over rows of `len` values in all.
-    #[inline(always)]
-    pub fn strips(&self, len: usize) -> Strips {
-        /// Of coefficients, beside the tensors in the first-level cache.
-        const BYTES: usize = 12 << 10;
-        /// Mean, scale and bias.
-        const READ: usize = 3;
-        Strips { len, lanes: self.lanes, width: BYTES / (READ * size_of::<R>()) }
+    pub fn along(self, part: &Part) -> AlongRows<'a, R> {
+        let pad = self.pad();
+        let (at, end) = (pad + part.column, pad + self.lanes);
+        AlongRows { panel: &self.panels[part.panel], at, end, period: self.lanes }
     }
 }
 
 impl<'a> LaneCoefficients<'a> {
-    /// Fills `rows` with the coefficients of every channel, repeated along a folded row; without
+    /// Fills the panels with the coefficients of every channel, repeated along a folded row; without
     /// sums those of dx are left as they are.
     pub fn fill<E: Element>(
-        rows: &'a mut [f64],
+        panels: &'a mut [Panel<f64>],
         partition: &Partition,
         channels: &Channels<'_, E::Param>,
         sums: Option<&[Sums]>,
+        head: usize,
     ) -> Self {
-        let (lanes, count) = (partition.lanes(), partition.channels);
-        let rows = Self::rows_in(rows, lanes);
-        let mut parts = rows.chunks_exact_mut(Self::stride(lanes));
-        let mut next = || parts.next().expect("ROWS of them");
-        let [mean_hi, mean_lo, scale, bias, invstd, mean_g, slope] = [(); ROWS].map(|()| next());
-        channels.fill::<E>(
-            &mut mean_hi[..count],
-            &mut mean_lo[..count],
-            &mut scale[..count],
-            &mut bias[..count],
-            &mut invstd[..count],
-        );
-        for (channel, &sums) in sums.unwrap_or_default().iter().enumerate() {
-            let by = GradientCoefficients::new(&channels.coefficients::<E>(channel), sums);
-            (mean_g[channel], slope[channel]) = (by.mean_g, by.slope);
-        }
-        for row in [&mut *mean_hi, mean_lo, scale, bias, invstd, mean_g, slope] {
-            let (first, mut copies) = row.split_at_mut(count);
-            while !copies.is_empty() {
-                let (copy, rest) = copies.split_at_mut(count.min(copies.len()));
-                copy.copy_from_slice(&first[..copy.len()]);
-                copies = rest;
+        let lanes = partition.lanes();
+        let pad = LaneCoefficients::<f64> { lanes, head, panels: &[] }.pad();
+        let panels = &mut panels[..Panel::<f64>::count(lanes)];
+        for (panel, columns) in panels.iter_mut().zip(panel_columns(lanes)) {
+            let width = columns.len() + MAX_CHUNK;
+            let range = columns.start..partition.channels.min(columns.start + width);
+            let count = range.len();
+            panel.fill::<E>(pad, range, channels, sums);
+            match columns.start {
+                0 => panel.repeat(pad..pad + width, count),
+                _ => panel.fill::<E>(pad + count, 0..width - count, channels, sums),
             }
         }
-        LaneCoefficients { lanes, table: Table::new(rows) }
+        LaneCoefficients { lanes, head, panels }
     }
 
     /// Beside these, the same in f32, if that is enough for every lane.
-    pub fn with_single<E: Element>(self, singles: &'a mut [f32]) -> LanePrecisions<'a> {
+    pub fn with_single<E: Element>(self, singles: &'a mut [Panel<f32>]) -> LanePrecisions<'a> {
         let mut single = None;
         if E::SINGLE {
-            let rows = LaneCoefficients::<f32>::rows_in(singles, self.lanes);
-            if round_rows::<E>(self, rows) {
-                single = Some(LaneCoefficients { lanes: self.lanes, table: Table::new(rows) });
+            let singles = &mut singles[..self.panels.len()];
+            if round_panels::<E>(self, singles) {
+                let LaneCoefficients { lanes, head, .. } = self;
+                single = Some(LaneCoefficients { lanes, head, panels: singles });
             }
         }
         Precisions { double: self, single }
@@ -145,16 +175,12 @@ impl<'a> LaneCoefficients<'a> {
         Precisions { double: self, single: None }
     }
 
-    /// Those of some lanes.
-    #[inline(always)]
-    pub fn columns(self, range: Range<usize>) -> Self {
-        LaneCoefficients { lanes: range.len(), table: self.table.columns(range) }
-    }
-
-    /// The rows, cut to the lanes.
+    /// The rows of the one panel, cut to the lanes.
     #[inline(always)]
     fn rows(&self) -> [&'a [f64]; ROWS] {
-        self.table.rows(self.lanes)
+        let [a, b, c, d, e, f, g] = &self.panels[0].0;
+        let pad = self.pad();
+        [a, b, c, d, e, f, g].map(|row| &row[pad..pad + self.lanes])
     }
 
     /// `d = x - mean`, row by row, in x's place.
@@ -218,38 +244,63 @@ impl<'a> LaneCoefficients<'a> {
     }
 }
 
+impl Panel<f64> {
+    /// Fills the columns from `at` on with the coefficients of some channels.
+    fn fill<E: Element>(
+        &mut self,
+        at: usize,
+        range: Range<usize>,
+        channels: &Channels<'_, E::Param>,
+        sums: Option<&[Sums]>,
+    ) {
+        let rows = self.0.each_mut().map(|row| &mut row[at..at + range.len()]);
+        let [mean_hi, mean_lo, scale, bias, invstd, mean_g, slope] = rows;
+        channels.range(range.clone()).fill::<E>(mean_hi, mean_lo, scale, bias, invstd);
+        let Some(sums) = sums else { return };
+        for (column, channel) in range.enumerate() {
+            let coefficients = channels.coefficients::<E>(channel);
+            let by = GradientCoefficients::new(&coefficients, sums[channel]);
+            (mean_g[column], slope[column]) = (by.mean_g, by.slope);
+        }
+    }
+
+    /// Fills columns with the first `count` of them over and over again.
+    fn repeat(&mut self, columns: Range<usize>, count: usize) {
+        for row in &mut self.0 {
+            for column in columns.start + count..columns.end {
+                row[column] = row[column - count];
+            }
+        }
+    }
+}
+
 vectorized! {
-    by_lane
-    /// Fills the rows of f32; returns whether that is enough for every lane.
-    fn round_rows<'a, 'b, E>(from: LaneCoefficients<'a>, rows: &'b mut [f32]) -> bool {
-        let stride = rows.len() / ROWS;
-        let [mean, mean_lo, scale, bias, invstd, mean_g, slope] =
-            from.table.rows(from.table.width());
-        let (to_mean, rows) = rows.split_at_mut(stride);
-        let (_, rows) = rows.split_at_mut(stride);
-        let (to_scale, rows) = rows.split_at_mut(stride);
-        let (to_bias, rows) = rows.split_at_mut(stride);
-        let (to_unit, rows) = rows.split_at_mut(stride);
-        let (to_mean_g, to_slope) = rows.split_at_mut(stride);
-        let mut fits = true;
-        for lane in 0..from.lanes + MAX_CHUNK {
-            let double = ValueCoefficients {
-                mean_hi: mean[lane],
-                mean_lo: mean_lo[lane],
-                scale: scale[lane],
-                bias: bias[lane],
-                unit: 1.0,
-                mean_g: mean_g[lane],
-                slope: slope[lane],
-            };
-            let (single, this) = double.rounded(invstd[lane]);
-            fits &= this;
-            to_mean[lane] = single.mean_hi;
-            to_scale[lane] = single.scale;
-            to_bias[lane] = single.bias;
-            to_unit[lane] = single.unit;
-            to_mean_g[lane] = single.mean_g;
-            to_slope[lane] = single.slope;
+    /// Fills the panels of f32; returns whether that is enough for every lane.
+    fn round_panels<'a, 'b, E>(from: LaneCoefficients<'a>, to: &'b mut [Panel<f32>]) -> bool {
+        let (mut fits, pad) = (true, from.pad());
+        let panels = from.panels.iter().zip(to);
+        for ((from, to), columns) in panels.zip(panel_columns(from.lanes)) {
+            let [mean, mean_lo, scale, bias, invstd, mean_g, slope] = &from.0;
+            let [to_mean, _, to_scale, to_bias, to_unit, to_mean_g, to_slope] = &mut to.0;
+            for lane in pad..pad + columns.len() + MAX_CHUNK {
+                let double = ValueCoefficients {
+                    mean_hi: mean[lane],
+                    mean_lo: mean_lo[lane],
+                    scale: scale[lane],
+                    bias: bias[lane],
+                    unit: 1.0,
+                    mean_g: mean_g[lane],
+                    slope: slope[lane],
+                };
+                let (single, this) = double.rounded(invstd[lane]);
+                fits &= this;
+                to_mean[lane] = single.mean_hi;
+                to_scale[lane] = single.scale;
+                to_bias[lane] = single.bias;
+                to_unit[lane] = single.unit;
+                to_mean_g[lane] = single.mean_g;
+                to_slope[lane] = single.slope;
+            }
         }
         fits
     }
@@ -260,33 +311,40 @@ impl<R: Real> LaneCoefficients<'_, R> {
     #[inline(always)]
     pub fn add_sums<E: Element, const RELU: bool, const ADD: bool>(
         &self,
-        inputs: BackwardRun<'_, E>,
+        isa: impl Isa,
+        inputs: BackwardRun<'_, E, impl Isa>,
         sum_g: &mut [f64],
         sum_gd: &mut [f64],
     ) {
-        /// Rows that go by before the next columns: while their sums are in the first-level cache.
-        const ROWS: usize = 256;
         let (lanes, rows) = (self.lanes, inputs.x.len() / self.lanes);
-        let pairs = LaneGradients::<_, _, RELU, ADD> { inputs, coefficients: *self };
-        for first in (0..rows).step_by(ROWS) {
-            for start in (0..lanes).step_by(TILE) {
-                let columns = start..lanes.min(start + TILE);
+        let together = rows_together::<R>(lanes);
+        for first in (0..rows).step_by(together) {
+            let rows = first..rows.min(first + together);
+            for columns in panel_columns(lanes) {
+                let (panel, pad) = (self.panel(columns.start), self.pad());
+                let start = columns.start;
+                let pairs = LaneGradients::<_, _, _, RELU, ADD> { inputs, panel, pad, start };
                 let sums = [&mut sum_g[columns.clone()], &mut sum_gd[columns.clone()]];
-                add_rows(&pairs, first..rows.min(first + ROWS), lanes, columns, sums);
+                add_rows(isa, &pairs, rows.clone(), lanes, columns, sums);
             }
         }
     }
 }
 
-/// g and d (in units) of rows, to be added up.
-struct LaneGradients<'a, E, R, const RELU: bool, const ADD: bool> {
-    inputs: BackwardRun<'a, E>,
-    coefficients: LaneCoefficients<'a, R>,
+/// g and d (in units) of a panel's columns, to be added up.
+struct LaneGradients<'a, E, I, R, const RELU: bool, const ADD: bool> {
+    inputs: BackwardRun<'a, E, I>,
+    panel: &'a Panel<R>,
+    pad: usize,
+    /// The panel's first column.
+    start: usize,
 }
 
-impl<'a, E, R, const RELU: bool, const ADD: bool> LanePairs for LaneGradients<'a, E, R, RELU, ADD>
+impl<'a, E, I, R, const RELU: bool, const ADD: bool> LanePairs
+    for LaneGradients<'a, E, I, R, RELU, ADD>
 where
     E: Element,
+    I: Isa,
     R: Real,
 {
     type Real = R;
@@ -294,7 +352,7 @@ where
 
     #[inline(always)]
     fn lanes<const N: usize>(&self, lane: usize) -> LaneChunk<'a, R, N> {
-        LaneChunk(self.coefficients.table.chunk(lane))
+        self.panel.chunk(self.pad + (lane - self.start))
     }
 
     #[inline(always)]
@@ -311,9 +369,9 @@ where
     }
 
     #[inline(always)]
-    fn prefetch(&self, at: usize) {
-        self.inputs.x.prefetch(at);
-        self.inputs.dy.prefetch(at);
+    fn prefetch<const N: usize>(&self, at: usize) {
+        self.inputs.x.prefetch::<N>(at);
+        self.inputs.dy.prefetch::<N>(at);
     }
 }
 
@@ -340,7 +398,14 @@ impl<R: Real, const N: usize> ChunkCoefficients for LaneChunk<'_, R, N> {
 }
 
 /// Coefficients along dense rows.
-pub struct AlongRows<'a, R>(Ring<'a, R, ROWS>);
+pub struct AlongRows<'a, R> {
+    panel: &'a Panel<R>,
+    /// Before the end.
+    at: usize,
+    /// Where the columns begin anew, of which there are so many.
+    end: usize,
+    period: usize,
+}
 
 impl<'a, R: Real> RunCoefficients for AlongRows<'a, R> {
     type Real = R;
@@ -348,6 +413,11 @@ impl<'a, R: Real> RunCoefficients for AlongRows<'a, R> {
 
     #[inline(always)]
     fn next<const N: usize>(&mut self) -> LaneChunk<'a, R, N> {
-        LaneChunk(self.0.next())
+        let at = self.at;
+        self.at += N;
+        while self.at >= self.end {
+            self.at -= self.period;
+        }
+        self.panel.chunk(at)
     }
 }

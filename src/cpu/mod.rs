@@ -40,6 +40,7 @@ use crate::problem::Problem;
 use channel::Sums;
 pub(crate) use compiled::Compiled;
 use convert::Convert;
+use lanes::Panel;
 use moments::Moments;
 use std::sync::Arc;
 
@@ -127,8 +128,8 @@ pub struct CpuWorkspace {
 /// Where channels-last calls keep the coefficients of every lane.
 #[derive(Debug, Clone, Default)]
 struct LaneTables {
-    double: Vec<f64>,
-    single: Vec<f32>,
+    double: Vec<Panel<f64>>,
+    single: Vec<Panel<f32>>,
 }
 
 /// Lengths of a workspace's parts.
@@ -137,8 +138,8 @@ struct WorkspaceSize {
     moments: usize,
     sums: usize,
     partials: usize,
-    lanes: usize,
-    single_lanes: usize,
+    panels: usize,
+    single_panels: usize,
 }
 
 impl WorkspaceSize {
@@ -159,13 +160,13 @@ impl WorkspaceSize {
                 let most =
                     |f: fn(&rows::Partition) -> usize| partitions.iter().map(f).max().unwrap_or(0);
                 let sixteen_bits = matches!(problem.dtype(), DType::F16 | DType::Bf16);
-                let single_lanes = most(|p| lanes::LaneCoefficients::<f32>::len(p.lanes()));
+                let panels = most(|p| Panel::<f64>::count(p.lanes()));
                 WorkspaceSize {
                     moments: 0,
                     sums: channels,
                     partials: most(rows::Partition::partials_len),
-                    lanes: most(|p| lanes::LaneCoefficients::<f64>::len(p.lanes())),
-                    single_lanes: if sixteen_bits { single_lanes } else { 0 },
+                    panels,
+                    single_panels: if sixteen_bits { panels } else { 0 },
                 }
             }
         }
@@ -179,8 +180,8 @@ impl CpuWorkspace {
             sums: filled(size.sums, Sums::default())?,
             partials: filled(size.partials, 0.0)?,
             lanes: LaneTables {
-                double: filled(size.lanes, 0.0)?,
-                single: filled(size.single_lanes, 0.0)?,
+                double: Panel::filled(size.panels)?,
+                single: Panel::filled(size.single_panels)?,
             },
         })
     }
@@ -191,14 +192,14 @@ impl CpuWorkspace {
             moments: self.moments.len(),
             sums: self.sums.len(),
             partials: self.partials.len(),
-            lanes: self.lanes.double.len(),
-            single_lanes: self.lanes.single.len(),
+            panels: self.lanes.double.len(),
+            single_panels: self.lanes.single.len(),
         };
         let fits = found.moments >= size.moments
             && found.sums >= size.sums
             && found.partials >= size.partials
-            && found.lanes >= size.lanes
-            && found.single_lanes >= size.single_lanes;
+            && found.panels >= size.panels
+            && found.single_panels >= size.single_panels;
         if fits {
             return Ok(());
         }

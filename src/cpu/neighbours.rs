@@ -7,8 +7,8 @@ use super::direct::{
     BackwardRun, ChannelCoefficients, Direct, Forward, Gradient, with_direct, with_precision,
 };
 use super::planes::SLAB;
-use super::run::{Input, Output};
-use super::simd::vectorized;
+use super::run::{AHEAD, Input, Output};
+use super::simd::{Isa, vectorized};
 use super::tile::{TILE, tile_rows};
 use crate::element::Element;
 use ndarray::{ArrayView3, ArrayViewMut3, Axis, Slice};
@@ -126,6 +126,7 @@ impl<'a, E> ForwardGroup<'a, E> {
 }
 
 vectorized! {
+    |isa|
     /// Writes y (and the mask) of neighbours.
     pub fn apply_group<'a, 'b, E>(
         group: ForwardGroup<'a, E>,
@@ -136,7 +137,7 @@ vectorized! {
         let mut group = group;
         for index in 0..group.x.len_of(Axis(0)) {
             with_direct!(direct, |RELU, ADD| {
-                forward_sample::<E, RELU, ADD>(&mut group, index, coefficients, streaming);
+                forward_sample::<E, RELU, ADD>(isa, &mut group, index, coefficients, streaming);
             });
         }
     }
@@ -156,6 +157,7 @@ fn sample_mut<'a, T>(tensor: &'a mut ArrayViewMut3<'_, T>, index: usize) -> &'a 
 
 #[inline(always)]
 fn forward_sample<E: Element, const RELU: bool, const ADD: bool>(
+    isa: impl Isa,
     group: &mut ForwardGroup<'_, E>,
     index: usize,
     coefficients: &[ChannelCoefficients],
@@ -169,11 +171,12 @@ fn forward_sample<E: Element, const RELU: bool, const ADD: bool>(
     for (channel, &coefficients) in coefficients.iter().enumerate() {
         let run = channel * len..(channel + 1) * len;
         let mask_run = mask.split_off_mut(..mask_len.min(mask.len())).unwrap_or_default();
-        let (x, y) = (Input::new(&x[run.clone()]), Output::new(&mut y[run.clone()], streaming));
-        let residual = Input::new(if ADD { &residual[run] } else { &[] });
+        let x = Input::new(isa, &x[run.clone()]).announcing(AHEAD);
+        let y = Output::new(isa, &mut y[run.clone()], streaming);
+        let residual = Input::new(isa, if ADD { &residual[run] } else { &[] }).announcing(AHEAD);
         let coefficients = if ADD { coefficients.without_single() } else { coefficients };
         with_precision!(E, coefficients, |coefficients| {
-            Forward::<_, _, RELU, ADD> { x, residual, y, mask: mask_run, coefficients }.run();
+            Forward::<_, _, _, RELU, ADD> { x, residual, y, mask: mask_run, coefficients }.run();
         });
     }
 }
@@ -207,6 +210,7 @@ impl<'a, E> GradientGroup<'a, E> {
 }
 
 vectorized! {
+    |isa|
     /// Writes dx (and dresidual) of neighbours.
     pub fn write_group<'a, 'b, E>(
         group: GradientGroup<'a, E>,
@@ -220,8 +224,8 @@ vectorized! {
             with_direct!(direct, |RELU, ADD| {
                 let (group, c) = (&mut group, coefficients);
                 match frozen {
-                    true => gradient_sample::<E, RELU, ADD, true>(group, index, c, streaming),
-                    false => gradient_sample::<E, RELU, ADD, false>(group, index, c, streaming),
+                    true => gradient_sample::<E, RELU, ADD, true>(isa, group, index, c, streaming),
+                    false => gradient_sample::<E, RELU, ADD, false>(isa, group, index, c, streaming),
                 }
             });
         }
@@ -230,6 +234,7 @@ vectorized! {
 
 #[inline(always)]
 fn gradient_sample<E: Element, const RELU: bool, const ADD: bool, const FROZEN: bool>(
+    isa: impl Isa,
     group: &mut GradientGroup<'_, E>,
     index: usize,
     coefficients: &[ChannelCoefficients],
@@ -243,12 +248,12 @@ fn gradient_sample<E: Element, const RELU: bool, const ADD: bool, const FROZEN: 
     for (channel, &coefficients) in coefficients.iter().enumerate() {
         let run = channel * len..(channel + 1) * len;
         let mask = if RELU && ADD { &mask[channel * mask_len..][..mask_len] } else { &[] };
-        let dx = Output::new(&mut dx[run.clone()], streaming);
+        let dx = Output::new(isa, &mut dx[run.clone()], streaming);
         let dresidual = dresidual.get_mut(run.clone()).unwrap_or_default();
-        let dresidual = Output::new(dresidual, streaming);
-        let inputs = BackwardRun::new(&x[run.clone()], &dy[run], mask);
+        let dresidual = Output::new(isa, dresidual, streaming);
+        let inputs = BackwardRun::new(isa, &x[run.clone()], &dy[run], mask).announcing(AHEAD);
         with_precision!(E, coefficients, |coefficients| {
-            Gradient::<_, _, RELU, ADD, FROZEN> { inputs, dx, dresidual, coefficients }.run();
+            Gradient::<_, _, _, RELU, ADD, FROZEN> { inputs, dx, dresidual, coefficients }.run();
         });
     }
 }

@@ -2,7 +2,7 @@
 
 use super::convert::Convert;
 use super::rows::Part;
-use super::simd::{self, Lines, PastCache};
+use super::simd::{self, Isa, Lines, PastCache};
 use std::ops::Range;
 
 /// No chunk is longer.
@@ -51,34 +51,36 @@ pub fn at<T, const N: usize>(values: &[T], at: usize) -> &[T; N] {
     values[at..].first_chunk().expect("chunks lie inside the run")
 }
 
-/// The chunk of `values` from `at` on, widened.
-#[inline(always)]
-pub fn read<E: Convert, const N: usize>(values: &[E], at: usize) -> [E::Wide; N] {
-    E::widen(self::at(values, at))
-}
+/// How many values ahead of what is read reads are announced, in the order in which memory is gone
+/// over: farther than the hardware's own guesses, which end with a page and do not know the next run.
+pub const AHEAD: usize = 2048;
 
 /// A run to read.
 #[derive(Debug, Clone, Copy)]
-pub struct Input<'a, E> {
+pub struct Input<'a, E, I> {
+    isa: I,
     values: &'a [E],
-    /// What is to be in the cache later, as far from its beginning as the values that are read.
-    ahead: &'a [E],
+    /// Where reads are announced, from what is read on.
+    ahead: usize,
 }
 
-impl<'a, E: Convert> Input<'a, E> {
+impl<'a, E: Convert, I: Isa> Input<'a, E, I> {
     #[inline(always)]
-    pub fn new(values: &'a [E]) -> Self {
-        Input { values, ahead: &[] }
+    pub fn new(isa: I, values: &'a [E]) -> Self {
+        Input { isa, values, ahead: 0 }
     }
 
     /// A part of a tensor, if there is one.
     #[inline(always)]
-    pub fn part(tensor: &'a [E], part: &Part) -> Self {
-        let ahead = part.ahead.and_then(|ahead| tensor.get(part.values.start + ahead..));
-        Input {
-            values: tensor.get(part.values.clone()).unwrap_or_default(),
-            ahead: ahead.unwrap_or_default(),
-        }
+    pub fn part(isa: I, tensor: &'a [E], part: &Part) -> Self {
+        let values = tensor.get(part.values.clone()).unwrap_or_default();
+        Input::new(isa, values).announcing(part.ahead)
+    }
+
+    /// The same, with reads announced so far ahead.
+    #[inline(always)]
+    pub fn announcing(self, ahead: usize) -> Self {
+        Input { ahead, ..self }
     }
 
     #[inline(always)]
@@ -89,60 +91,71 @@ impl<'a, E: Convert> Input<'a, E> {
     /// The chunk from `at` on, widened.
     #[inline(always)]
     pub fn read<const N: usize>(&self, at: usize) -> [E::Wide; N] {
-        read::<E, N>(self.values, at)
+        E::widen(self.isa, self::at(self.values, at))
+    }
+
+    /// [`read`](Self::read), with the announcement.
+    #[inline(always)]
+    pub fn read_along<const N: usize>(&self, at: usize) -> [E::Wide; N] {
+        self.prefetch::<N>(at + self.ahead);
+        self.read(at)
     }
 
     /// The `count` chunks from `at` on.
     #[inline(always)]
-    pub fn chunks<const N: usize>(&self, at: usize, count: usize) -> InputChunks<'a, E, N> {
+    pub fn chunks<const N: usize>(&self, at: usize, count: usize) -> InputChunks<'a, E, I, N> {
         let values = &self.values[at..][..count * N];
-        InputChunks {
-            values: &values.as_chunks().0[..count],
-            ahead: self.ahead.get(at..).unwrap_or_default(),
-        }
+        InputChunks { isa: self.isa, values: &values.as_chunks().0[..count], ahead: self.ahead }
     }
 
-    /// Brings what lies at `at` into the cache.
+    /// Brings the chunk from `at` on into the cache.
     #[inline(always)]
-    pub fn prefetch(&self, at: usize) {
-        simd::prefetch_line(self.values, at);
+    pub fn prefetch<const N: usize>(&self, at: usize) {
+        simd::prefetch::<E, N>(self.values, at);
     }
 }
 
 /// Chunks of an [`Input`].
-pub struct InputChunks<'a, E, const N: usize> {
+pub struct InputChunks<'a, E, I, const N: usize> {
+    isa: I,
     values: &'a [[E; N]],
-    ahead: &'a [E],
+    ahead: usize,
 }
 
-impl<E: Convert, const N: usize> InputChunks<'_, E, N> {
+impl<E: Convert, I: Isa, const N: usize> InputChunks<'_, E, I, N> {
     /// A chunk, widened.
     #[inline(always)]
     pub fn read(&self, index: usize) -> [E::Wide; N] {
-        simd::prefetch_line(self.ahead, index * N);
-        E::widen(&self.values[index])
+        simd::prefetch::<E, N>(self.values.as_flattened(), index * N + self.ahead);
+        E::widen(self.isa, &self.values[index])
     }
 }
 
 /// A run to write: into the cache, or past it. The latter is for outputs too large to stay there:
 /// an ordinary store would read each line before it overwrites it.
-pub struct Output<'a, E> {
+pub struct Output<'a, E, I> {
+    isa: I,
     values: &'a mut [E],
     /// What goes past the cache is seen by other threads after [`simd::finish_streaming`].
     past_cache: Option<PastCache>,
+    /// Values before the first that chunks should begin with.
+    head: usize,
 }
 
-impl<'a, E: Convert> Output<'a, E> {
+impl<'a, E: Convert, I: Isa> Output<'a, E, I> {
     #[inline(always)]
-    pub fn new(values: &'a mut [E], streaming: bool) -> Self {
-        let past_cache = if streaming { PastCache::try_new() } else { None };
-        Output { values, past_cache }
+    pub fn new(isa: I, values: &'a mut [E], streaming: bool) -> Self {
+        let past_cache = if streaming { isa.past_cache() } else { None };
+        let head = if past_cache.is_some() { simd::to_line(values) } else { 0 };
+        Output { isa, values, past_cache, head }
     }
 
     /// A part of a tensor, if there is one.
     #[inline(always)]
-    pub fn part(tensor: &'a mut [E], part: &Part, streaming: bool) -> Self {
-        Output::new(tensor.get_mut(part.values.clone()).unwrap_or_default(), streaming)
+    pub fn part(isa: I, tensor: &'a mut [E], part: &Part, streaming: bool) -> Self {
+        let values = tensor.get_mut(part.values.clone()).unwrap_or_default();
+        let head = simd::to_line(values);
+        Output { head, ..Output::new(isa, values, streaming) }
     }
 
     #[inline(always)]
@@ -150,40 +163,37 @@ impl<'a, E: Convert> Output<'a, E> {
         self.values.is_empty()
     }
 
-    /// Values before the first that streaming stores should begin with.
+    /// Values before the first that chunks should begin with: for stores past the cache, and for long
+    /// runs, where a line begins.
     #[inline(always)]
     pub fn head(&self) -> usize {
-        if self.past_cache.is_some() { simd::to_line(self.values) } else { 0 }
+        self.head
     }
 
     /// The `count` chunks from `at` on.
     #[inline(always)]
-    pub fn chunks<const N: usize>(&mut self, at: usize, count: usize) -> OutputChunks<'_, E, N> {
+    pub fn chunks<const N: usize>(&mut self, at: usize, count: usize) -> OutputChunks<'_, E, I, N> {
         let values = &mut self.values[at..][..count * N];
         let values = &mut values.as_chunks_mut().0[..count];
-        match self.past_cache {
+        let lines = match self.past_cache {
             Some(past_cache) => past_cache.lines(values),
-            None => OutputChunks::Cached(values),
-        }
+            None => Lines::Cached(values),
+        };
+        OutputChunks { isa: self.isa, lines }
     }
 }
 
 /// Chunks of an [`Output`].
-pub enum OutputChunks<'a, E, const N: usize> {
-    Cached(&'a mut [[E; N]]),
-    /// Whole lines.
-    PastCache(Lines<'a, E, N>),
+pub struct OutputChunks<'a, E, I, const N: usize> {
+    isa: I,
+    lines: Lines<'a, E, N>,
 }
 
-impl<E: Convert, const N: usize> OutputChunks<'_, E, N> {
+impl<E: Convert, I: Isa, const N: usize> OutputChunks<'_, E, I, N> {
     /// Rounds values to a chunk.
     #[inline(always)]
     pub fn write(&mut self, index: usize, values: &[E::Wide; N]) {
-        let values = E::narrow(values);
-        match self {
-            OutputChunks::Cached(chunks) => chunks[index] = values,
-            OutputChunks::PastCache(lines) => lines.store(index, &values),
-        }
+        self.lines.store(index, &E::narrow(self.isa, values));
     }
 }
 

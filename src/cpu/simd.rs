@@ -1,5 +1,5 @@
 //! What needs `unsafe`: run-time dispatch to the instruction set at hand, conversions of f16, sums in
-//! registers, stores that go past the cache, prefetching, and tables read with one check for all rows.
+//! registers, stores that go past the cache, and prefetching.
 //!
 //! Inner loops are plain Rust, written once; [`vectorized!`] compiles them for AVX-512, AVX2 and the
 //! baseline (on aarch64 that has NEON), and picks one at run time. Whatever they call must be
@@ -9,19 +9,15 @@
 #![allow(unsafe_code)]
 
 use super::convert::Convert;
-use super::run::{MAX_CHUNK, OutputChunks};
 use crate::element::Element;
 use half::f16;
-use std::ops::{Add, Mul, Range};
+use std::ops::{Add, Mul};
 
-/// Defines a function whose body is compiled for every instruction set and dispatched at run time;
-/// `by_lane` where each lane of a vector has coefficients of its own.
+/// Defines a function whose body is compiled for every instruction set and dispatched at run time.
+/// With `|isa|` before it the body is told for which ([`Isa`]).
 macro_rules! vectorized {
-    (by_lane $($function:tt)*) => {
-        $crate::cpu::simd::vectorized!(@true $($function)*);
-    };
     (
-        @$by_lane:literal
+        |$isa:ident|
         $(#[$attribute:meta])*
         $vis:vis fn $name:ident<$($lifetime:lifetime,)* $element:ident>(
             $($argument:ident: $type:ty),* $(,)?
@@ -35,13 +31,13 @@ macro_rules! vectorized {
                 $($argument: $type,)*
                 marker: ::std::marker::PhantomData<($(&$lifetime (),)* $element)>,
             }
-            impl<$($lifetime,)* $element: $crate::element::Element> ::pulp::NullaryFnOnce
+            impl<$($lifetime,)* $element: $crate::element::Element> $crate::cpu::simd::Vectorized
                 for Call<$($lifetime,)* $element>
             {
                 type Output = $crate::cpu::simd::result!($($result)?);
 
                 #[inline(always)]
-                fn call(self) -> Self::Output {
+                fn call(self, $isa: impl $crate::cpu::simd::Isa) -> Self::Output {
                     let Call { $($argument,)* marker: _ } = self;
                     $body
                 }
@@ -50,14 +46,22 @@ macro_rules! vectorized {
                 $($argument,)*
                 marker: ::std::marker::PhantomData,
             };
-            $crate::cpu::simd::dispatch::<$element, _>(call, $by_lane)
+            $crate::cpu::simd::dispatch(call)
         }
     };
-    ($($function:tt)*) => {
-        $crate::cpu::simd::vectorized!(@false $($function)*);
+    ($(#[$attribute:meta])* $vis:vis fn $($function:tt)*) => {
+        $crate::cpu::simd::vectorized!(|_isa| $(#[$attribute])* $vis fn $($function)*);
     };
 }
 pub(super) use vectorized;
+
+/// What [`vectorized!`] makes of a function.
+pub trait Vectorized {
+    type Output;
+
+    /// The function's body, compiled for an instruction set.
+    fn call(self, isa: impl Isa) -> Self::Output;
+}
 
 #[cfg(target_arch = "x86_64")]
 pulp::simd_type! {
@@ -74,7 +78,7 @@ pulp::simd_type! {
     }
 
     /// x86-64-v4.
-    struct Avx512 {
+    pub struct Avx512 {
         avx: "avx",
         avx2: "avx2",
         bmi1: "bmi1",
@@ -91,22 +95,45 @@ pulp::simd_type! {
     }
 }
 
-/// Calls `call`, on elements of type E, as compiled for the best instruction set at hand.
+/// A [`Vectorized`] call for an instruction set.
+#[cfg(target_arch = "x86_64")]
+struct CallFor<F, I>(F, I);
+
+#[cfg(target_arch = "x86_64")]
+impl<F: Vectorized, I: Isa> pulp::NullaryFnOnce for CallFor<F, I> {
+    type Output = F::Output;
+
+    #[inline(always)]
+    fn call(self) -> F::Output {
+        self.0.call(self.1)
+    }
+}
+
+/// Calls `call` as compiled for the best instruction set at hand.
 #[inline]
-pub fn dispatch<E: Convert, F: pulp::NullaryFnOnce>(call: F, by_lane: bool) -> F::Output {
+pub fn dispatch<F: Vectorized>(call: F) -> F::Output {
     #[cfg(target_arch = "x86_64")]
     {
-        let in_512_bits = !by_lane || E::BY_LANE_IN_512_BITS;
-        if in_512_bits && let Some(isa) = Avx512::try_new() {
-            return isa.vectorize(call);
+        if let Some(isa) = Avx512::try_new() {
+            return isa.vectorize(CallFor(call, isa));
         }
         if let Some(isa) = Avx2::try_new() {
-            return isa.vectorize(call);
+            return isa.vectorize(CallFor(call, isa));
         }
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = by_lane;
-    call.call()
+    call.call(Baseline)
+}
+
+/// What `call` gives on every instruction set at hand, the baseline's first.
+#[cfg(test)]
+pub fn on_every_isa<F: Vectorized + Copy>(call: F) -> Vec<F::Output> {
+    let mut results = vec![call.call(Baseline)];
+    #[cfg(target_arch = "x86_64")]
+    {
+        results.extend(Avx2::try_new().map(|isa| isa.vectorize(CallFor(call, isa))));
+        results.extend(Avx512::try_new().map(|isa| isa.vectorize(CallFor(call, isa))));
+    }
+    results
 }
 
 /// The result type of a function, `()` where none is written.
@@ -134,171 +161,262 @@ pub fn keep_chunk() {
     };
 }
 
-/// Exact.
-#[inline(always)]
-pub fn f16_to_f32<const N: usize>(values: &[f16; N]) -> [f32; N] {
-    let mut wide = [0.0; N];
-    let (eights, rest) = values.as_chunks::<8>();
-    let (wide_eights, wide_rest) = wide.as_chunks_mut::<8>();
-    let hardware = has_f16();
-    for (wide, eight) in wide_eights.iter_mut().zip(eights) {
-        *wide = eight_to_f32(eight, hardware);
-    }
-    if !rest.is_empty() {
-        let mut padded = [f16::ZERO; 8];
-        padded[..rest.len()].copy_from_slice(rest);
-        let padded = eight_to_f32(&padded, hardware);
-        wide_rest.copy_from_slice(&padded[..rest.len()]);
-    }
-    wide
-}
-
-/// To nearest even.
-#[inline(always)]
-pub fn f32_to_f16<const N: usize>(values: &[f32; N]) -> [f16; N] {
-    let mut narrow = [f16::ZERO; N];
-    let (eights, rest) = values.as_chunks::<8>();
-    let (narrow_eights, narrow_rest) = narrow.as_chunks_mut::<8>();
-    let hardware = has_f16();
-    for (narrow, eight) in narrow_eights.iter_mut().zip(eights) {
-        *narrow = eight_to_f16(eight, hardware);
-    }
-    if !rest.is_empty() {
-        let mut padded = [0.0; 8];
-        padded[..rest.len()].copy_from_slice(rest);
-        let padded = eight_to_f16(&padded, hardware);
-        narrow_rest.copy_from_slice(&padded[..rest.len()]);
-    }
-    narrow
-}
-
-/// Whether the processor converts f16.
-#[inline(always)]
-fn has_f16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return Avx2::is_available();
-    #[cfg(not(target_arch = "x86_64"))]
-    false
-}
-
-/// By hand if not by `hardware` ([`has_f16`]). The two ways meet in one register: in an array the
-/// compiler would cut values to what fits both.
-#[inline(always)]
-fn eight_to_f32(values: &[f16; 8], hardware: bool) -> [f32; 8] {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{__m256, _mm_loadu_si128, _mm256_cvtph_ps};
-        let wide: __m256 = match hardware {
-            // SAFETY: eight values; the instruction is there. (In functions that were not compiled
-            // for it, it is a call.)
-            true => unsafe { _mm256_cvtph_ps(_mm_loadu_si128(values.as_ptr().cast())) },
-            false => eight_to_f32_by_hand(values),
-        };
-        // SAFETY: eight f32 either way.
-        unsafe { std::mem::transmute::<__m256, [f32; 8]>(wide) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = hardware;
-        values.map(|value| Element::to_f64(value) as f32)
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[cold]
-#[inline(never)]
-fn eight_to_f32_by_hand(values: &[f16; 8]) -> std::arch::x86_64::__m256 {
-    let wide = values.map(|value| Element::to_f64(value) as f32);
-    // SAFETY: eight f32 either way.
-    unsafe { std::mem::transmute::<[f32; 8], std::arch::x86_64::__m256>(wide) }
-}
-
-/// As [`eight_to_f32`], to nearest even.
-#[inline(always)]
-fn eight_to_f16(values: &[f32; 8], hardware: bool) -> [f16; 8] {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{
-            __m128i, _MM_FROUND_TO_NEAREST_INT, _mm256_cvtps_ph, _mm256_loadu_ps,
-        };
-        let narrow: __m128i = match hardware {
-            // SAFETY: as in `eight_to_f32`.
-            true => unsafe {
-                _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(values.as_ptr()))
-            },
-            false => eight_to_f16_by_hand(values),
-        };
-        // SAFETY: eight f16 either way, which any bits are.
-        unsafe { std::mem::transmute::<__m128i, [f16; 8]>(narrow) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = hardware;
-        values.map(|value| Element::from_f64(value.into()))
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[cold]
-#[inline(never)]
-fn eight_to_f16_by_hand(values: &[f32; 8]) -> std::arch::x86_64::__m128i {
-    let narrow = values.map(|value| <f16 as Element>::from_f64(value.into()));
-    // SAFETY: eight f16 either way.
-    unsafe { std::mem::transmute::<[f16; 8], std::arch::x86_64::__m128i>(narrow) }
-}
-
-/// What adds chunks up. The ways agree to the bit.
-pub trait Adder: Copy {
-    /// `sums[0] += a` and `sums[1] += a * b`.
+/// An instruction set, in code compiled for it. All agree to the bit.
+pub trait Isa: Copy {
+    /// `sums[0] += a` and `sums[1] += a * b`, in registers: in plain loops over arrays the compiler
+    /// takes those apart, and adds one by one.
     fn add<R: Summable, const N: usize>(self, sums: &mut [[R; N]; 2], a: &[R; N], b: &[R; N]);
+
+    /// Exact.
+    fn f16_to_f32<const N: usize>(self, values: &[f16; N]) -> [f32; N];
+
+    /// To nearest even.
+    fn f32_to_f16<const N: usize>(self, values: &[f32; N]) -> [f16; N];
+
+    /// The right to store past the cache, if there is a way.
+    fn past_cache(self) -> Option<PastCache>;
 }
 
-/// Adds up by plain loops.
+/// No more than the compiler's target has.
 #[derive(Debug, Clone, Copy)]
-pub struct PlainAdder;
+pub struct Baseline;
 
-impl Adder for PlainAdder {
-    #[inline(always)]
-    fn add<R: Summable, const N: usize>(
-        self,
-        [sums, products]: &mut [[R; N]; 2],
-        a: &[R; N],
-        b: &[R; N],
-    ) {
-        for index in 0..N {
-            sums[index] = sums[index] + a[index];
-            products[index] = products[index] + a[index] * b[index];
-        }
-    }
-}
-
-/// Adds up in registers. In plain loops over arrays the compiler takes those apart, and adds one by
-/// one.
-#[cfg(target_arch = "x86_64")]
-impl Adder for Avx2 {
+impl Isa for Baseline {
     #[inline(always)]
     fn add<R: Summable, const N: usize>(self, sums: &mut [[R; N]; 2], a: &[R; N], b: &[R; N]) {
-        let whole = N / R::WIDTH * R::WIDTH;
-        for at in (0..whole).step_by(R::WIDTH) {
-            R::add_vector(self, sums, a, b, at);
-        }
-        for index in whole..N {
-            sums[0][index] = sums[0][index] + a[index];
-            sums[1][index] = sums[1][index] + a[index] * b[index];
-        }
+        add_one_by_one(sums, a, b, 0);
+    }
+
+    #[inline(always)]
+    fn f16_to_f32<const N: usize>(self, values: &[f16; N]) -> [f32; N] {
+        values.map(|value| Element::to_f64(value) as f32)
+    }
+
+    #[inline(always)]
+    fn f32_to_f16<const N: usize>(self, values: &[f32; N]) -> [f16; N] {
+        values.map(|value| Element::from_f64(value.into()))
+    }
+
+    /// None: what baseline x86-64 has would hold the arithmetic to its width.
+    #[inline(always)]
+    fn past_cache(self) -> Option<PastCache> {
+        None
     }
 }
 
-/// What an [`Adder`] adds up.
-pub trait Summable: Copy + Add<Output = Self> + Mul<Output = Self> {
-    /// Values of a vector.
-    #[cfg(target_arch = "x86_64")]
-    const WIDTH: usize;
+#[inline(always)]
+fn add_one_by_one<R: Summable, const N: usize>(
+    [sums, products]: &mut [[R; N]; 2],
+    a: &[R; N],
+    b: &[R; N],
+    from: usize,
+) {
+    for index in from..N {
+        sums[index] = sums[index] + a[index];
+        products[index] = products[index] + a[index] * b[index];
+    }
+}
 
-    /// [`Adder::add`] for the vector from `at` on.
+#[cfg(target_arch = "x86_64")]
+impl Isa for Avx2 {
+    #[inline(always)]
+    fn add<R: Summable, const N: usize>(self, sums: &mut [[R; N]; 2], a: &[R; N], b: &[R; N]) {
+        let (width, mut at) = (32 / size_of::<R>(), 0);
+        while at + width <= N {
+            R::add_256_bits(self, sums, a, b, at);
+            at += width;
+        }
+        add_one_by_one(sums, a, b, at);
+    }
+
+    #[inline(always)]
+    fn f16_to_f32<const N: usize>(self, values: &[f16; N]) -> [f32; N] {
+        let (mut wide, mut at) = ([0.0; N], 0);
+        while at + 8 <= N {
+            f16_to_f32_256_bits(self, values, &mut wide, at);
+            at += 8;
+        }
+        f16_to_f32_rest(self, values, &mut wide, at);
+        wide
+    }
+
+    #[inline(always)]
+    fn f32_to_f16<const N: usize>(self, values: &[f32; N]) -> [f16; N] {
+        let (mut narrow, mut at) = ([f16::ZERO; N], 0);
+        while at + 8 <= N {
+            f32_to_f16_256_bits(self, values, &mut narrow, at);
+            at += 8;
+        }
+        f32_to_f16_rest(self, values, &mut narrow, at);
+        narrow
+    }
+
+    #[inline(always)]
+    fn past_cache(self) -> Option<PastCache> {
+        Some(PastCache { _proof: self })
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Isa for Avx512 {
+    #[inline(always)]
+    fn add<R: Summable, const N: usize>(self, sums: &mut [[R; N]; 2], a: &[R; N], b: &[R; N]) {
+        let (width, mut at) = (64 / size_of::<R>(), 0);
+        while at + width <= N {
+            R::add_512_bits(self, sums, a, b, at);
+            at += width;
+        }
+        add_one_by_one(sums, a, b, at);
+    }
+
+    #[inline(always)]
+    fn f16_to_f32<const N: usize>(self, values: &[f16; N]) -> [f32; N] {
+        let (mut wide, mut at) = ([0.0; N], 0);
+        while at + 16 <= N {
+            f16_to_f32_512_bits(self, values, &mut wide, at);
+            at += 16;
+        }
+        if at + 8 <= N {
+            f16_to_f32_256_bits(self.avx2(), values, &mut wide, at);
+            at += 8;
+        }
+        f16_to_f32_rest(self.avx2(), values, &mut wide, at);
+        wide
+    }
+
+    #[inline(always)]
+    fn f32_to_f16<const N: usize>(self, values: &[f32; N]) -> [f16; N] {
+        let (mut narrow, mut at) = ([f16::ZERO; N], 0);
+        while at + 16 <= N {
+            f32_to_f16_512_bits(self, values, &mut narrow, at);
+            at += 16;
+        }
+        if at + 8 <= N {
+            f32_to_f16_256_bits(self.avx2(), values, &mut narrow, at);
+            at += 8;
+        }
+        f32_to_f16_rest(self.avx2(), values, &mut narrow, at);
+        narrow
+    }
+
+    #[inline(always)]
+    fn past_cache(self) -> Option<PastCache> {
+        self.avx2().past_cache()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Avx512 {
+    #[inline(always)]
+    fn avx2(self) -> Avx2 {
+        // SAFETY: Avx512's list begins with all of Avx2's.
+        unsafe { Avx2::new_unchecked() }
+    }
+}
+
+/// Functions `wide[at..] = values[at..]` and `narrow[at..] = values[at..]`, one vector of f32 long.
+macro_rules! convert_vector {
+    (
+        $isa:ty, $width:literal, $to_f32:ident, $to_f16:ident,
+        $load:ident, $store:ident, $load_wide:ident, $store_wide:ident, $widen:ident, $narrow:ident
+    ) => {
+        #[cfg(target_arch = "x86_64")]
+        #[inline(always)]
+        fn $to_f32<const N: usize>(_isa: $isa, values: &[f16; N], wide: &mut [f32; N], at: usize) {
+            use std::arch::x86_64::{$load, $store_wide, $widen};
+            assert!(at + $width <= N, "a vector inside the chunk");
+            // SAFETY: the vector lies inside both arrays; `_isa` is proof of the instructions.
+            unsafe {
+                let values = $load(values.as_ptr().add(at).cast());
+                $store_wide(wide.as_mut_ptr().add(at), $widen(values));
+            }
+        }
+
+        #[cfg(target_arch = "x86_64")]
+        #[inline(always)]
+        fn $to_f16<const N: usize>(
+            _isa: $isa,
+            values: &[f32; N],
+            narrow: &mut [f16; N],
+            at: usize,
+        ) {
+            use std::arch::x86_64::{_MM_FROUND_TO_NEAREST_INT, $load_wide, $narrow, $store};
+            assert!(at + $width <= N, "a vector inside the chunk");
+            // SAFETY: the vector lies inside both arrays; `_isa` is proof of the instructions; any bits
+            // are an f16.
+            unsafe {
+                let values = $load_wide(values.as_ptr().add(at));
+                let values = $narrow::<_MM_FROUND_TO_NEAREST_INT>(values);
+                $store(narrow.as_mut_ptr().add(at).cast(), values);
+            }
+        }
+    };
+}
+convert_vector!(
+    Avx2,
+    8,
+    f16_to_f32_256_bits,
+    f32_to_f16_256_bits,
+    _mm_loadu_si128,
+    _mm_storeu_si128,
+    _mm256_loadu_ps,
+    _mm256_storeu_ps,
+    _mm256_cvtph_ps,
+    _mm256_cvtps_ph
+);
+convert_vector!(
+    Avx512,
+    16,
+    f16_to_f32_512_bits,
+    f32_to_f16_512_bits,
+    _mm256_loadu_si256,
+    _mm256_storeu_si256,
+    _mm512_loadu_ps,
+    _mm512_storeu_ps,
+    _mm512_cvtph_ps,
+    _mm512_cvtps_ph
+);
+
+/// The last values, fewer than 8.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn f16_to_f32_rest<const N: usize>(isa: Avx2, values: &[f16; N], wide: &mut [f32; N], at: usize) {
+    if at < N {
+        let (mut padded, mut padded_wide) = ([f16::ZERO; 8], [0.0; 8]);
+        padded[..N - at].copy_from_slice(&values[at..]);
+        f16_to_f32_256_bits(isa, &padded, &mut padded_wide, 0);
+        wide[at..].copy_from_slice(&padded_wide[..N - at]);
+    }
+}
+
+/// The last values, fewer than 8.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn f32_to_f16_rest<const N: usize>(isa: Avx2, values: &[f32; N], narrow: &mut [f16; N], at: usize) {
+    if at < N {
+        let (mut padded, mut padded_narrow) = ([0.0; 8], [f16::ZERO; 8]);
+        padded[..N - at].copy_from_slice(&values[at..]);
+        f32_to_f16_256_bits(isa, &padded, &mut padded_narrow, 0);
+        narrow[at..].copy_from_slice(&padded_narrow[..N - at]);
+    }
+}
+
+/// What an [`Isa`] adds up.
+pub trait Summable: Copy + Add<Output = Self> + Mul<Output = Self> {
+    /// [`Isa::add`] for the vector from `at` on.
     #[cfg(target_arch = "x86_64")]
-    fn add_vector<const N: usize>(
+    fn add_256_bits<const N: usize>(
         isa: Avx2,
+        sums: &mut [[Self; N]; 2],
+        a: &[Self; N],
+        b: &[Self; N],
+        at: usize,
+    );
+
+    /// [`Isa::add`] for the vector from `at` on.
+    #[cfg(target_arch = "x86_64")]
+    fn add_512_bits<const N: usize>(
+        isa: Avx512,
         sums: &mut [[Self; N]; 2],
         a: &[Self; N],
         b: &[Self; N],
@@ -306,58 +424,41 @@ pub trait Summable: Copy + Add<Output = Self> + Mul<Output = Self> {
     );
 }
 
-macro_rules! summable {
-    ($real:ty, $load:ident, $store:ident, $add:ident, $multiply:ident) => {
-        impl Summable for $real {
-            #[cfg(target_arch = "x86_64")]
-            const WIDTH: usize = 32 / size_of::<$real>();
-
-            #[cfg(target_arch = "x86_64")]
-            #[inline(always)]
-            fn add_vector<const N: usize>(
-                _isa: Avx2,
-                [sums, products]: &mut [[$real; N]; 2],
-                a: &[$real; N],
-                b: &[$real; N],
-                at: usize,
-            ) {
-                use std::arch::x86_64::{$add, $load, $multiply, $store};
-                assert!(at + Self::WIDTH <= N, "a vector inside the chunk");
-                // SAFETY: the vector lies inside all four arrays; `_isa` is proof of the instructions.
-                unsafe {
-                    let (a, b) = ($load(a.as_ptr().add(at)), $load(b.as_ptr().add(at)));
-                    let (sums, products) =
-                        (sums.as_mut_ptr().add(at), products.as_mut_ptr().add(at));
-                    $store(sums, $add($load(sums), a));
-                    $store(products, $add($load(products), $multiply(a, b)));
-                }
+macro_rules! add_vector {
+    ($name:ident, $isa:ty, $real:ty, $width:literal, $load:ident, $store:ident, $add:ident, $multiply:ident) => {
+        #[cfg(target_arch = "x86_64")]
+        #[inline(always)]
+        fn $name<const N: usize>(
+            _isa: $isa,
+            [sums, products]: &mut [[$real; N]; 2],
+            a: &[$real; N],
+            b: &[$real; N],
+            at: usize,
+        ) {
+            use std::arch::x86_64::{$add, $load, $multiply, $store};
+            assert!(at + $width <= N, "a vector inside the chunk");
+            // SAFETY: the vector lies inside all four arrays; `_isa` is proof of the instructions.
+            unsafe {
+                let (a, b) = ($load(a.as_ptr().add(at)), $load(b.as_ptr().add(at)));
+                let (sums, products) = (sums.as_mut_ptr().add(at), products.as_mut_ptr().add(at));
+                $store(sums, $add($load(sums), a));
+                $store(products, $add($load(products), $multiply(a, b)));
             }
         }
     };
 }
-summable!(f32, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_mul_ps);
-summable!(f64, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd, _mm256_mul_pd);
 
-/// Evaluates an expression with the [`Adder`] for the processor at hand.
-macro_rules! with_adder {
-    (|$adder:ident| $body:expr) => {{
-        #[cfg(target_arch = "x86_64")]
-        let result = match $crate::cpu::simd::Avx2::try_new() {
-            Some($adder) => $body,
-            None => {
-                let $adder = $crate::cpu::simd::PlainAdder;
-                $body
-            }
-        };
-        #[cfg(not(target_arch = "x86_64"))]
-        let result = {
-            let $adder = $crate::cpu::simd::PlainAdder;
-            $body
-        };
-        result
-    }};
+#[rustfmt::skip]
+impl Summable for f32 {
+    add_vector!(add_256_bits, Avx2, f32, 8, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_mul_ps);
+    add_vector!(add_512_bits, Avx512, f32, 16, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps, _mm512_mul_ps);
 }
-pub(super) use with_adder;
+
+#[rustfmt::skip]
+impl Summable for f64 {
+    add_vector!(add_256_bits, Avx2, f64, 4, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd, _mm256_mul_pd);
+    add_vector!(add_512_bits, Avx512, f64, 8, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd, _mm512_mul_pd);
+}
 
 /// Values before the first that lies at the head of a cache line.
 #[inline(always)]
@@ -377,28 +478,16 @@ type Proof = Avx2;
 type Proof = std::convert::Infallible;
 
 impl PastCache {
-    /// With AVX2: narrower stores would hold the arithmetic to their width.
-    #[inline(always)]
-    pub fn try_new() -> Option<Self> {
-        #[cfg(target_arch = "x86_64")]
-        return Avx2::try_new().map(|_proof| PastCache { _proof });
-        #[cfg(not(target_arch = "x86_64"))]
-        None
-    }
-
     /// Chunks to be stored past the cache where together they are whole lines, else into it: a line
     /// written in part this way would be worse off than by ordinary stores.
     #[inline(always)]
-    pub fn lines<E: Convert, const N: usize>(
-        self,
-        chunks: &mut [[E; N]],
-    ) -> OutputChunks<'_, E, N> {
+    pub fn lines<E: Convert, const N: usize>(self, chunks: &mut [[E; N]]) -> Lines<'_, E, N> {
         let vectors = size_of::<[E; N]>().is_multiple_of(VECTOR);
         let whole =
             chunks.as_ptr().addr().is_multiple_of(LINE) && size_of_val(chunks).is_multiple_of(LINE);
         match vectors && whole {
-            true => OutputChunks::PastCache(Lines { chunks, _past_cache: self }),
-            false => OutputChunks::Cached(chunks),
+            true => Lines::PastCache(WholeLines { chunks, _past_cache: self }),
+            false => Lines::Cached(chunks),
         }
     }
 }
@@ -406,17 +495,33 @@ impl PastCache {
 /// Bytes of a streaming store.
 const VECTOR: usize = 32;
 
-/// Chunks, in order whole cache lines, which are not read before they are written.
-pub struct Lines<'a, E, const N: usize> {
-    /// At the head of a line, and multiples of [`VECTOR`].
-    chunks: &'a mut [[E; N]],
-    _past_cache: PastCache,
+/// Chunks to be written: into the cache, or past it.
+pub enum Lines<'a, E, const N: usize> {
+    Cached(&'a mut [[E; N]]),
+    PastCache(WholeLines<'a, E, N>),
 }
 
 impl<E: Convert, const N: usize> Lines<'_, E, N> {
     /// Writes a chunk.
     #[inline(always)]
     pub fn store(&mut self, index: usize, values: &[E; N]) {
+        match self {
+            Lines::Cached(chunks) => chunks[index] = *values,
+            Lines::PastCache(lines) => lines.store(index, values),
+        }
+    }
+}
+
+/// Chunks, in order whole cache lines, which are not read before they are written.
+pub struct WholeLines<'a, E, const N: usize> {
+    /// At the head of a line, and multiples of [`VECTOR`].
+    chunks: &'a mut [[E; N]],
+    _past_cache: PastCache,
+}
+
+impl<E: Convert, const N: usize> WholeLines<'_, E, N> {
+    #[inline(always)]
+    fn store(&mut self, index: usize, values: &[E; N]) {
         let to = &mut self.chunks[index];
         #[cfg(target_arch = "x86_64")]
         {
@@ -436,102 +541,22 @@ impl<E: Convert, const N: usize> Lines<'_, E, N> {
     }
 }
 
-/// `R` rows of equal length, read a chunk of columns at a time with one check for all rows.
-#[derive(Debug, Clone, Copy)]
-pub struct Table<'a, T, const R: usize> {
-    /// At least `R * stride` of them.
-    values: &'a [T],
-    stride: usize,
-    /// `first + width <= stride`.
-    first: usize,
-    width: usize,
-}
-
-impl<'a, T: Copy, const R: usize> Table<'a, T, R> {
-    /// Cuts `values` into rows.
-    pub fn new(values: &'a [T]) -> Self {
-        let stride = values.len() / R;
-        Table { values, stride, first: 0, width: stride }
-    }
-
-    /// How many columns it has.
-    #[inline(always)]
-    pub fn width(&self) -> usize {
-        self.width
-    }
-
-    /// Some of its columns.
-    #[inline(always)]
-    pub fn columns(self, range: Range<usize>) -> Self {
-        assert!(range.start <= range.end && range.end <= self.width, "columns of the table");
-        Table { first: self.first + range.start, width: range.len(), ..self }
-    }
-
-    /// The first `len` columns of every row.
-    #[inline(always)]
-    pub fn rows(self, len: usize) -> [&'a [T]; R] {
-        let mut rows = [&[][..]; R];
-        for (index, row) in rows.iter_mut().enumerate() {
-            *row = &self.values[index * self.stride + self.first..][..len.min(self.width)];
-        }
-        rows
-    }
-
-    /// The columns `at..at + N` of every row.
-    #[inline(always)]
-    pub fn chunk<const N: usize>(self, at: usize) -> [&'a [T; N]; R] {
-        assert!(at <= self.width && N <= self.width - at, "columns of the table");
-        std::array::from_fn(|row| {
-            // SAFETY: the last column is before `first + width`, so inside the row; all rows are
-            // inside `values`.
-            unsafe { &*self.values.as_ptr().add(row * self.stride + self.first + at).cast() }
-        })
-    }
-}
-
-/// The columns of a [`Table`] over and over again.
-#[derive(Debug, Clone, Copy)]
-pub struct Ring<'a, T, const R: usize> {
-    table: Table<'a, T, R>,
-    /// After so many columns it begins anew; the table goes on for [`MAX_CHUNK`] more.
-    period: usize,
-    /// Less than the period.
-    at: usize,
-}
-
-impl<'a, T: Copy, const R: usize> Ring<'a, T, R> {
-    pub fn new(table: Table<'a, T, R>, period: usize) -> Self {
-        assert!(0 < period && period + MAX_CHUNK <= table.width, "a table longer than its period");
-        Ring { table, period, at: 0 }
-    }
-
-    /// The next `N` columns of every row.
-    #[inline(always)]
-    pub fn next<const N: usize>(&mut self) -> [&'a [T; N]; R] {
-        const { assert!(N <= MAX_CHUNK) };
-        let (table, at) = (self.table, self.at);
-        self.at += N;
-        while self.at >= self.period {
-            self.at -= self.period;
-        }
-        std::array::from_fn(|row| {
-            // SAFETY: before `period + MAX_CHUNK`, so inside the row; all rows are inside `values`.
-            unsafe { &*table.values.as_ptr().add(row * table.stride + table.first + at).cast() }
-        })
-    }
-}
-
-/// Asks for the line of `values[index]` to be brought into the cache, if there is such a value.
+/// Asks for the lines to be brought into the cache where `values[at..at + N]` lie, or would lie.
 #[inline(always)]
-pub fn prefetch_line<E>(values: &[E], index: usize) {
+pub fn prefetch<E, const N: usize>(values: &[E], at: usize) {
     #[cfg(target_arch = "x86_64")]
-    if let Some(value) = values.get(index) {
+    {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: the address is that of a value; SSE is in the x86-64 baseline.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) };
+        let mut line = 0;
+        while line < N {
+            let address = values.as_ptr().wrapping_add(at).wrapping_add(line);
+            // SAFETY: a hint, which reads nothing and faults nowhere; SSE is in the x86-64 baseline.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+            line += LINE / size_of::<E>();
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (values, index);
+    let _ = (values, at);
 }
 
 /// Makes streaming stores of this thread visible before whatever follows.

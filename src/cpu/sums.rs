@@ -1,7 +1,7 @@
 //! Sums along runs of neighbouring values: of a, and of a * b, for the pairs that a body makes.
 
 use super::convert::Real;
-use super::simd::{self, Adder};
+use super::simd::{self, Isa};
 
 /// What makes pairs (a, b) of values.
 pub trait Pairs {
@@ -30,14 +30,14 @@ impl PairSums {
 
     /// Adds the pairs of a run of `len` values.
     #[inline(always)]
-    pub fn add<P: Pairs>(&mut self, adder: impl Adder, pairs: &P, len: usize) {
+    pub fn add<P: Pairs>(&mut self, isa: impl Isa, pairs: &P, len: usize) {
         // In f32 a vector holds more values, and more sums hide the latency of an addition.
         let mut at = 0;
         if P::Real::SINGLE {
-            at = self.add_chunks::<P, 32>(adder, pairs, at, len);
+            at = self.add_chunks::<P, 32>(isa, pairs, at, len);
         }
-        at = self.add_chunks::<P, 16>(adder, pairs, at, len);
-        at = self.add_chunks::<P, 8>(adder, pairs, at, len);
+        at = self.add_chunks::<P, 16>(isa, pairs, at, len);
+        at = self.add_chunks::<P, 8>(isa, pairs, at, len);
         while at < len {
             let [[a], [b]] = pairs.pairs::<1>(at);
             let (a, b) = (a.extend(), b.extend());
@@ -52,7 +52,7 @@ impl PairSums {
     #[inline(always)]
     fn add_chunks<P: Pairs, const N: usize>(
         &mut self,
-        adder: impl Adder,
+        isa: impl Isa,
         pairs: &P,
         mut at: usize,
         end: usize,
@@ -62,7 +62,7 @@ impl PairSums {
             let mut sums = [[P::Real::default(); N]; 2];
             while at + N <= stop {
                 let [a, b] = pairs.pairs::<N>(at);
-                adder.add(&mut sums, &a, &b);
+                isa.add(&mut sums, &a, &b);
                 simd::keep_chunk();
                 at += N;
             }
@@ -105,7 +105,7 @@ fn total(mut lanes: [f64; LANES]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::simd::{PlainAdder, Summable, with_adder};
+    use crate::cpu::simd::{Vectorized, on_every_isa};
 
     /// Whole numbers, whose sums are exact in any order.
     struct Whole<R>(Vec<R>);
@@ -119,17 +119,29 @@ mod tests {
         }
     }
 
+    /// Adds up two runs, as a tile of short ones has.
+    #[derive(Clone, Copy)]
+    struct AddTwice<'a, R>(&'a Whole<R>);
+
+    impl<R: Real> Vectorized for AddTwice<'_, R> {
+        type Output = [f64; 2];
+
+        fn call(self, isa: impl Isa) -> [f64; 2] {
+            let mut sums = PairSums::new();
+            sums.add(isa, self.0, self.0.0.len());
+            sums.add(isa, self.0, self.0.0.len());
+            sums.totals()
+        }
+    }
+
     fn every_value_counts_once<R: Real>(whole: impl Fn(i32) -> R) {
         for len in (0..70).chain([127, 128, 1000]) {
             let values = Whole((1..=len).map(&whole).collect());
-            let mut sums = PairSums::new();
-            // Two runs, as a tile of short ones has.
-            for _ in 0..2 {
-                with_adder!(|adder| sums.add(adder, &values, len as usize));
-            }
             let n = f64::from(len);
             let squares = n * (n + 1.0) * (2.0 * n + 1.0) / 6.0;
-            assert_eq!(sums.totals(), [n * (n + 1.0), 4.0 * squares], "{len}");
+            for totals in on_every_isa(AddTwice(&values)) {
+                assert_eq!(totals, [n * (n + 1.0), 4.0 * squares], "{len}");
+            }
         }
     }
 
@@ -139,24 +151,41 @@ mod tests {
         every_value_counts_once(|value| value as f32);
     }
 
-    fn adders_agree<R: Real + Summable, const N: usize>(value: impl Fn(f64) -> R) {
+    /// Adds a chunk to sums.
+    #[derive(Clone, Copy)]
+    struct AddChunk<R, const N: usize> {
+        sums: [[R; N]; 2],
+        a: [R; N],
+        b: [R; N],
+    }
+
+    impl<R: Real, const N: usize> Vectorized for AddChunk<R, N> {
+        type Output = [[R; N]; 2];
+
+        fn call(mut self, isa: impl Isa) -> [[R; N]; 2] {
+            isa.add(&mut self.sums, &self.a, &self.b);
+            self.sums
+        }
+    }
+
+    fn additions_agree<R: Real, const N: usize>(value: impl Fn(f64) -> R) {
         let chunk =
             |seed: f64| std::array::from_fn(|i| value((seed + i as f64 * 0.37).sin() / 3.0));
-        let (a, b, start) = (chunk(1.0), chunk(2.0), [chunk(3.0), chunk(4.0)]);
-        let (mut plain, mut best): ([[R; N]; 2], [[R; N]; 2]) = (start, start);
-        PlainAdder.add(&mut plain, &a, &b);
-        with_adder!(|adder| adder.add(&mut best, &a, &b));
-        assert_eq!(plain.map(|it| it.map(R::extend)), best.map(|it| it.map(R::extend)));
+        let sums = [chunk(3.0), chunk(4.0)];
+        let call = AddChunk::<R, N> { sums, a: chunk(1.0), b: chunk(2.0) };
+        let bits = |sums: [[R; N]; 2]| sums.map(|it| it.map(|it| it.extend().to_bits()));
+        let results: Vec<_> = on_every_isa(call).into_iter().map(bits).collect();
+        assert!(results.iter().all(|it| *it == results[0] && *it != bits(sums)));
     }
 
     #[test]
-    fn adders_agree_to_the_bit() {
-        adders_agree::<_, 1>(|value| value);
-        adders_agree::<_, 4>(|value| value);
-        adders_agree::<_, 16>(|value| value);
-        adders_agree::<_, 1>(|value| value as f32);
-        adders_agree::<_, 4>(|value| value as f32);
-        adders_agree::<_, 16>(|value| value as f32);
-        adders_agree::<_, 32>(|value| value as f32);
+    fn additions_agree_to_the_bit() {
+        additions_agree::<_, 1>(|value| value);
+        additions_agree::<_, 4>(|value| value);
+        additions_agree::<_, 16>(|value| value);
+        additions_agree::<_, 1>(|value| value as f32);
+        additions_agree::<_, 4>(|value| value as f32);
+        additions_agree::<_, 16>(|value| value as f32);
+        additions_agree::<_, 32>(|value| value as f32);
     }
 }

@@ -6,7 +6,8 @@ use super::convert::Real;
 use super::direct::{BackwardRun, ChannelCoefficients, GradientPairs, ValueCoefficients};
 use super::epilogue;
 use super::moments::{Moments, is_far};
-use super::simd::with_adder;
+use super::run::{AHEAD, Input};
+use super::simd::Isa;
 use super::sums::PairSums;
 use crate::config::Epilogue;
 use crate::element::Element;
@@ -87,6 +88,11 @@ impl Tile {
         self.rows.len() * self.columns.len()
     }
 
+    /// Where reads are announced: what follows a tile in memory, several runs of which go by before it.
+    fn ahead(&self) -> usize {
+        AHEAD / self.rows.len().max(1)
+    }
+
     fn mask_columns(&self) -> Range<usize> {
         self.columns.start / 8..self.columns.end.div_ceil(8)
     }
@@ -144,36 +150,46 @@ impl Tile {
 
     /// `block = tensor`, widened.
     #[inline(always)]
-    pub fn gather<E: Element>(&self, tensor: ArrayView2<'_, E>, block: &mut [f64]) {
+    pub fn gather<E: Element>(&self, isa: impl Isa, tensor: ArrayView2<'_, E>, block: &mut [f64]) {
         self.for_each_run(tensor, self.columns.clone(), block, |run, block| {
-            block::load(run, block)
+            block::load(isa, run, block)
         });
     }
 
     /// Merges this tile of a channel into the moments of the tiles before it.
     #[inline(always)]
-    pub fn measure<E: Element>(&self, tensor: ArrayView2<'_, E>, before: Moments) -> Moments {
+    pub fn measure<E: Element>(
+        &self,
+        isa: impl Isa,
+        tensor: ArrayView2<'_, E>,
+        before: Moments,
+    ) -> Moments {
         let count = self.len() as f64;
         let inverse = 1.0 / count;
         let mut pivot = match before.count {
             0.0 => tensor[[self.rows.start, self.columns.start]].to_f64(),
             _ => before.mean_hi,
         };
-        let [mut first, mut second] = self.deviations(tensor, pivot);
+        let [mut first, mut second] = self.deviations(isa, tensor, pivot);
         if is_far::<E>(inverse, first, second) {
             pivot += first * inverse;
-            [first, second] = self.deviations(tensor, pivot);
+            [first, second] = self.deviations(isa, tensor, pivot);
         }
         before.merge(Moments::around(count, inverse, pivot, first, second))
     }
 
     #[inline(always)]
-    fn deviations<E: Element>(&self, tensor: ArrayView2<'_, E>, pivot: f64) -> [f64; 2] {
+    fn deviations<E: Element>(
+        &self,
+        isa: impl Isa,
+        tensor: ArrayView2<'_, E>,
+        pivot: f64,
+    ) -> [f64; 2] {
         let mut sums = PairSums::new();
-        with_adder!(|adder| for row in self.rows.clone() {
-            let values = self.run(tensor, row);
-            sums.add(adder, &Deviations { values, pivot }, values.len());
-        });
+        for row in self.rows.clone() {
+            let values = Input::new(isa, self.run(tensor, row)).announcing(self.ahead());
+            sums.add(isa, &Deviations { values, pivot }, values.len());
+        }
         sums.totals()
     }
 
@@ -181,13 +197,14 @@ impl Tile {
     #[inline(always)]
     pub fn scatter<E: Element>(
         &self,
+        isa: impl Isa,
         block: &[f64],
         tensor: &mut ArrayViewMut2<'_, E>,
         streaming: bool,
     ) {
         let width = self.columns.len();
         for (row, block) in self.rows.clone().zip(block.chunks(width)) {
-            block::store(block, self.run_mut(tensor, row), streaming);
+            block::store(isa, block, self.run_mut(tensor, row), streaming);
         }
     }
 
@@ -195,6 +212,7 @@ impl Tile {
     #[inline(always)]
     pub fn forward<E: Element>(
         &self,
+        isa: impl Isa,
         x: ArrayView2<'_, E>,
         z: &mut [f64],
         c: &Coefficients,
@@ -202,10 +220,12 @@ impl Tile {
         residual: Option<ArrayView2<'_, E>>,
         mask: Option<&mut ArrayViewMut2<'_, u8>>,
     ) {
-        self.gather(x, z);
+        self.gather(isa, x, z);
         block::normalize_in_place::<E>(z, c);
         if let Some(residual) = residual {
-            self.for_each_run(residual, self.columns.clone(), z, |run, z| block::load_add(run, z));
+            self.for_each_run(residual, self.columns.clone(), z, |run, z| {
+                block::load_add(isa, run, z)
+            });
         }
         if let Some(mask) = mask {
             self.for_each_run_mut(mask, self.mask_columns(), z, |run, z| {
@@ -227,9 +247,9 @@ pub struct BackwardInputs<'a, E> {
 
 impl<'a, E: Element> BackwardInputs<'a, E> {
     #[inline(always)]
-    fn run(&self, tile: &Tile, row: usize) -> BackwardRun<'a, E> {
+    fn run<I: Isa>(&self, isa: I, tile: &Tile, row: usize) -> BackwardRun<'a, E, I> {
         let mask = self.mask.map_or(&[][..], |mask| tile.mask_run(mask, row));
-        BackwardRun::new(tile.run(self.x, row), tile.run(self.dy, row), mask)
+        BackwardRun::new(isa, tile.run(self.x, row), tile.run(self.dy, row), mask)
     }
 
     /// The part in some samples.
@@ -247,28 +267,30 @@ impl<'a, E: Element> BackwardInputs<'a, E> {
     #[inline(always)]
     pub fn sums_direct<const RELU: bool, const ADD: bool>(
         &self,
+        isa: impl Isa,
         tile: &Tile,
         coefficients: &ChannelCoefficients,
     ) -> [f64; 2] {
         if let Some(single) = coefficients.single.filter(|_| E::SINGLE) {
-            let [g, gd] = self.sums_in::<f32, RELU, ADD>(tile, single);
+            let [g, gd] = self.sums_in::<f32, RELU, ADD>(isa, tile, single);
             return single.sums(g, gd, coefficients.double.mean_hi);
         }
-        self.sums_in::<f64, RELU, ADD>(tile, coefficients.double)
+        self.sums_in::<f64, RELU, ADD>(isa, tile, coefficients.double)
     }
 
     #[inline(always)]
     fn sums_in<R: Real, const RELU: bool, const ADD: bool>(
         &self,
+        isa: impl Isa,
         tile: &Tile,
         coefficients: ValueCoefficients<R>,
     ) -> [f64; 2] {
         let mut sums = PairSums::new();
-        with_adder!(|adder| for row in tile.rows.clone() {
-            let inputs = self.run(tile, row);
-            let pairs = GradientPairs::<_, R, RELU, ADD> { inputs, coefficients };
-            sums.add(adder, &pairs, tile.columns.len());
-        });
+        for row in tile.rows.clone() {
+            let inputs = self.run(isa, tile, row).announcing(tile.ahead());
+            let pairs = GradientPairs::<_, _, R, RELU, ADD> { inputs, coefficients };
+            sums.add(isa, &pairs, tile.columns.len());
+        }
         sums.totals()
     }
 }
@@ -292,6 +314,7 @@ impl Blocks {
     #[inline(always)]
     pub fn gather<E: Element>(
         &mut self,
+        isa: impl Isa,
         tile: &Tile,
         inputs: &BackwardInputs<'_, E>,
         c: &Coefficients,
@@ -299,9 +322,9 @@ impl Blocks {
     ) {
         let len = tile.len();
         let (d, g, z) = (&mut self.d[..len], &mut self.g[..len], &mut self.z[..len]);
-        tile.gather(inputs.x, d);
+        tile.gather(isa, inputs.x, d);
         block::center::<E>(d, c);
-        tile.gather(inputs.dy, g);
+        tile.gather(isa, inputs.dy, g);
         let activation = epilogue.activation;
         if let Some(mask) = inputs.mask {
             tile.for_each_run(mask, tile.mask_columns(), g, |mask, g| {
@@ -311,7 +334,7 @@ impl Blocks {
             block::normalize_from(d, c, z);
             if let Some(residual) = inputs.residual {
                 tile.for_each_run(residual, tile.columns.clone(), z, |run, z| {
-                    block::load_add(run, z)
+                    block::load_add(isa, run, z)
                 });
             }
             epilogue::differentiate(activation, z, g);
@@ -320,7 +343,7 @@ impl Blocks {
 
     /// The tile's sums of g and of g * d.
     #[inline(always)]
-    pub fn sums(&self, len: usize) -> [f64; 2] {
-        block::gradient_sums(&self.g[..len], &self.d[..len])
+    pub fn sums(&self, isa: impl Isa, len: usize) -> [f64; 2] {
+        block::gradient_sums(isa, &self.g[..len], &self.d[..len])
     }
 }
