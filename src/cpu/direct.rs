@@ -4,9 +4,9 @@
 use super::block::{deviation, gradient, normalize};
 use super::channel::{Coefficients, GradientCoefficients, unit};
 use super::convert::Real;
-use super::rows::Part;
 use super::run::{Body, Input, Output, along_lines, bytes_of, read_bits, write_bits};
 use super::simd::{Isa, keep_chunk};
+use super::strips::Part;
 use super::sums::Pairs;
 use crate::config::{Activation, Epilogue};
 use crate::element::Element;

@@ -7,9 +7,10 @@ use super::direct::{
     BackwardRun, ChunkCoefficients, Precisions, RunCoefficients, ValueCoefficients, summands,
 };
 use super::row_sums::{LanePairs, add_rows, rows_together};
-use super::rows::{PANEL, Part, Partition, Parts, panel_columns, panel_width};
+use super::rows::Partition;
 use super::run::{self, MAX_CHUNK, read_bits};
 use super::simd::{Isa, vectorized};
+use super::strips::{PANEL, Part, Parts, panel_columns, panel_width};
 use crate::element::Element;
 use crate::error::Result;
 use crate::memory::filled;

@@ -25,6 +25,7 @@ mod row_sums;
 mod rows;
 mod run;
 mod simd;
+mod strips;
 mod sums;
 mod tensor;
 mod tile;

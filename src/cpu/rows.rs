@@ -1,5 +1,4 @@
-//! Rows of channels-last tensors: how they are folded, cut into parts and shared out over threads,
-//! and the pieces and packs that kernels go through.
+//! Rows of channels-last tensors: how they are folded, cut into parts and shared out over threads.
 //!
 //! A lane is a channel, or, where channels are few and rows leave no gaps, one of several
 //! neighbouring rows' channels: `fold` rows count as one, so that loops along a row are long
@@ -8,9 +7,7 @@
 
 use super::moments::Lanes;
 use super::parallel::{Along, Bundle, Order, for_each};
-use super::run::AHEAD;
 use super::tile::{Blocks, TILE, with_blocks};
-use std::ops::Range;
 
 /// How rows are folded, cut and shared out; follows from the shape alone (and from whether rows
 /// leave gaps).
@@ -167,155 +164,5 @@ impl Partition {
     /// Values that the partials of all lanes take, with room for merging them.
     pub fn partials_len(&self) -> usize {
         Lanes::ROWS * (self.partials() * self.lanes() + self.channels)
-    }
-}
-
-/// Columns of a panel at most: of what is known of a row's lanes.
-pub const PANEL: usize = 1024;
-
-/// Columns of a panel: whole lines, and whole bytes of a mask, of half of them too.
-#[inline(always)]
-pub fn panel_width(lanes: usize) -> usize {
-    lanes.div_ceil(lanes.div_ceil(PANEL)).next_multiple_of(64)
-}
-
-/// The columns of each panel.
-#[inline(always)]
-pub fn panel_columns(lanes: usize) -> impl Iterator<Item = Range<usize>> {
-    let width = panel_width(lanes);
-    (0..lanes.div_ceil(width)).map(move |index| index * width..lanes.min((index + 1) * width))
-}
-
-/// Neighbouring values, which are gone over in one go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Part {
-    pub values: Range<usize>,
-    pub panel: usize,
-    /// The first value's, in the panel.
-    pub column: usize,
-    /// Where reads are announced, from what is read on.
-    pub ahead: usize,
-}
-
-/// The parts of dense rows in the order in which they are gone over. Wide rows go in strips of
-/// columns, each from the first row to the last, so that what is known of its lanes stays in the
-/// first-level cache; else all is one part.
-pub struct Parts {
-    /// Values of all rows.
-    len: usize,
-    /// Columns of a row; of all rows if all is one part.
-    row: usize,
-    panel_width: usize,
-    /// Columns of a strip.
-    width: usize,
-    /// Columns by which strips begin late, but the first.
-    shift: usize,
-    /// Where the row begins.
-    at: usize,
-    /// Where the strip would begin, in the row and in the panel.
-    start: usize,
-    column: usize,
-    panel: usize,
-    ahead: usize,
-}
-
-impl Parts {
-    /// Those of `len` values in rows of `lanes`, in strips of about `width` (a panel or half of one at
-    /// least). Strips begin `shift` columns late, at most [`MAX_CHUNK`](super::run::MAX_CHUNK).
-    #[inline(always)]
-    pub fn new(len: usize, lanes: usize, width: usize, shift: usize) -> Self {
-        let panel_width = panel_width(lanes);
-        let one = Parts {
-            len,
-            row: len,
-            panel_width,
-            width: len,
-            shift: 0,
-            at: 0,
-            start: 0,
-            column: 0,
-            panel: 0,
-            ahead: AHEAD,
-        };
-        if lanes <= width || len == 0 {
-            return one;
-        }
-        let width = if panel_width > width { panel_width / 2 } else { panel_width };
-        Parts { row: lanes, width, shift, ahead: AHEAD / width * lanes, ..one }
-    }
-}
-
-impl Iterator for Parts {
-    type Item = Part;
-
-    #[inline(always)]
-    fn next(&mut self) -> Option<Part> {
-        let Parts { row, width, at, start, column, panel, ahead, .. } = *self;
-        if start >= row {
-            return None;
-        }
-        let shift = if start == 0 { 0 } else { self.shift };
-        let (first, end) = (row.min(start + shift), row.min(start + width + self.shift));
-        self.at += row;
-        if self.at >= self.len {
-            (self.at, self.start, self.column) = (0, start + width, column + width);
-            if self.column >= self.panel_width {
-                (self.panel, self.column) = (panel + 1, 0);
-            }
-        }
-        Some(Part { values: at + first..at + end, panel, column: column + shift, ahead })
-    }
-}
-
-/// Parts of a row, a panel wide, or of several whole rows, `len` values in all, that fit a tile: the
-/// range of values and the columns.
-#[inline(always)]
-pub fn pieces(len: usize, lanes: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
-    let width = panel_width(lanes);
-    let step = TILE / lanes.min(width) * lanes;
-    let per_row = lanes.div_ceil(width);
-    let count = if per_row > 1 { len / lanes * per_row } else { len.div_ceil(step) };
-    (0..count).map(move |index| {
-        if per_row > 1 {
-            let (row, column) = (index / per_row, index % per_row * width);
-            let end = lanes.min(column + width);
-            (row * lanes + column..row * lanes + end, column..end)
-        } else {
-            (index * step..len.min(index * step + step), 0..lanes)
-        }
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cpu::run::MAX_CHUNK;
-
-    #[test]
-    fn parts_and_pieces_hold_every_value_once() {
-        for lanes in [1, 64, 100, 512, 513, 600, 1024, 1031, 5000] {
-            for rows in [0, 1, 2, 7] {
-                let len = rows * lanes;
-                let mut taken = vec![0; len];
-                for (width, shift) in [(512, 0), (512, 12), (1024, 0), (1024, 31)] {
-                    for Part { values, panel, column, .. } in Parts::new(len, lanes, width, shift) {
-                        let (first, end) = (values.start, column + values.len());
-                        assert!(
-                            values.is_empty()
-                                || first % lanes == panel * panel_width(lanes) + column,
-                            "{rows}x{lanes}"
-                        );
-                        assert!(lanes <= width || end <= PANEL + MAX_CHUNK, "{rows}x{lanes}");
-                        taken[values].iter_mut().for_each(|it| *it += 1);
-                    }
-                }
-                let panels: Vec<_> = panel_columns(lanes).collect();
-                for (values, columns) in pieces(len, lanes) {
-                    assert!(panels.contains(&columns) && values.len() <= TILE);
-                    taken[values].iter_mut().for_each(|it| *it += 1);
-                }
-                assert!(taken.iter().all(|&it| it == 5), "{rows}x{lanes}");
-            }
-        }
     }
 }

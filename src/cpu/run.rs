@@ -1,8 +1,8 @@
 //! Going along a run of neighbouring values in chunks.
 
 use super::convert::Convert;
-use super::rows::Part;
 use super::simd::{self, Isa, Lines, PastCache};
+use super::strips::Part;
 use std::ops::Range;
 
 /// No chunk is longer.

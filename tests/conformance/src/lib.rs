@@ -7,6 +7,7 @@ pub mod suite;
 
 mod batch_norm;
 mod calls;
+mod long_shares;
 mod views;
 
 use half::{bf16, f16};
@@ -60,7 +61,10 @@ type Run<S> = fn(&S);
 
 /// Every check; those that take longest come first.
 pub fn checks<S: Subject>() -> Vec<Check<S>> {
-    let checks: [(&str, Run<S>); 28] = [
+    let checks: [(&str, Run<S>); 31] = [
+        ("long_shares::lose_no_digits::f32", long_shares::in_f32),
+        ("long_shares::lose_no_digits::bf16", long_shares::in_bf16),
+        ("long_shares::lose_no_digits::f16", long_shares::in_f16),
         ("batch_norm::every_epilogue::f32", batch_norm::every_epilogue::<S, f32>),
         ("batch_norm::every_epilogue::f16", batch_norm::every_epilogue::<S, f16>),
         ("batch_norm::every_epilogue::bf16", batch_norm::every_epilogue::<S, bf16>),

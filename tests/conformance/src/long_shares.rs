@@ -1,17 +1,13 @@
 //! Shares of a tensor that are long for each thread, of data that changes along the way: moments that are
 //! taken about the mean so far must not lose digits, nor leave fp32's range.
-#![cfg(emulated)]
 
-#[path = "../../suite/common/mod.rs"]
-mod suite;
-
-use emulator::{Emulator, Options, default_facts};
+use crate::Subject;
+use crate::suite::flat::Buffers;
+use crate::suite::on_backend::on_backend;
+use crate::suite::{About, Bars, Case, Data, Dim, LAYOUTS, Mode, Random};
 use half::{bf16, f16};
-use suite::flat::Buffers;
-use suite::on_backend::on_backend;
-use suite::{About, Bars, Case, Data, Dim, LAYOUTS, Mode, Random};
-use warpnorm::cuda::{Choice, Device, Tier};
-use warpnorm::{Backend, Element, Epilogue};
+use warpnorm::cuda::{Choice, Tier};
+use warpnorm::{Backend, Element, Epilogue, Layout};
 
 /// The value at this place, of so many in a channel. `noise` is normal.
 type Series = fn(place: f64, channel: usize, noise: f64) -> f64;
@@ -56,7 +52,7 @@ const FINE_SERIES: [(&str, Series); 2] = [
     ("a drift far from zero", |place, _, noise| 1e6 + 30.0 * place + 0.1 * noise),
 ];
 
-fn series<E: Element>(dim: Dim, layout: warpnorm::Layout, of: Series) -> Data<E> {
+fn series<E: Element>(dim: Dim, layout: Layout, of: Series) -> Data<E> {
     let mut data = Data::<E>::new(Case { eps: 1e-60, ..Case::new(dim, layout, Epilogue::NONE) });
     let values = (dim.0 * dim.2) as f64;
     let mut random = Random::new(7);
@@ -67,10 +63,8 @@ fn series<E: Element>(dim: Dim, layout: warpnorm::Layout, of: Series) -> Data<E>
     data
 }
 
-fn check<E: Element<Param = f32>>(data: &Data<E>, choice: Choice) {
-    let device =
-        Device::new(Emulator::new(Options { facts: default_facts(), ..Options::default() }))
-            .with_choice(choice);
+fn check<S: Subject, E: Element<Param = f32>>(subject: &S, data: &Data<E>, choice: Choice) {
+    let device = subject.device(0).with_choice(choice);
     let expected = data.expected(Mode::Train);
     let mut buffers = Buffers::dense(data);
     let mut workspace = device.workspace(&buffers.problem).unwrap();
@@ -87,39 +81,40 @@ fn check<E: Element<Param = f32>>(data: &Data<E>, choice: Choice) {
     buffers.assert_results(&expected, Bars::of(E::DTYPE));
 }
 
-fn check_all<E: Element<Param = f32>>(names: &[(&str, Series)]) {
-    let choices = [
-        Choice::Parts(Tier::Streaming, 1),
-        Choice::Parts(Tier::Streaming, 3),
-        Choice::Tier(Tier::Grid),
-    ];
+/// Few blocks to a channel, so that each thread's share is long; blocks and clusters take no more than
+/// they hold.
+fn choices(tier: Tier) -> Vec<Choice> {
+    match tier {
+        Tier::Streaming => vec![Choice::Parts(tier, 1), Choice::Parts(tier, 3)],
+        Tier::Grid => vec![Choice::Tier(tier)],
+        Tier::Block | Tier::Cluster => vec![],
+    }
+}
+
+fn check_all<S: Subject, E: Element<Param = f32>>(subject: &S, names: &[(&str, Series)]) {
     for &(name, of) in names {
         for layout in LAYOUTS {
             for dim in [(2, 3, 8192), (1500, 8, 4), (6000, 8, 1), (2, 2, 9001)] {
-                let data = series::<E>(dim, layout, of);
-                for choice in choices {
+                for choice in choices(subject.tier()) {
                     let _about = About((E::DTYPE, name, dim, layout, choice));
-                    check(&data, choice);
+                    check(subject, &series::<E>(dim, layout, of), choice);
                 }
             }
         }
     }
 }
 
-#[test]
-fn in_f32() {
-    check_all::<f32>(&SERIES);
-    check_all::<f32>(&WIDE_SERIES);
-    check_all::<f32>(&FINE_SERIES);
+pub fn in_f32<S: Subject>(subject: &S) {
+    check_all::<S, f32>(subject, &SERIES);
+    check_all::<S, f32>(subject, &WIDE_SERIES);
+    check_all::<S, f32>(subject, &FINE_SERIES);
 }
 
-#[test]
-fn in_f16() {
-    check_all::<f16>(&SERIES);
+pub fn in_f16<S: Subject>(subject: &S) {
+    check_all::<S, f16>(subject, &SERIES);
 }
 
-#[test]
-fn in_bf16() {
-    check_all::<bf16>(&SERIES);
-    check_all::<bf16>(&WIDE_SERIES);
+pub fn in_bf16<S: Subject>(subject: &S) {
+    check_all::<S, bf16>(subject, &SERIES);
+    check_all::<S, bf16>(subject, &WIDE_SERIES);
 }
