@@ -202,7 +202,8 @@ vectorized! {
         let ForwardChannel { x, residual, mut y, mut mask } = channel;
         for tile in tiles(x.nrows(), x.ncols()) {
             let block = &mut blocks.z[..tile.len()];
-            tile.forward(isa, x, block, &coefficients, pass.epilogue, residual, mask.as_mut());
+            let inputs = (x, residual);
+            tile.forward(isa, inputs, block, &coefficients, pass.epilogue, mask.as_mut());
             tile.scatter(isa, block, &mut y, pass.streaming);
         }
     }
@@ -296,7 +297,7 @@ vectorized! {
         }
         for tile in tiles(x.nrows(), x.ncols()) {
             let block = &mut blocks.z[..tile.len()];
-            tile.forward(isa, x.view(), block, &coefficients, epilogue, residual, None);
+            tile.forward(isa, (x.view(), residual), block, &coefficients, epilogue, None);
             tile.scatter(isa, block, &mut x, false);
         }
     }

@@ -213,11 +213,10 @@ impl Tile {
     pub fn forward<E: Element>(
         &self,
         isa: impl Isa,
-        x: ArrayView2<'_, E>,
+        (x, residual): (ArrayView2<'_, E>, Option<ArrayView2<'_, E>>),
         z: &mut [f64],
         c: &Coefficients,
         epilogue: Epilogue,
-        residual: Option<ArrayView2<'_, E>>,
         mask: Option<&mut ArrayViewMut2<'_, u8>>,
     ) {
         self.gather(isa, x, z);
