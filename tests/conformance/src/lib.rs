@@ -51,9 +51,16 @@ pub struct Check<S> {
 }
 
 impl<S> Check<S> {
-    /// Whether it is about training passes, and so about their tiers.
-    pub fn is_about_tiers(&self) -> bool {
-        !self.name.starts_with("calls::")
+    /// Whether it has something to say of a tier that it has not said of streaming: it is about
+    /// training passes, and where it is about long shares, the tier has such.
+    pub fn concerns(&self, tier: Tier) -> bool {
+        match tier {
+            Tier::Streaming => true,
+            Tier::Grid => !self.name.starts_with("calls::"),
+            Tier::Block | Tier::Cluster => {
+                !self.name.starts_with("calls::") && !self.name.starts_with("long_shares::")
+            }
+        }
     }
 }
 

@@ -40,8 +40,7 @@ mod emulated {
 
     fn trials_of(name: &str, subject: Emulated) -> impl Iterator<Item = Trial> + use<> {
         let name = name.to_owned();
-        let wanted =
-            move |check: &Check<_>| subject.tier == Tier::Streaming || check.is_about_tiers();
+        let wanted = move |check: &Check<_>| check.concerns(subject.tier);
         checks().into_iter().filter(wanted).map(move |check| {
             Trial::test(format!("{name}::{}", check.name), move || {
                 (check.run)(&subject);

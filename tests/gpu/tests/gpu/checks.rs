@@ -33,7 +33,7 @@ impl Subject for Gpu {
 
 pub fn tests() -> Vec<Test> {
     let of_tier = |(name, tier)| {
-        let wanted = move |check: &Check<Gpu>| tier == Tier::Streaming || check.is_about_tiers();
+        let wanted = move |check: &Check<Gpu>| check.concerns(tier);
         let of_check = move |check: Check<Gpu>| {
             test(format!("{name}::{}", check.name), move || {
                 (check.run)(&Gpu { device: open()?, tier });
