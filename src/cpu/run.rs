@@ -33,16 +33,25 @@ fn along_from_head<const W: usize>(body: &mut impl Body, head: usize, end: usize
     along_short(body, head + lines * W, end);
 }
 
-/// Goes from `at` to `end` in chunks of 8, then in shorter ones.
+/// Goes from `at` to `end` in chunks of 8, then in shorter ones. Short runs feel it where a loop of no
+/// chunks is set up.
 #[inline(always)]
 fn along_short(body: &mut impl Body, mut at: usize, end: usize) {
+    if at == end {
+        return;
+    }
     let eights = (end - at) / 8;
-    body.chunks::<8>(at, eights);
-    at += 8 * eights;
-    let fours = (end - at) / 4;
-    body.chunks::<4>(at, fours);
-    at += 4 * fours;
-    body.chunks::<1>(at, end - at);
+    if eights > 0 {
+        body.chunks::<8>(at, eights);
+        at += 8 * eights;
+    }
+    if end - at >= 4 {
+        body.chunks::<4>(at, 1);
+        at += 4;
+    }
+    if at < end {
+        body.chunks::<1>(at, end - at);
+    }
 }
 
 /// The chunk of `values` from `at` on.
