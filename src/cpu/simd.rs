@@ -231,23 +231,15 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     fn f16_to_f32<const N: usize>(self, values: &[f16; N]) -> [f32; N] {
-        let (mut wide, mut at) = ([0.0; N], 0);
-        while at + 8 <= N {
-            f16_to_f32_256_bits(self, values, &mut wide, at);
-            at += 8;
-        }
-        f16_to_f32_rest(self, values, &mut wide, at);
+        let mut wide = [0.0; N];
+        f16_to_f32_from(self, values, &mut wide, 0);
         wide
     }
 
     #[inline(always)]
     fn f32_to_f16<const N: usize>(self, values: &[f32; N]) -> [f16; N] {
-        let (mut narrow, mut at) = ([f16::ZERO; N], 0);
-        while at + 8 <= N {
-            f32_to_f16_256_bits(self, values, &mut narrow, at);
-            at += 8;
-        }
-        f32_to_f16_rest(self, values, &mut narrow, at);
+        let mut narrow = [f16::ZERO; N];
+        f32_to_f16_from(self, values, &mut narrow, 0);
         narrow
     }
 
@@ -276,11 +268,7 @@ impl Isa for Avx512 {
             f16_to_f32_512_bits(self, values, &mut wide, at);
             at += 16;
         }
-        if at + 8 <= N {
-            f16_to_f32_256_bits(self.avx2(), values, &mut wide, at);
-            at += 8;
-        }
-        f16_to_f32_rest(self.avx2(), values, &mut wide, at);
+        f16_to_f32_from(self.avx2(), values, &mut wide, at);
         wide
     }
 
@@ -291,11 +279,7 @@ impl Isa for Avx512 {
             f32_to_f16_512_bits(self, values, &mut narrow, at);
             at += 16;
         }
-        if at + 8 <= N {
-            f32_to_f16_256_bits(self.avx2(), values, &mut narrow, at);
-            at += 8;
-        }
-        f32_to_f16_rest(self.avx2(), values, &mut narrow, at);
+        f32_to_f16_from(self.avx2(), values, &mut narrow, at);
         narrow
     }
 
@@ -377,10 +361,15 @@ convert_vector!(
     _mm512_cvtps_ph
 );
 
-/// The last values, fewer than 8.
+/// The values from `at` on, the last ones by way of a whole vector.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn f16_to_f32_rest<const N: usize>(isa: Avx2, values: &[f16; N], wide: &mut [f32; N], at: usize) {
+fn f16_to_f32_from<const N: usize>(isa: Avx2, values: &[f16; N], wide: &mut [f32; N], at: usize) {
+    let mut at = at;
+    while at + 8 <= N {
+        f16_to_f32_256_bits(isa, values, wide, at);
+        at += 8;
+    }
     if at < N {
         let (mut padded, mut padded_wide) = ([f16::ZERO; 8], [0.0; 8]);
         padded[..N - at].copy_from_slice(&values[at..]);
@@ -389,10 +378,15 @@ fn f16_to_f32_rest<const N: usize>(isa: Avx2, values: &[f16; N], wide: &mut [f32
     }
 }
 
-/// The last values, fewer than 8.
+/// The values from `at` on, the last ones by way of a whole vector.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn f32_to_f16_rest<const N: usize>(isa: Avx2, values: &[f32; N], narrow: &mut [f16; N], at: usize) {
+fn f32_to_f16_from<const N: usize>(isa: Avx2, values: &[f32; N], narrow: &mut [f16; N], at: usize) {
+    let mut at = at;
+    while at + 8 <= N {
+        f32_to_f16_256_bits(isa, values, narrow, at);
+        at += 8;
+    }
     if at < N {
         let (mut padded, mut padded_narrow) = ([0.0; 8], [f16::ZERO; 8]);
         padded[..N - at].copy_from_slice(&values[at..]);
