@@ -318,6 +318,7 @@ impl<R: Real> LaneCoefficients<'_, R> {
         sum_gd: &mut [f64],
     ) {
         let (lanes, rows) = (self.lanes, inputs.x.len() / self.lanes);
+        // Panel by panel, but of few rows at a time: in the order of memory.
         let together = rows_together::<R>(lanes);
         for first in (0..rows).step_by(together) {
             let rows = first..rows.min(first + together);
