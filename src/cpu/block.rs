@@ -4,8 +4,8 @@
 //! on rows with a parameter per lane. Everything here inlines into a function that
 //! [`vectorized!`](super::simd::vectorized) compiled for the instruction set.
 
-use super::channel::{Coefficients, GradientCoefficients};
 use super::convert::Real;
+use super::direct::ValueCoefficients;
 use super::run::{self, Body, Input, Output, along_lines};
 use super::simd::{Isa, keep_chunk};
 use super::sums::{PairSums, Pairs};
@@ -129,7 +129,7 @@ impl Pairs for Gradients<'_> {
 
 /// `d = x - mean`, in x's place.
 #[inline(always)]
-pub fn center<E: Element>(d: &mut [f64], c: &Coefficients) {
+pub fn center<E: Element>(d: &mut [f64], c: &ValueCoefficients<f64>) {
     for d in d {
         *d = deviation::<E, _>(*d, c.mean_hi, c.mean_lo);
     }
@@ -144,7 +144,7 @@ pub fn normalize<R: Real>(d: R, scale: R, bias: R) -> R {
 
 /// `z = d * scale + bias`.
 #[inline(always)]
-pub fn normalize_from(d: &[f64], c: &Coefficients, z: &mut [f64]) {
+pub fn normalize_from(d: &[f64], c: &ValueCoefficients<f64>, z: &mut [f64]) {
     for (z, &d) in z.iter_mut().zip(d) {
         *z = normalize(d, c.scale, c.bias);
     }
@@ -152,7 +152,7 @@ pub fn normalize_from(d: &[f64], c: &Coefficients, z: &mut [f64]) {
 
 /// `z = (x - mean) * scale + bias`, in x's place.
 #[inline(always)]
-pub fn normalize_in_place<E: Element>(z: &mut [f64], c: &Coefficients) {
+pub fn normalize_in_place<E: Element>(z: &mut [f64], c: &ValueCoefficients<f64>) {
     for z in z {
         *z = normalize(deviation::<E, _>(*z, c.mean_hi, c.mean_lo), c.scale, c.bias);
     }
@@ -160,7 +160,7 @@ pub fn normalize_in_place<E: Element>(z: &mut [f64], c: &Coefficients) {
 
 /// `g = dx`, from g and d = x - mean.
 #[inline(always)]
-pub fn input_gradient(g: &mut [f64], d: &[f64], c: &GradientCoefficients) {
+pub fn input_gradient(g: &mut [f64], d: &[f64], c: &ValueCoefficients<f64>) {
     for (g, &d) in g.iter_mut().zip(d) {
         *g = gradient(*g, d, c.scale, c.mean_g, c.slope);
     }

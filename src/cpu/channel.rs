@@ -35,20 +35,18 @@ impl Coefficients {
 }
 
 /// Turns `g`, the gradient of `z`, into the gradient of `x`:
-/// `dx = scale * ((g - mean_g) - d * slope)` with `d = x - mean`.
+/// `dx = scale * ((g - mean_g) - d * slope)` with `d = x - mean`; scale is forward's.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct GradientCoefficients {
-    pub scale: f64,
     pub mean_g: f64,
     pub slope: f64,
 }
 
 impl GradientCoefficients {
     /// From the channel's sums of g and of g * d.
-    pub fn new(coefficients: &Coefficients, sums: Sums) -> Self {
-        let invstd = coefficients.invstd;
+    #[inline]
+    pub fn new(invstd: f64, sums: Sums) -> Self {
         GradientCoefficients {
-            scale: coefficients.scale,
             mean_g: sums.g / sums.count,
             slope: invstd * (sums.gd / sums.count) * invstd,
         }
@@ -101,15 +99,22 @@ impl<P: Param> Channels<'_, P> {
     pub fn coefficients<E: Element>(&self, channel: usize) -> Coefficients {
         let weight = self.weight.map_or(1.0, |weight| weight[channel].to_f64());
         let bias = self.bias.map_or(0.0, |bias| bias[channel].to_f64());
-        let (mean_hi, mean_lo, invstd) = match self.statistics {
-            Statistics::Saved { mean_hi, mean_lo, invstd } => {
-                (mean_hi[channel].to_f64(), mean_lo[channel].to_f64(), invstd[channel].to_f64())
+        let (mean_hi, mean_lo) = match self.statistics {
+            Statistics::Saved { mean_hi, mean_lo, .. } => {
+                (mean_hi[channel].to_f64(), mean_lo[channel].to_f64())
             }
-            Statistics::Running { mean, var, eps } => {
-                (mean[channel].to_f64(), 0.0, invstd(var[channel].to_f64(), eps))
-            }
+            Statistics::Running { mean, .. } => (mean[channel].to_f64(), 0.0),
         };
-        Coefficients::new::<E>(mean_hi, mean_lo, invstd, weight, bias)
+        Coefficients::new::<E>(mean_hi, mean_lo, self.invstd(channel), weight, bias)
+    }
+
+    /// Its invstd.
+    #[inline]
+    pub fn invstd(&self, channel: usize) -> f64 {
+        match self.statistics {
+            Statistics::Saved { invstd, .. } => invstd[channel].to_f64(),
+            Statistics::Running { var, eps, .. } => invstd(var[channel].to_f64(), eps),
+        }
     }
 }
 

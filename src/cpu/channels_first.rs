@@ -9,7 +9,7 @@ use super::block;
 use super::channel::{
     Channels, Coefficients, GradientCoefficients, SavedChannel, Sums, advance_running,
 };
-use super::direct::{ChannelCoefficients, Direct, forward_in_place, with_direct, with_precision};
+use super::direct::{ChannelCoefficients, Direct, ValueCoefficients, with_backward};
 use super::moments::Moments;
 use super::neighbours::{
     ForwardGroup, GradientGroup, Grouping, MAX_GROUP, apply_group, write_group,
@@ -17,7 +17,7 @@ use super::neighbours::{
 use super::parallel::{Along, Bits};
 use super::planes::Partition;
 use super::simd::{finish_streaming, vectorized};
-use super::tile::{BackwardInputs, Blocks, ChannelOutputs, ForwardChannel, Pass, tiles};
+use super::tile::{BackwardInputs, Blocks, ChannelOutputs, ForwardChannel, Pass, TILE, tiles};
 use crate::config::Epilogue;
 use crate::element::Element;
 use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis, Slice};
@@ -72,7 +72,7 @@ pub fn forward_train<E: Element>(
             finish_channel::<E>(moments, settings, &mut statistics, channel, start + channel)
         };
         if let Some(direct) = Direct::forward(settings.pass.epilogue) {
-            forward_direct::<_, true>(tensors, finish, direct, settings.pass.streaming);
+            forward_direct::<_, true>(tensors, finish, direct, settings.pass, blocks);
         } else {
             let x = tensors.0;
             forward_blocks(tensors, settings.pass, blocks, |channel| {
@@ -115,7 +115,8 @@ fn forward_direct<E: Element, const MEASURED: bool>(
     mut tensors: ForwardTensors<'_, E>,
     mut finish: impl FnMut(usize, Moments) -> Coefficients,
     direct: Direct,
-    streaming: bool,
+    pass: Pass,
+    blocks: &mut Blocks,
 ) {
     let x = tensors.0;
     let grouping = if MEASURED { Grouping::twice } else { Grouping::once }(x.dim());
@@ -132,15 +133,20 @@ fn forward_direct<E: Element, const MEASURED: bool>(
     for group in grouping.groups() {
         let coefficients = &mut coefficients[..group.len()];
         for ((it, &moments), channel) in coefficients.iter_mut().zip(&moments).zip(group.clone()) {
-            let by = GradientCoefficients::default();
-            *it = ChannelCoefficients::new::<E>(&finish(channel, moments), &by);
+            *it = ChannelCoefficients::forward::<E>(&finish(channel, moments));
         }
         let next = grouping.group(group.end);
         moments.fill(Moments::default());
         for samples in grouping.steps() {
             let part = ForwardGroup::new(&mut tensors, group.clone(), samples.clone());
-            apply_group(part, coefficients, direct, streaming);
+            apply_group(part, coefficients, direct, pass.streaming);
             measure_group(next.clone(), samples, &mut moments);
+        }
+        for (coefficients, channel) in coefficients.iter().zip(group) {
+            if !coefficients.are_direct::<E>(direct.add) {
+                let channel = forward_channel(&mut tensors, channel);
+                apply_blocks(channel, coefficients.double, pass, blocks);
+            }
         }
     }
 }
@@ -174,7 +180,7 @@ fn forward_blocks<E: Element>(
     mut coefficients: impl FnMut(usize) -> Coefficients,
 ) {
     for channel in 0..tensors.0.len_of(Axis(1)) {
-        let coefficients = coefficients(channel);
+        let coefficients = ValueCoefficients::forward(&coefficients(channel));
         apply_blocks(forward_channel(&mut tensors, channel), coefficients, pass, blocks);
     }
 }
@@ -195,7 +201,7 @@ vectorized! {
     |isa|
     fn apply_blocks<'a, 'b, E>(
         channel: ForwardChannel<'a, E>,
-        coefficients: Coefficients,
+        coefficients: ValueCoefficients<f64>,
         pass: Pass,
         blocks: &'b mut Blocks,
     ) {
@@ -239,7 +245,7 @@ pub fn apply<E: Element>(
         let coefficients = |channel| channels.coefficients::<E>(start + channel);
         if let Some(direct) = Direct::forward(pass.epilogue) {
             let finish = |channel, _| coefficients(channel);
-            forward_direct::<_, false>(tensors, finish, direct, pass.streaming);
+            forward_direct::<_, false>(tensors, finish, direct, pass, blocks);
         } else {
             forward_blocks(tensors, pass, blocks, coefficients);
         }
@@ -255,50 +261,45 @@ pub fn apply_in_place<E: Element>(
     epilogue: Epilogue,
 ) {
     let count = tensors.1.len_of(Axis(1));
+    let pass = Pass { epilogue, streaming: false };
     partition.for_each_part(tensors, count, &|start, (residual, mut x), blocks| {
+        let mut copy = [E::default(); TILE];
         for channel in 0..x.len_of(Axis(1)) {
-            apply_channel_in_place(
-                residual.map(|residual| residual.index_axis_move(Axis(1), channel)),
-                x.index_axis_mut(Axis(1), channel),
-                channels.coefficients::<E>(start + channel),
-                epilogue,
-                blocks,
-            );
+            let residual = residual.map(|residual| residual.index_axis_move(Axis(1), channel));
+            let x = x.index_axis_mut(Axis(1), channel);
+            let coefficients = channels.coefficients::<E>(start + channel);
+            apply_channel_in_place(residual, x, coefficients, pass, &mut copy, blocks);
         }
     });
 }
 
-vectorized! {
-    |isa|
-    fn apply_channel_in_place<'a, 'b, E>(
-        residual: Option<ArrayView2<'a, E>>,
-        x: ArrayViewMut2<'a, E>,
-        coefficients: Coefficients,
-        epilogue: Epilogue,
-        blocks: &'b mut Blocks,
-    ) {
-        let mut x = x;
-        if let Some(direct) = Direct::forward(epilogue) {
-            for row in 0..x.nrows() {
-                let residual = residual.map(|residual| residual.index_axis_move(Axis(0), row));
-                let residual = residual.and_then(|it| it.to_slice()).unwrap_or_default();
-                let x = x.index_axis_mut(Axis(0), row).into_slice();
-                let x = x.expect("runs are contiguous");
-                with_direct!(direct, |RELU, ADD| {
-                    let by = GradientCoefficients::default();
-                    let c = ChannelCoefficients::new::<E>(&coefficients, &by);
-                    let c = if ADD { c.without_single() } else { c };
-                    with_precision!(E, c, |c| {
-                        forward_in_place::<E, _, RELU, ADD>(isa, x, residual, c);
-                    });
-                });
+/// Writes y in x's place, by way of a copy of each tile.
+fn apply_channel_in_place<E: Element>(
+    residual: Option<ArrayView2<'_, E>>,
+    mut x: ArrayViewMut2<'_, E>,
+    coefficients: Coefficients,
+    pass: Pass,
+    copy: &mut [E; TILE],
+    blocks: &mut Blocks,
+) {
+    let coefficients = [ChannelCoefficients::forward::<E>(&coefficients)];
+    let direct = Direct::forward(pass.epilogue);
+    let direct = direct.filter(|direct| coefficients[0].are_direct::<E>(direct.add));
+    for tile in tiles(x.nrows(), x.ncols()) {
+        let y = tile.cut_mut(&mut x);
+        let copy = &mut copy[..tile.len()];
+        let mut x = ArrayViewMut2::from_shape(y.dim(), copy).expect("as many values");
+        x.assign(&y);
+        let residual = residual.map(|residual| tile.cut(residual));
+        match direct {
+            Some(direct) => {
+                let group = ForwardGroup::of_one(x.view(), residual, y);
+                apply_group(group, &coefficients, direct, false);
             }
-            return;
-        }
-        for tile in tiles(x.nrows(), x.ncols()) {
-            let block = &mut blocks.z[..tile.len()];
-            tile.forward(isa, (x.view(), residual), block, &coefficients, epilogue, None);
-            tile.scatter(isa, block, &mut x, false);
+            None => {
+                let channel = ForwardChannel { x: x.view(), residual, y, mask: None };
+                apply_blocks(channel, coefficients[0].double, pass, blocks);
+            }
         }
     }
 }
@@ -339,16 +340,17 @@ pub fn backward_train<E: Element>(
         let coefficients = |channel| channels.coefficients::<E>(start + channel);
         let mut finish = |channel: usize, sum: Sums| {
             sums.0[channel] = sum;
-            GradientCoefficients::new(&coefficients(channel), sum)
+            GradientCoefficients::new(channels.invstd(start + channel), sum)
         };
         if let Some(direct) = Direct::backward(pass.epilogue, inputs.3.is_some()) {
-            let streaming = pass.streaming;
             let how = (direct, false);
-            backward_direct::<_, true>(inputs, outputs, coefficients, finish, how, streaming);
+            backward_direct::<_, true>(inputs, outputs, coefficients, finish, how, pass, blocks);
         } else {
             backward_blocks(inputs, outputs, pass, blocks, |channel, blocks| {
                 let (it, c) = (channel_inputs(inputs, channel), coefficients(channel));
-                (c, Some(finish(channel, reduce_blocks(it, c, pass.epilogue, blocks))))
+                let before = ValueCoefficients::forward(&c);
+                let by = finish(channel, reduce_blocks(it, before, pass.epilogue, blocks));
+                (ValueCoefficients::new(&c, &by), false)
             });
         }
         finish_streaming();
@@ -363,22 +365,22 @@ fn backward_direct<E: Element, const REDUCED: bool>(
     coefficients: impl Fn(usize) -> Coefficients,
     mut finish: impl FnMut(usize, Sums) -> GradientCoefficients,
     (direct, frozen): (Direct, bool),
-    streaming: bool,
+    pass: Pass,
+    blocks: &mut Blocks,
 ) {
     let grouping = if REDUCED { Grouping::twice } else { Grouping::once }(inputs.0.dim());
     let mut values = [ChannelCoefficients::NONE; MAX_GROUP];
     let mut sums = [Sums::default(); MAX_GROUP];
-    let reduce_group = |group: Range<usize>, samples: Range<usize>, sums: &mut [Sums]| {
+    let reduce_group = |group: Range<usize>, samples, sums: &mut [Sums], blocks: &mut Blocks| {
         for samples in grouping.tiles(samples).filter(|_| REDUCED) {
             for (sums, channel) in sums.iter_mut().zip(group.clone()) {
                 let inputs = channel_inputs(inputs, channel).samples(samples.clone());
-                let by = GradientCoefficients::default();
-                let coefficients = ChannelCoefficients::new::<E>(&coefficients(channel), &by);
-                *sums = reduce_direct(inputs, coefficients, direct, *sums);
+                let coefficients = ChannelCoefficients::forward::<E>(&coefficients(channel));
+                *sums = reduce_channel(inputs, coefficients, direct, *sums, pass.epilogue, blocks);
             }
         }
     };
-    reduce_group(grouping.group(0), 0..inputs.0.len_of(Axis(0)), &mut sums);
+    reduce_group(grouping.group(0), 0..inputs.0.len_of(Axis(0)), &mut sums, blocks);
     for group in grouping.groups() {
         let values = &mut values[..group.len()];
         for ((value, &sums), channel) in values.iter_mut().zip(&sums).zip(group.clone()) {
@@ -390,9 +392,31 @@ fn backward_direct<E: Element, const REDUCED: bool>(
         for samples in grouping.steps() {
             let group = group.clone();
             let part = GradientGroup::new(inputs, &mut outputs, group, samples.clone());
-            write_group(part, values, direct, frozen, streaming);
-            reduce_group(next.clone(), samples, &mut sums);
+            write_group(part, values, direct, frozen, pass.streaming);
+            reduce_group(next.clone(), samples, &mut sums, blocks);
         }
+        for (value, channel) in values.iter().zip(group) {
+            if !value.are_direct::<E>(false) {
+                let inputs = channel_inputs(inputs, channel);
+                let outputs = channel_outputs(&mut outputs, channel);
+                write_blocks(inputs, outputs, (value.double, frozen), pass, blocks);
+            }
+        }
+    }
+}
+
+/// The sums of one channel, added to those `before`.
+fn reduce_channel<E: Element>(
+    inputs: BackwardInputs<'_, E>,
+    coefficients: ChannelCoefficients,
+    direct: Direct,
+    before: Sums,
+    epilogue: Epilogue,
+    blocks: &mut Blocks,
+) -> Sums {
+    match coefficients.are_direct::<E>(false) {
+        true => reduce_direct(inputs, coefficients, direct, before),
+        false => before.add(reduce_blocks(inputs, coefficients.double, epilogue, blocks)),
     }
 }
 
@@ -407,9 +431,10 @@ vectorized! {
     ) -> Sums {
         let mut sums = before;
         for tile in tiles(inputs.x.nrows(), inputs.x.ncols()) {
-            let [g, gd] = with_direct!(direct, |RELU, ADD| {
-                inputs.sums_direct::<RELU, ADD>(isa, &tile, &coefficients)
+            let added = with_backward!(direct, |RELU, MASK| {
+                inputs.sums_direct::<RELU, MASK>(isa, &tile, &coefficients)
             });
+            let [g, gd] = added.unwrap_or_default();
             sums = sums.add(Sums { count: tile.len() as f64, g, gd });
         }
         sums
@@ -421,13 +446,13 @@ vectorized! {
     /// The sums of one channel, by way of blocks.
     fn reduce_blocks<'a, 'b, E>(
         inputs: BackwardInputs<'a, E>,
-        coefficients: Coefficients,
+        coefficients: ValueCoefficients<f64>,
         epilogue: Epilogue,
         blocks: &'b mut Blocks,
     ) -> Sums {
         let mut sums = Sums::default();
         for tile in tiles(inputs.x.nrows(), inputs.x.ncols()) {
-            blocks.gather(isa, &tile, &inputs, &coefficients, epilogue);
+            blocks.gather(isa, &tile, &inputs, &coefficients, epilogue, false);
             let [g, gd] = blocks.sums(isa, tile.len());
             sums = sums.add(Sums { count: tile.len() as f64, g, gd });
         }
@@ -435,14 +460,14 @@ vectorized! {
     }
 }
 
-/// Writes dx and dresidual by way of blocks; channels without gradient coefficients have constant
-/// statistics.
+/// Writes dx and dresidual by way of blocks, with what `coefficients` gives for a channel, and whether
+/// its statistics are constants.
 fn backward_blocks<E: Element>(
     inputs: BackwardTensors<'_, E>,
     mut outputs: GradientTensors<'_, E>,
     pass: Pass,
     blocks: &mut Blocks,
-    mut coefficients: impl FnMut(usize, &mut Blocks) -> (Coefficients, Option<GradientCoefficients>),
+    mut coefficients: impl FnMut(usize, &mut Blocks) -> (ValueCoefficients<f64>, bool),
 ) {
     for channel in 0..inputs.0.len_of(Axis(1)) {
         let coefficients = coefficients(channel, blocks);
@@ -467,22 +492,22 @@ vectorized! {
     fn write_blocks<'a, 'b, E>(
         inputs: BackwardInputs<'a, E>,
         outputs: ChannelOutputs<'b, E>,
-        coefficients: (Coefficients, Option<GradientCoefficients>),
+        coefficients: (ValueCoefficients<f64>, bool),
         pass: Pass,
         blocks: &'b mut Blocks,
     ) {
         let ChannelOutputs { mut dx, mut dresidual } = outputs;
-        let (c, by) = coefficients;
+        let (c, frozen) = coefficients;
         for tile in tiles(inputs.x.nrows(), inputs.x.ncols()) {
-            blocks.gather(isa, &tile, &inputs, &c, pass.epilogue);
+            blocks.gather(isa, &tile, &inputs, &c, pass.epilogue, frozen);
             let Blocks { d, g, .. } = &mut *blocks;
             let (d, g) = (&d[..tile.len()], &mut g[..tile.len()]);
             if let Some(dresidual) = &mut dresidual {
                 tile.scatter(isa, g, dresidual, pass.streaming);
             }
-            match &by {
-                Some(by) => block::input_gradient(g, d, by),
-                None => g.iter_mut().for_each(|g| *g *= c.scale),
+            match frozen {
+                true => g.iter_mut().for_each(|g| *g *= c.scale),
+                false => block::input_gradient(g, d, &c),
             }
             tile.scatter(isa, g, &mut dx, pass.streaming);
         }
@@ -504,13 +529,13 @@ pub fn reduce<E: Element>(
             let (channel, part) = ((start + offset) / parts, (start + offset) % parts);
             let coefficients = channels.coefficients::<E>(channel);
             let inputs = channel_inputs(partition.part_of(inputs, part), channel);
+            let coefficients = ChannelCoefficients::forward::<E>(&coefficients);
+            let none = Sums::default();
             *sums = match Direct::backward(epilogue, inputs.mask.is_some()) {
                 Some(direct) => {
-                    let by = GradientCoefficients::default();
-                    let coefficients = ChannelCoefficients::new::<E>(&coefficients, &by);
-                    reduce_direct(inputs, coefficients, direct, Sums::default())
+                    reduce_channel(inputs, coefficients, direct, none, epilogue, blocks)
                 }
-                None => reduce_blocks(inputs, coefficients, epilogue, blocks),
+                None => reduce_blocks(inputs, coefficients.double, epilogue, blocks),
             };
         }
     });
@@ -530,18 +555,17 @@ pub fn gradients<E: Element>(
         let coefficients = |channel| channels.coefficients::<E>(start + channel);
         let by = |channel: usize| match gradient {
             Gradient::Train(sums) => {
-                Some(GradientCoefficients::new(&coefficients(channel), sums[start + channel]))
+                GradientCoefficients::new(channels.invstd(start + channel), sums[start + channel])
             }
-            Gradient::Frozen => None,
+            Gradient::Frozen => GradientCoefficients::default(),
         };
-        if let Some(direct) = Direct::backward(pass.epilogue, inputs.3.is_some()) {
-            let finish = |channel, _| by(channel).unwrap_or_default();
-            let how = (direct, matches!(gradient, Gradient::Frozen));
-            let streaming = pass.streaming;
-            backward_direct::<_, false>(inputs, outputs, coefficients, finish, how, streaming);
+        let frozen = matches!(gradient, Gradient::Frozen);
+        if let Some(direct) = Direct::gradient(pass.epilogue, inputs.3.is_some(), frozen) {
+            let (by, how) = (|channel, _| by(channel), (direct, frozen));
+            backward_direct::<_, false>(inputs, outputs, coefficients, by, how, pass, blocks);
         } else {
             backward_blocks(inputs, outputs, pass, blocks, |channel, _| {
-                (coefficients(channel), by(channel))
+                (ValueCoefficients::new(&coefficients(channel), &by(channel)), frozen)
             });
         }
         finish_streaming();

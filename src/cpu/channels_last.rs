@@ -4,7 +4,8 @@
 use super::block;
 use super::channel::{Channels, Sums};
 use super::direct::{
-    BackwardRun, Direct, Forward, Gradient, forward_in_place, with_direct, with_precision,
+    BackwardRun, Direct, Forward, Gradient, with_backward, with_forward, with_gradient,
+    with_precision,
 };
 use super::lanes::{LaneCoefficients, LanePrecisions};
 use super::moments::{Lanes, Moments, is_far, read_lane};
@@ -221,6 +222,12 @@ fn direct_backward(epilogue: Epilogue, mask: bool, lanes: usize) -> Option<Direc
     Direct::backward(epilogue, mask).filter(|_| has_whole_bytes(epilogue, lanes))
 }
 
+/// The direct loops that write gradients of these rows.
+#[inline(always)]
+fn direct_gradient(epilogue: Epilogue, mask: bool, frozen: bool, lanes: usize) -> Option<Direct> {
+    Direct::gradient(epilogue, mask, frozen).filter(|_| has_whole_bytes(epilogue, lanes))
+}
+
 /// Values of an output before its first cache line, which its strips begin with: none where they begin
 /// with bytes of a mask.
 fn head_of<E: Element>(output: &ArrayViewMut3<'_, E>, masked: bool) -> usize {
@@ -279,23 +286,26 @@ vectorized! {
     ) {
         let (x, residual, y, mut mask) = tensors;
         let lanes = coefficients.double.lanes;
-        if let Some(direct) = direct_forward(pass.epilogue, lanes) {
+        let direct = direct_forward(pass.epilogue, lanes);
+        if let Some(direct) = direct.filter(|it| coefficients.are_direct::<E>(it.add)) {
             let residual = residual.unwrap_or_default();
             let mask = mask.unwrap_or_default();
-            return with_direct!(direct, |RELU, ADD| {
-                with_precision!(E, coefficients, |coefficients| {
+            return with_forward!(direct, |FLOOR, ADD| {
+                with_precision!(E::SINGLE && !ADD, coefficients, |coefficients| {
                     for part in coefficients.parts(x.len()) {
-                        Forward::<_, _, _, RELU, ADD> {
+                        Forward::<_, _, _, FLOOR, ADD> {
                             x: Input::part(isa, x, &part),
                             residual: Input::part(isa, residual, &part),
                             y: Output::part(isa, y, &part, pass.streaming),
                             mask: mask.get_mut(bytes_of(&part.values)).unwrap_or_default(),
+                            floor: direct.floor::<E>(),
                             coefficients: coefficients.along(&part),
                         }
                         .run();
                     }
                 })
-            });
+            })
+            .unwrap_or_default();
         }
         let coefficients = coefficients.double;
         for (values, columns) in pieces(x.len(), lanes) {
@@ -348,51 +358,26 @@ pub fn apply_in_place<E: Element>(
     epilogue: Epilogue,
 ) {
     let coefficients = forward_coefficients::<E>(lanes, partition, channels, epilogue, 0);
+    let pass = Pass { epilogue, streaming: false };
     partition.for_each_rows(tensors, &|tensors, rows, lanes, blocks| {
-        for_each_dense(tensors, rows, &mut |tensors| {
-            apply_rows_in_place(tensors, coefficients.first(lanes), epilogue, blocks);
+        let coefficients = coefficients.first(lanes);
+        let mut copy = [E::default(); TILE];
+        for_each_dense(tensors, rows, &mut |(residual, y)| {
+            for (values, columns) in pieces(y.len(), lanes) {
+                let (residual, y) = (residual.map(|it| &it[values.clone()]), &mut y[values]);
+                let x = &mut copy[..y.len()];
+                x.copy_from_slice(y);
+                apply_rows((x, residual, y, None), coefficients.columns(columns), pass, blocks);
+            }
         });
     });
-}
-
-vectorized! {
-    |isa|
-    fn apply_rows_in_place<'a, 'b, E>(
-        tensors: (Option<&'a [E]>, &'a mut [E]),
-        coefficients: LanePrecisions<'a>,
-        epilogue: Epilogue,
-        blocks: &'b mut Blocks,
-    ) {
-        let (residual, x) = tensors;
-        let lanes = coefficients.double.lanes;
-        if let Some(direct) = direct_forward(epilogue, lanes) {
-            let residual = residual.unwrap_or_default();
-            return with_direct!(direct, |RELU, ADD| {
-                with_precision!(E, coefficients, |coefficients| {
-                    for part in coefficients.parts(x.len()) {
-                        let residual = residual.get(part.values.clone()).unwrap_or_default();
-                        let coefficients = coefficients.along(&part);
-                        let x = &mut x[part.values];
-                        forward_in_place::<E, _, RELU, ADD>(isa, x, residual, coefficients);
-                    }
-                })
-            });
-        }
-        let coefficients = coefficients.double;
-        for (values, columns) in pieces(x.len(), lanes) {
-            let z = &mut blocks.z[..values.len()];
-            let residual = residual.map(|residual| &residual[values.clone()]);
-            let coefficients = coefficients.columns(columns);
-            forward_block(isa, &x[values.clone()], z, &coefficients, epilogue, residual, None);
-            block::store(isa, z, &mut x[values], false);
-        }
-    }
 }
 
 type FlatInputs<'a, E> = (&'a [E], &'a [E], Option<&'a [E]>, Option<&'a [u8]>);
 
 /// Fills the blocks d (x - mean) and g (the gradient of z) with a piece of the rows, and returns
-/// them; `lanes` is the length of a row.
+/// them; `lanes` is the length of a row. d is left as it is where it is not needed because the
+/// statistics are `frozen`.
 #[inline(always)]
 fn load_gradient<'b, E: Element>(
     isa: impl Isa,
@@ -401,13 +386,15 @@ fn load_gradient<'b, E: Element>(
     values: Range<usize>,
     lanes: usize,
     coefficients: &LaneCoefficients<'_>,
-    epilogue: Epilogue,
+    (epilogue, frozen): (Epilogue, bool),
 ) -> (&'b mut [f64], &'b mut [f64]) {
     let len = values.len();
     let (d, g, z) = (&mut blocks.d[..len], &mut blocks.g[..len], &mut blocks.z[..len]);
     let (x, dy, residual, mask) = inputs;
-    block::load(isa, &x[values.clone()], d);
-    coefficients.center::<E>(d);
+    if !frozen || epilogue.derivative_reads_z(mask.is_some()) {
+        block::load(isa, &x[values.clone()], d);
+        coefficients.center::<E>(d);
+    }
     block::load(isa, &dy[values.clone()], g);
     let activation = epilogue.activation;
     if let Some(mask) = mask {
@@ -498,19 +485,22 @@ vectorized! {
     ) {
         let lanes = coefficients.double.lanes;
         let (sum_g, sum_gd) = partial.split_at_mut(lanes);
-        if let Some(direct) = direct_backward(epilogue, inputs.3.is_some(), lanes) {
+        let direct = direct_backward(epilogue, inputs.3.is_some(), lanes);
+        if let Some(direct) = direct.filter(|_| coefficients.are_direct::<E>(false)) {
             let (x, dy, _, mask) = inputs;
             let inputs = BackwardRun::new(isa, x, dy, mask.unwrap_or_default());
-            return with_direct!(direct, |RELU, ADD| {
-                with_precision!(E, coefficients, |coefficients| {
-                    coefficients.add_sums::<E, RELU, ADD>(isa, inputs, sum_g, sum_gd);
+            return with_backward!(direct, |RELU, MASK| {
+                with_precision!(E::SINGLE, coefficients, |coefficients| {
+                    coefficients.add_sums::<E, RELU, MASK>(isa, inputs, sum_g, sum_gd);
                 })
-            });
+            })
+            .unwrap_or_default();
         }
         let coefficients = coefficients.double;
         for (values, columns) in pieces(inputs.0.len(), lanes) {
             let coefficients = coefficients.columns(columns.clone());
-            let (d, g) = load_gradient(isa, blocks, &inputs, values, lanes, &coefficients, epilogue);
+            let how = (epilogue, false);
+            let (d, g) = load_gradient(isa, blocks, &inputs, values, lanes, &coefficients, how);
             let width = columns.len();
             let (sum_g, sum_gd) = (&mut sum_g[columns.clone()], &mut sum_gd[columns]);
             for (g, d) in g.chunks_exact(width).zip(d.chunks_exact(width)) {
@@ -534,10 +524,10 @@ pub fn gradients<E: Element>(
     lanes: &mut LaneTables,
     pass: Pass,
 ) {
-    let direct = direct_backward(pass.epilogue, inputs.3.is_some(), partition.lanes());
+    let frozen = sums.is_none();
+    let direct = direct_gradient(pass.epilogue, inputs.3.is_some(), frozen, partition.lanes());
     let head = head_of(&outputs.0, inputs.3.is_some());
     let coefficients = backward_coefficients::<E>(lanes, partition, channels, sums, direct, head);
-    let frozen = sums.is_none();
     partition.for_each_rows((inputs, outputs), &|(inputs, outputs), rows, lanes, blocks| {
         let coefficients = coefficients.first(lanes);
         for_each_dense((inputs, outputs), rows, &mut |(inputs, outputs)| {
@@ -559,39 +549,34 @@ vectorized! {
     ) {
         let (dx, mut dresidual) = outputs;
         let lanes = coefficients.double.lanes;
-        if let Some(direct) = direct_backward(pass.epilogue, inputs.3.is_some(), lanes) {
+        let direct = direct_gradient(pass.epilogue, inputs.3.is_some(), frozen, lanes);
+        if let Some(direct) = direct.filter(|_| coefficients.are_direct::<E>(false)) {
             let (x, dy, _, mask) = inputs;
             let (mask, dresidual) = (mask.unwrap_or_default(), dresidual.unwrap_or_default());
-            return with_direct!(direct, |RELU, ADD| {
-                with_precision!(E, coefficients, |coefficients| {
+            return with_gradient!(direct, frozen, |RELU, MASK, FROZEN| {
+                with_precision!(E::SINGLE, coefficients, |coefficients| {
                     for part in coefficients.parts(x.len()) {
-                        let inputs = BackwardRun::part(isa, x, dy, mask, &part);
-                        let dx = Output::part(isa, dx, &part, pass.streaming);
-                        let dresidual = Output::part(isa, dresidual, &part, pass.streaming);
-                        let coefficients = coefficients.along(&part);
-                        match frozen {
-                            true => {
-                                Gradient::<_, _, _, RELU, ADD, true> {
-                                    inputs, dx, dresidual, coefficients
-                                }
-                                .run()
-                            }
-                            false => {
-                                Gradient::<_, _, _, RELU, ADD, false> {
-                                    inputs, dx, dresidual, coefficients
-                                }
-                                .run()
-                            }
+                        if !MASK && !dresidual.is_empty() {
+                            let values = part.values.clone();
+                            dresidual[values.clone()].copy_from_slice(&dy[values]);
                         }
+                        Gradient::<_, _, _, RELU, MASK, FROZEN> {
+                            inputs: BackwardRun::part(isa, x, dy, mask, &part),
+                            dx: Output::part(isa, dx, &part, pass.streaming),
+                            dresidual: Output::part(isa, dresidual, &part, pass.streaming),
+                            coefficients: coefficients.along(&part),
+                        }
+                        .run();
                     }
                 })
-            });
+            })
+            .unwrap_or_default();
         }
         let coefficients = coefficients.double;
         for (values, columns) in pieces(dx.len(), lanes) {
             let coefficients = coefficients.columns(columns);
-            let (d, g) =
-                load_gradient(isa, blocks, &inputs, values.clone(), lanes, &coefficients, pass.epilogue);
+            let (at, how) = (values.clone(), (pass.epilogue, frozen));
+            let (d, g) = load_gradient(isa, blocks, &inputs, at, lanes, &coefficients, how);
             if let Some(dresidual) = &mut dresidual {
                 block::store(isa, g, &mut dresidual[values.clone()], pass.streaming);
             }

@@ -12,7 +12,7 @@ use std::ops::{Add, Mul, Sub};
 /// Conversions of whole chunks. Every chunk length gives the same results.
 pub trait Convert: Copy + Default {
     /// What the arithmetic loads and stores: f64 for f64, f32 for the rest.
-    type Wide: Copy + Default;
+    type Wide: Copy + Default + PartialOrd;
 
     /// Exact.
     fn widen<const N: usize>(isa: impl Isa, values: &[Self; N]) -> [Self::Wide; N];

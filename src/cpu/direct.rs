@@ -28,40 +28,89 @@ impl Direct {
         }
     }
 
+    /// What a forward call's values are at least.
+    #[inline(always)]
+    pub fn floor<E: Element>(self) -> E::Wide {
+        if self.relu { E::Wide::default() } else { E::from_single(f32::NEG_INFINITY) }
+    }
+
     /// Of a backward call: what ReLU cut off after a residual was added is read from the mask.
     pub fn backward(epilogue: Epilogue, mask: bool) -> Option<Self> {
         Self::forward(epilogue).filter(|direct| mask || !(direct.relu && direct.add))
     }
+
+    /// Of what writes gradients. Where the statistics are constants (`frozen`) there are direct loops
+    /// only if ReLU cuts what x says: in f32, if forward did it in f32.
+    pub fn gradient(epilogue: Epilogue, mask: bool, frozen: bool) -> Option<Self> {
+        Self::backward(epilogue, mask).filter(|direct| !frozen || (direct.relu && !direct.add))
+    }
 }
 
-/// Evaluates an expression with a [`Direct`]'s fields as constants.
-macro_rules! with_direct {
-    ($direct:expr, |$relu:ident, $add:ident| $body:expr) => {
+/// Evaluates an expression for a forward call, with constants that say whether values have a
+/// [floor](Direct::floor), and whether a residual is added.
+macro_rules! with_forward {
+    ($direct:expr, |$floor:ident, $add:ident| $body:expr) => {
         match $direct {
             $crate::cpu::direct::Direct { relu: false, add: false } => {
-                const $relu: bool = false;
+                const $floor: bool = false;
                 const $add: bool = false;
                 $body
             }
             $crate::cpu::direct::Direct { relu: true, add: false } => {
-                const $relu: bool = true;
+                const $floor: bool = true;
                 const $add: bool = false;
                 $body
             }
-            $crate::cpu::direct::Direct { relu: false, add: true } => {
-                const $relu: bool = false;
-                const $add: bool = true;
-                $body
-            }
-            $crate::cpu::direct::Direct { relu: true, add: true } => {
-                const $relu: bool = true;
+            $crate::cpu::direct::Direct { add: true, .. } => {
+                const $floor: bool = true;
                 const $add: bool = true;
                 $body
             }
         }
     };
 }
-pub(super) use with_direct;
+pub(super) use with_forward;
+
+/// Evaluates an expression for a backward call, with constants that say whether ReLU cuts gradients,
+/// and whether a mask says which.
+macro_rules! with_backward {
+    ($direct:expr, |$relu:ident, $mask:ident| $body:expr) => {
+        match $direct {
+            $crate::cpu::direct::Direct { relu: false, .. } => {
+                const $relu: bool = false;
+                const $mask: bool = false;
+                $body
+            }
+            $crate::cpu::direct::Direct { relu: true, add: false } => {
+                const $relu: bool = true;
+                const $mask: bool = false;
+                $body
+            }
+            $crate::cpu::direct::Direct { relu: true, add: true } => {
+                const $relu: bool = true;
+                const $mask: bool = true;
+                $body
+            }
+        }
+    };
+}
+pub(super) use with_backward;
+
+/// [`with_backward`] for what writes gradients, with whether the statistics are constants.
+macro_rules! with_gradient {
+    ($direct:expr, $frozen:expr, |$relu:ident, $mask:ident, $constant:ident| $body:expr) => {
+        if $frozen {
+            const $relu: bool = true;
+            const $mask: bool = false;
+            const $constant: bool = true;
+            $body
+        } else {
+            const $constant: bool = false;
+            $crate::cpu::direct::with_backward!($direct, |$relu, $mask| $body)
+        }
+    };
+}
+pub(super) use with_gradient;
 
 /// Coefficients in f64 and, where that is enough, in f32.
 #[derive(Debug, Clone, Copy)]
@@ -70,16 +119,26 @@ pub struct Precisions<D, S> {
     pub single: Option<S>,
 }
 
-/// Evaluates an expression with coefficients of f32 if there are any, else with those of f64.
+impl<D, S> Precisions<D, S> {
+    /// Whether there are those that direct loops take: in f64 if `double`, else in what is enough for
+    /// E.
+    pub fn are_direct<E: Element>(&self, double: bool) -> bool {
+        !E::SINGLE || double || self.single.is_some()
+    }
+}
+
+/// Evaluates an expression with coefficients of f32 if `$single`, a constant, else with those of f64:
+/// `None` where they are missing, which is for blocks to do.
 macro_rules! with_precision {
-    ($element:ty, $both:expr, |$coefficients:ident| $body:expr) => {
+    ($single:expr, $both:expr, |$coefficients:ident| $body:expr) => {
         match $both {
-            $crate::cpu::direct::Precisions { single: Some($coefficients), .. }
-                if <$element as $crate::cpu::convert::Convert>::SINGLE =>
-            {
-                $body
+            $crate::cpu::direct::Precisions { single: Some($coefficients), .. } if $single => {
+                Some($body)
             }
-            $crate::cpu::direct::Precisions { double: $coefficients, .. } => $body,
+            $crate::cpu::direct::Precisions { double: $coefficients, .. } if !$single => {
+                Some($body)
+            }
+            _ => None,
         }
     };
 }
@@ -107,7 +166,23 @@ impl ChannelCoefficients {
     /// For [`E`](Element) and, if gradients are asked for, what makes them.
     #[inline(always)]
     pub fn new<E: Element>(c: &Coefficients, by: &GradientCoefficients) -> Self {
-        let double = ValueCoefficients {
+        let double = ValueCoefficients::new(c, by);
+        let single = if E::SINGLE { double.single(c.invstd) } else { None };
+        Precisions { double, single }
+    }
+
+    /// Without those of gradients.
+    #[inline(always)]
+    pub fn forward<E: Element>(c: &Coefficients) -> Self {
+        Self::new::<E>(c, &GradientCoefficients::default())
+    }
+}
+
+impl ValueCoefficients<f64> {
+    /// Of a channel, with those of its gradients.
+    #[inline(always)]
+    pub fn new(c: &Coefficients, by: &GradientCoefficients) -> Self {
+        ValueCoefficients {
             mean_hi: c.mean_hi,
             mean_lo: c.mean_lo,
             scale: c.scale,
@@ -115,18 +190,15 @@ impl ChannelCoefficients {
             unit: 1.0,
             mean_g: by.mean_g,
             slope: by.slope,
-        };
-        let single = if E::SINGLE { double.single(c.invstd) } else { None };
-        Precisions { double, single }
+        }
     }
 
-    /// In f64 only.
-    pub fn without_single(self) -> Self {
-        Precisions { single: None, ..self }
+    /// Without those of gradients.
+    #[inline(always)]
+    pub fn forward(c: &Coefficients) -> Self {
+        Self::new(c, &GradientCoefficients::default())
     }
-}
 
-impl ValueCoefficients<f64> {
     const NONE: Self = ValueCoefficients {
         mean_hi: 0.0,
         mean_lo: 0.0,
@@ -176,16 +248,17 @@ impl ValueCoefficients<f64> {
     }
 }
 
-impl ValueCoefficients<f32> {
+impl<R: Real> ValueCoefficients<R> {
     /// Sums of g and of g * d in units, around the mean's high part, as sums of g and of g * d;
     /// `mean` is the whole of it.
     #[inline(always)]
     pub fn sums(&self, g: f64, gd: f64, mean: f64) -> [f64; 2] {
-        [g, gd / f64::from(self.unit) - (mean - f64::from(self.mean_hi)) * g]
+        match R::SINGLE {
+            true => [g, gd / self.unit.extend() - (mean - self.mean_hi.extend()) * g],
+            false => [g, gd],
+        }
     }
-}
 
-impl<R: Real> ValueCoefficients<R> {
     #[inline(always)]
     fn deviation<E: Element>(&self, x: R) -> R {
         deviation::<E, R>(x, self.mean_hi, self.mean_lo)
@@ -217,16 +290,6 @@ pub trait RunCoefficients {
     fn next<const N: usize>(&mut self) -> Self::Chunk<N>;
 }
 
-impl<C: RunCoefficients> RunCoefficients for &mut C {
-    type Real = C::Real;
-    type Chunk<const N: usize> = C::Chunk<N>;
-
-    #[inline(always)]
-    fn next<const N: usize>(&mut self) -> C::Chunk<N> {
-        C::next(self)
-    }
-}
-
 /// The coefficients of a chunk's values.
 pub trait ChunkCoefficients: Copy {
     type Real: Real;
@@ -255,17 +318,19 @@ impl<R: Real> ChunkCoefficients for ValueCoefficients<R> {
 }
 
 /// `y = act((x - mean) * scale + bias + residual)`; with a residual and ReLU, also the mask.
-pub struct Forward<'a, E, I, C, const RELU: bool, const ADD: bool> {
+pub struct Forward<'a, E: Element, I, C, const FLOOR: bool, const ADD: bool> {
     pub x: Input<'a, E, I>,
     /// Empty without `ADD`.
     pub residual: Input<'a, E, I>,
     pub y: Output<'a, E, I>,
     /// Empty where none is to be written.
     pub mask: &'a mut [u8],
+    /// What is less becomes this: [`Direct::floor`].
+    pub floor: E::Wide,
     pub coefficients: C,
 }
 
-impl<E, I, C, const RELU: bool, const ADD: bool> Forward<'_, E, I, C, RELU, ADD>
+impl<E, I, C, const FLOOR: bool, const ADD: bool> Forward<'_, E, I, C, FLOOR, ADD>
 where
     E: Element,
     I: Isa,
@@ -279,35 +344,7 @@ where
     }
 }
 
-/// [`Forward`] with x in y's place, by way of copies.
-#[inline(always)]
-pub fn forward_in_place<E, C, const RELU: bool, const ADD: bool>(
-    isa: impl Isa,
-    x: &mut [E],
-    residual: &[E],
-    mut coefficients: C,
-) where
-    E: Element,
-    C: RunCoefficients,
-{
-    const COPIED: usize = 512;
-    let mut copy = [E::default(); COPIED];
-    for (index, y) in x.chunks_mut(COPIED).enumerate() {
-        let x = &mut copy[..y.len()];
-        x.copy_from_slice(y);
-        let residual = if ADD { &residual[index * COPIED..][..x.len()] } else { &[] };
-        Forward::<_, _, _, RELU, ADD> {
-            x: Input::new(isa, x),
-            residual: Input::new(isa, residual),
-            y: Output::new(isa, y, false),
-            mask: &mut [],
-            coefficients: &mut coefficients,
-        }
-        .run();
-    }
-}
-
-impl<E, I, C, const RELU: bool, const ADD: bool> Body for Forward<'_, E, I, C, RELU, ADD>
+impl<E, I, C, const FLOOR: bool, const ADD: bool> Body for Forward<'_, E, I, C, FLOOR, ADD>
 where
     E: Element,
     I: Isa,
@@ -334,11 +371,11 @@ where
                     z = z + C::Real::load::<E>(residual[index]);
                 }
                 // NaN passes.
-                let cut = RELU && z <= C::Real::default();
-                positive |= u32::from(!cut) << index;
-                values[index] = if cut { C::Real::default() } else { z }.store::<E>();
+                positive |= u32::from(!(z <= C::Real::default())) << index;
+                let value = z.store::<E>();
+                values[index] = if FLOOR && self.floor > value { self.floor } else { value };
             }
-            if RELU && ADD && !self.mask.is_empty() {
+            if ADD && !self.mask.is_empty() {
                 write_bits::<N>(self.mask, at + chunk * N, positive);
             }
             y.write(chunk, &values);
@@ -349,26 +386,26 @@ where
 
 /// g, the gradient of z, and d = x - mean of one value.
 #[inline(always)]
-fn backward<E: Element, R: Real, const RELU: bool, const ADD: bool>(
+fn backward<E: Element, R: Real, const RELU: bool, const MASK: bool>(
     x: E::Wide,
     dy: E::Wide,
     positive: bool,
     c: &ValueCoefficients<R>,
 ) -> (R, R) {
     let d = c.deviation::<E>(R::load::<E>(x));
-    let cut = RELU && if ADD { !positive } else { c.normalize(d) <= R::default() };
+    let cut = RELU && if MASK { !positive } else { c.normalize(d) <= R::default() };
     (if cut { R::default() } else { R::load::<E>(dy) }, d)
 }
 
 /// What sums are made of: g of one value, and d in units.
 #[inline(always)]
-pub fn summands<E: Element, R: Real, const RELU: bool, const ADD: bool>(
+pub fn summands<E: Element, R: Real, const RELU: bool, const MASK: bool>(
     x: E::Wide,
     dy: E::Wide,
     positive: bool,
     c: &ValueCoefficients<R>,
 ) -> (R, R) {
-    let (g, d) = backward::<E, R, RELU, ADD>(x, dy, positive, c);
+    let (g, d) = backward::<E, R, RELU, MASK>(x, dy, positive, c);
     (g, c.in_units(d))
 }
 
@@ -404,8 +441,8 @@ impl<'a, E: Element, I: Isa> BackwardRun<'a, E, I> {
     }
 }
 
-/// dx, and with `ADD` dresidual; `FROZEN` where the statistics are constants.
-pub struct Gradient<'a, E, I, C, const RELU: bool, const ADD: bool, const FROZEN: bool> {
+/// dx, and with `MASK` dresidual; `FROZEN` where the statistics are constants.
+pub struct Gradient<'a, E, I, C, const RELU: bool, const MASK: bool, const FROZEN: bool> {
     pub inputs: BackwardRun<'a, E, I>,
     pub dx: Output<'a, E, I>,
     /// Empty where none is to be written.
@@ -413,8 +450,8 @@ pub struct Gradient<'a, E, I, C, const RELU: bool, const ADD: bool, const FROZEN
     pub coefficients: C,
 }
 
-impl<E, I, C, const RELU: bool, const ADD: bool, const FROZEN: bool>
-    Gradient<'_, E, I, C, RELU, ADD, FROZEN>
+impl<E, I, C, const RELU: bool, const MASK: bool, const FROZEN: bool>
+    Gradient<'_, E, I, C, RELU, MASK, FROZEN>
 where
     E: Element,
     I: Isa,
@@ -428,8 +465,8 @@ where
     }
 }
 
-impl<E, I, C, const RELU: bool, const ADD: bool, const FROZEN: bool> Body
-    for Gradient<'_, E, I, C, RELU, ADD, FROZEN>
+impl<E, I, C, const RELU: bool, const MASK: bool, const FROZEN: bool> Body
+    for Gradient<'_, E, I, C, RELU, MASK, FROZEN>
 where
     E: Element,
     I: Isa,
@@ -440,27 +477,29 @@ where
         let BackwardRun { x, dy, mask } = self.inputs;
         let (x, dy) = (x.chunks::<N>(at, count), dy.chunks::<N>(at, count));
         let mut dx = self.dx.chunks::<N>(at, count);
-        let writes_residual = ADD && !self.dresidual.is_empty();
-        let mut dresidual = match writes_residual {
+        let mut dresidual = match MASK && !self.dresidual.is_empty() {
             true => Some(self.dresidual.chunks::<N>(at, count)),
             false => None,
         };
         for chunk in 0..count {
             let coefficients = self.coefficients.next::<N>();
             let (x, dy) = (x.read(chunk), dy.read(chunk));
-            let positive = if RELU && ADD { read_bits::<N>(mask, at + chunk * N) } else { 0 };
-            let (mut dx_values, mut g_values) = ([E::Wide::default(); N], [E::Wide::default(); N]);
+            let positive = if MASK { read_bits::<N>(mask, at + chunk * N) } else { 0 };
+            let (mut values, mut gated) = ([E::Wide::default(); N], [C::Real::default(); N]);
             for index in 0..N {
                 let c = coefficients.of(index);
                 let positive = positive >> index & 1 == 1;
-                let (g, d) = backward::<E, _, RELU, ADD>(x[index], dy[index], positive, &c);
-                let value = if FROZEN { c.scale * g } else { c.gradient(g, d) };
-                dx_values[index] = value.store::<E>();
-                g_values[index] = g.store::<E>();
+                let (g, d) = backward::<E, _, RELU, MASK>(x[index], dy[index], positive, &c);
+                let gradient = if FROZEN { c.scale * g } else { c.gradient(g, d) };
+                values[index] = gradient.store::<E>();
+                gated[index] = g;
             }
-            dx.write(chunk, &dx_values);
+            dx.write(chunk, &values);
             if let Some(dresidual) = &mut dresidual {
-                dresidual.write(chunk, &g_values);
+                for (value, g) in values.iter_mut().zip(gated) {
+                    *value = g.store::<E>();
+                }
+                dresidual.write(chunk, &values);
             }
             keep_chunk();
         }
@@ -468,12 +507,12 @@ where
 }
 
 /// g and d (in units) of a run of a channel, to be added up.
-pub struct GradientPairs<'a, E, I, R, const RELU: bool, const ADD: bool> {
+pub struct GradientPairs<'a, E, I, R, const RELU: bool, const MASK: bool> {
     pub inputs: BackwardRun<'a, E, I>,
     pub coefficients: ValueCoefficients<R>,
 }
 
-impl<E, I, R, const RELU: bool, const ADD: bool> Pairs for GradientPairs<'_, E, I, R, RELU, ADD>
+impl<E, I, R, const RELU: bool, const MASK: bool> Pairs for GradientPairs<'_, E, I, R, RELU, MASK>
 where
     E: Element,
     I: Isa,
@@ -484,11 +523,11 @@ where
     #[inline(always)]
     fn pairs<const N: usize>(&self, at: usize) -> [[R; N]; 2] {
         let (x, dy) = (self.inputs.x.read_along::<N>(at), self.inputs.dy.read_along::<N>(at));
-        let positive = if RELU && ADD { read_bits::<N>(self.inputs.mask, at) } else { 0 };
+        let positive = if MASK { read_bits::<N>(self.inputs.mask, at) } else { 0 };
         let mut pairs = [[R::default(); N]; 2];
         for index in 0..N {
             let (positive, c) = (positive >> index & 1 == 1, &self.coefficients);
-            let (g, d) = summands::<E, R, RELU, ADD>(x[index], dy[index], positive, c);
+            let (g, d) = summands::<E, R, RELU, MASK>(x[index], dy[index], positive, c);
             (pairs[0][index], pairs[1][index]) = (g, d);
         }
         pairs
@@ -537,6 +576,7 @@ mod tests {
                 residual: Input::new(isa, &residual[offset..]),
                 y: Output::new(isa, &mut y[offset..], streaming),
                 mask: &mut mask,
+                floor: E::Wide::default(),
                 coefficients: VALUE,
             };
             match streaming {

@@ -1,6 +1,7 @@
 //! Activations and their derivatives over blocks of f64.
 
 use super::math::{erfc, exp, sigmoid, tanh};
+use super::simd::vectorized;
 use crate::config::Activation;
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
@@ -10,24 +11,25 @@ const FRAC_1_SQRT_2PI: f64 = 0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2;
 const SQRT_2_OVER_PI: f64 = FRAC_2_SQRT_PI * FRAC_1_SQRT_2;
 const GELU_CUBIC: f64 = 0.044715;
 
-/// `z = activation(z)`.
-#[inline(always)]
-pub fn activate(activation: Activation, z: &mut [f64]) {
-    match activation {
-        Activation::Identity => {}
-        Activation::Relu => map(z, |z| if z <= 0.0 { 0.0 } else { z }),
-        Activation::LeakyRelu { negative_slope } => {
-            map(z, |z| if z <= 0.0 { negative_slope * z } else { z })
+vectorized! {
+    /// `z = activation(z)`.
+    pub fn activate<'a>(activation: Activation, z: &'a mut [f64]) {
+        match activation {
+            Activation::Identity => {}
+            Activation::Relu => map(z, |z| if z <= 0.0 { 0.0 } else { z }),
+            Activation::LeakyRelu { negative_slope } => {
+                map(z, |z| if z <= 0.0 { negative_slope * z } else { z })
+            }
+            Activation::Relu6 => map(z, |z| {
+                let z = if z <= 0.0 { 0.0 } else { z };
+                if z >= 6.0 { 6.0 } else { z }
+            }),
+            Activation::Sigmoid => map(z, sigmoid),
+            Activation::Tanh => map(z, tanh),
+            Activation::Silu => map(z, |z| z * sigmoid(z)),
+            Activation::Gelu => gelu(z),
+            Activation::GeluTanh => map(z, |z| z * sigmoid(2.0 * gelu_inner(z))),
         }
-        Activation::Relu6 => map(z, |z| {
-            let z = if z <= 0.0 { 0.0 } else { z };
-            if z >= 6.0 { 6.0 } else { z }
-        }),
-        Activation::Sigmoid => map(z, sigmoid),
-        Activation::Tanh => map(z, tanh),
-        Activation::Silu => map(z, |z| z * sigmoid(z)),
-        Activation::Gelu => gelu(z),
-        Activation::GeluTanh => map(z, |z| z * sigmoid(2.0 * gelu_inner(z))),
     }
 }
 
@@ -38,35 +40,36 @@ fn map(z: &mut [f64], f: impl Fn(f64) -> f64) {
     }
 }
 
-/// `g = g * activation'(z)`.
-#[inline(always)]
-pub fn differentiate(activation: Activation, z: &[f64], g: &mut [f64]) {
-    match activation {
-        Activation::Identity => {}
-        // A selection, as in PyTorch: an infinite gradient of a cut-off value stays out.
-        Activation::Relu => chain(z, g, |z, g| if z <= 0.0 { 0.0 } else { g }),
-        Activation::LeakyRelu { negative_slope } => {
-            chain(z, g, |z, g| if z <= 0.0 { negative_slope * g } else { g })
+vectorized! {
+    /// `g = g * activation'(z)`.
+    pub fn differentiate<'a>(activation: Activation, z: &'a [f64], g: &'a mut [f64]) {
+        match activation {
+            Activation::Identity => {}
+            // A selection, as in PyTorch: an infinite gradient of a cut-off value stays out.
+            Activation::Relu => chain(z, g, |z, g| if z <= 0.0 { 0.0 } else { g }),
+            Activation::LeakyRelu { negative_slope } => {
+                chain(z, g, |z, g| if z <= 0.0 { negative_slope * g } else { g })
+            }
+            Activation::Relu6 => chain(z, g, |z, g| if is_cut_by_relu6(z) { 0.0 } else { g }),
+            Activation::Sigmoid => chain(z, g, |z, g| {
+                let s = sigmoid(z);
+                g * (s * (1.0 - s))
+            }),
+            Activation::Tanh => chain(z, g, |z, g| {
+                let t = tanh(z);
+                g * (1.0 - t * t)
+            }),
+            Activation::Silu => chain(z, g, |z, g| {
+                let s = sigmoid(z);
+                g * (s * (1.0 + z * (1.0 - s)))
+            }),
+            Activation::Gelu => gelu_derivative(z, g),
+            Activation::GeluTanh => chain(z, g, |z, g| {
+                let s = sigmoid(2.0 * gelu_inner(z));
+                let inner_slope = SQRT_2_OVER_PI * (3.0 * GELU_CUBIC * z * z + 1.0);
+                g * (s + 2.0 * z * inner_slope * (s * (1.0 - s)))
+            }),
         }
-        Activation::Relu6 => chain(z, g, |z, g| if is_cut_by_relu6(z) { 0.0 } else { g }),
-        Activation::Sigmoid => chain(z, g, |z, g| {
-            let s = sigmoid(z);
-            g * (s * (1.0 - s))
-        }),
-        Activation::Tanh => chain(z, g, |z, g| {
-            let t = tanh(z);
-            g * (1.0 - t * t)
-        }),
-        Activation::Silu => chain(z, g, |z, g| {
-            let s = sigmoid(z);
-            g * (s * (1.0 + z * (1.0 - s)))
-        }),
-        Activation::Gelu => gelu_derivative(z, g),
-        Activation::GeluTanh => chain(z, g, |z, g| {
-            let s = sigmoid(2.0 * gelu_inner(z));
-            let inner_slope = SQRT_2_OVER_PI * (3.0 * GELU_CUBIC * z * z + 1.0);
-            g * (s + 2.0 * z * inner_slope * (s * (1.0 - s)))
-        }),
     }
 }
 
@@ -151,13 +154,14 @@ fn is_cut_by_relu6(z: f64) -> bool {
     (z <= 0.0) | (z >= 6.0)
 }
 
-/// Writes a bit per value: 1 where the derivative of the piecewise linear `activation` is 1.
-#[inline(always)]
-pub fn write_mask(activation: Activation, z: &[f64], mask: &mut [u8]) {
-    match activation {
-        Activation::Relu6 => pack_bits(z, mask, |z| !is_cut_by_relu6(z)),
-        // NaN counts as positive: it passes, and so does its gradient.
-        _ => pack_bits(z, mask, |z| z > 0.0 || z.is_nan()),
+vectorized! {
+    /// Writes a bit per value: 1 where the derivative of the piecewise linear `activation` is 1.
+    pub fn write_mask<'a>(activation: Activation, z: &'a [f64], mask: &'a mut [u8]) {
+        match activation {
+            Activation::Relu6 => pack_bits(z, mask, |z| !is_cut_by_relu6(z)),
+            // NaN counts as positive: it passes, and so does its gradient.
+            _ => pack_bits(z, mask, |z| z > 0.0 || z.is_nan()),
+        }
     }
 }
 
@@ -169,17 +173,18 @@ fn pack_bits(z: &[f64], mask: &mut [u8], is_set: impl Fn(f64) -> bool) {
     }
 }
 
-/// `g = g * activation'`, from the bits of [`write_mask`].
-#[inline(always)]
-pub fn differentiate_by_mask(activation: Activation, mask: &[u8], g: &mut [f64]) {
-    let slope = match activation {
-        Activation::LeakyRelu { negative_slope } => Some(negative_slope),
-        _ => None,
-    };
-    for (&byte, values) in mask.iter().zip(g.chunks_mut(8)) {
-        for (i, g) in values.iter_mut().enumerate() {
-            let cut = slope.map_or(0.0, |slope| slope * *g);
-            *g = if byte >> i & 1 == 1 { *g } else { cut };
+vectorized! {
+    /// `g = g * activation'`, from the bits of [`write_mask`].
+    pub fn differentiate_by_mask<'a>(activation: Activation, mask: &'a [u8], g: &'a mut [f64]) {
+        let slope = match activation {
+            Activation::LeakyRelu { negative_slope } => Some(negative_slope),
+            _ => None,
+        };
+        for (&byte, values) in mask.iter().zip(g.chunks_mut(8)) {
+            for (i, g) in values.iter_mut().enumerate() {
+                let cut = slope.map_or(0.0, |slope| slope * *g);
+                *g = if byte >> i & 1 == 1 { *g } else { cut };
+            }
         }
     }
 }

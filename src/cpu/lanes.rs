@@ -70,6 +70,7 @@ pub type LanePrecisions<'a> = Precisions<LaneCoefficients<'a>, LaneCoefficients<
 
 impl LanePrecisions<'_> {
     /// A channel's sums of g and of g * d, from what its lanes have added up.
+    #[inline]
     pub fn sums(&self, channel: usize, [g, gd]: [f64; 2]) -> [f64; 2] {
         match self.single {
             Some(single) => {
@@ -77,6 +78,14 @@ impl LanePrecisions<'_> {
                 single.lane(channel).sums(g, gd, mean)
             }
             None => [g, gd],
+        }
+    }
+
+    /// Those of a panel.
+    pub fn columns(self, range: Range<usize>) -> Self {
+        Precisions {
+            double: self.double.columns(range.clone()),
+            single: self.single.map(|single| single.columns(range)),
         }
     }
 
@@ -258,10 +267,10 @@ impl Panel<f64> {
         let [mean_hi, mean_lo, scale, bias, invstd, mean_g, slope] = rows;
         channels.range(range.clone()).fill::<E>(mean_hi, mean_lo, scale, bias, invstd);
         let Some(sums) = sums else { return };
-        for (column, channel) in range.enumerate() {
-            let coefficients = channels.coefficients::<E>(channel);
-            let by = GradientCoefficients::new(&coefficients, sums[channel]);
-            (mean_g[column], slope[column]) = (by.mean_g, by.slope);
+        let to = mean_g.iter_mut().zip(slope).zip(&*invstd);
+        for (((mean_g, slope), &invstd), &sums) in to.zip(&sums[range]) {
+            let by = GradientCoefficients::new(invstd, sums);
+            (*mean_g, *slope) = (by.mean_g, by.slope);
         }
     }
 
@@ -310,7 +319,7 @@ vectorized! {
 impl<R: Real> LaneCoefficients<'_, R> {
     /// The sums of g and of g * d (in units) of each lane over rows, straight from x and dy.
     #[inline(always)]
-    pub fn add_sums<E: Element, const RELU: bool, const ADD: bool>(
+    pub fn add_sums<E: Element, const RELU: bool, const MASK: bool>(
         &self,
         isa: impl Isa,
         inputs: BackwardRun<'_, E, impl Isa>,
@@ -325,7 +334,7 @@ impl<R: Real> LaneCoefficients<'_, R> {
             for columns in panel_columns(lanes) {
                 let (panel, pad) = (self.panel(columns.start), self.pad());
                 let start = columns.start;
-                let pairs = LaneGradients::<_, _, _, RELU, ADD> { inputs, panel, pad, start };
+                let pairs = LaneGradients::<_, _, _, RELU, MASK> { inputs, panel, pad, start };
                 let sums = [&mut sum_g[columns.clone()], &mut sum_gd[columns.clone()]];
                 add_rows(isa, &pairs, rows.clone(), lanes, columns, sums);
             }
@@ -334,7 +343,7 @@ impl<R: Real> LaneCoefficients<'_, R> {
 }
 
 /// g and d (in units) of a panel's columns, to be added up.
-struct LaneGradients<'a, E, I, R, const RELU: bool, const ADD: bool> {
+struct LaneGradients<'a, E, I, R, const RELU: bool, const MASK: bool> {
     inputs: BackwardRun<'a, E, I>,
     panel: &'a Panel<R>,
     pad: usize,
@@ -342,8 +351,8 @@ struct LaneGradients<'a, E, I, R, const RELU: bool, const ADD: bool> {
     start: usize,
 }
 
-impl<'a, E, I, R, const RELU: bool, const ADD: bool> LanePairs
-    for LaneGradients<'a, E, I, R, RELU, ADD>
+impl<'a, E, I, R, const RELU: bool, const MASK: bool> LanePairs
+    for LaneGradients<'a, E, I, R, RELU, MASK>
 where
     E: Element,
     I: Isa,
@@ -360,11 +369,11 @@ where
     #[inline(always)]
     fn pairs<const N: usize>(&self, at: usize, lanes: LaneChunk<'a, R, N>) -> [[R; N]; 2] {
         let (x, dy) = (self.inputs.x.read::<N>(at), self.inputs.dy.read::<N>(at));
-        let positive = if RELU && ADD { read_bits::<N>(self.inputs.mask, at) } else { 0 };
+        let positive = if MASK { read_bits::<N>(self.inputs.mask, at) } else { 0 };
         let mut pairs = [[R::default(); N]; 2];
         for index in 0..N {
             let (positive, c) = (positive >> index & 1 == 1, lanes.of(index));
-            let (g, d) = summands::<E, R, RELU, ADD>(x[index], dy[index], positive, &c);
+            let (g, d) = summands::<E, R, RELU, MASK>(x[index], dy[index], positive, &c);
             (pairs[0][index], pairs[1][index]) = (g, d);
         }
         pairs

@@ -4,14 +4,15 @@
 
 use super::channels_first::{BackwardTensors, ForwardTensors, GradientTensors};
 use super::direct::{
-    BackwardRun, ChannelCoefficients, Direct, Forward, Gradient, with_direct, with_precision,
+    BackwardRun, ChannelCoefficients, Direct, Forward, Gradient, with_forward, with_gradient,
+    with_precision,
 };
 use super::planes::SLAB;
 use super::run::{AHEAD, Input, Output};
 use super::simd::{Isa, vectorized};
 use super::tile::{TILE, tile_rows};
 use crate::element::Element;
-use ndarray::{ArrayView3, ArrayViewMut3, Axis, Slice};
+use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis, Slice};
 use std::ops::Range;
 
 /// Neighbours at most.
@@ -110,6 +111,20 @@ pub struct ForwardGroup<'a, E> {
 }
 
 impl<'a, E> ForwardGroup<'a, E> {
+    /// One channel in some samples, without a mask.
+    pub fn of_one(
+        x: ArrayView2<'a, E>,
+        residual: Option<ArrayView2<'a, E>>,
+        y: ArrayViewMut2<'a, E>,
+    ) -> Self {
+        ForwardGroup {
+            x: x.insert_axis(Axis(1)),
+            residual: residual.map(|residual| residual.insert_axis(Axis(1))),
+            y: y.insert_axis(Axis(1)),
+            mask: None,
+        }
+    }
+
     pub fn new(
         (x, residual, y, mask): &'a mut ForwardTensors<'_, E>,
         group: Range<usize>,
@@ -127,7 +142,7 @@ impl<'a, E> ForwardGroup<'a, E> {
 
 vectorized! {
     |isa|
-    /// Writes y (and the mask) of neighbours.
+    /// Writes y (and the mask) of neighbours that are [direct](ChannelCoefficients::are_direct).
     pub fn apply_group<'a, 'b, E>(
         group: ForwardGroup<'a, E>,
         coefficients: &'b [ChannelCoefficients],
@@ -136,8 +151,8 @@ vectorized! {
     ) {
         let mut group = group;
         for index in 0..group.x.len_of(Axis(0)) {
-            with_direct!(direct, |RELU, ADD| {
-                forward_sample::<E, RELU, ADD>(isa, &mut group, index, coefficients, streaming);
+            with_forward!(direct, |FLOOR, ADD| {
+                forward_sample::<E, FLOOR, ADD>(isa, &mut group, index, coefficients, direct, streaming);
             });
         }
     }
@@ -156,11 +171,12 @@ fn sample_mut<'a, T>(tensor: &'a mut ArrayViewMut3<'_, T>, index: usize) -> &'a 
 }
 
 #[inline(always)]
-fn forward_sample<E: Element, const RELU: bool, const ADD: bool>(
+fn forward_sample<E: Element, const FLOOR: bool, const ADD: bool>(
     isa: impl Isa,
     group: &mut ForwardGroup<'_, E>,
     index: usize,
     coefficients: &[ChannelCoefficients],
+    direct: Direct,
     streaming: bool,
 ) {
     let (len, mask_len) = (group.x.len_of(Axis(2)), group.x.len_of(Axis(2)).div_ceil(8));
@@ -174,9 +190,10 @@ fn forward_sample<E: Element, const RELU: bool, const ADD: bool>(
         let x = Input::new(isa, &x[run.clone()]).announcing(AHEAD);
         let y = Output::new(isa, &mut y[run.clone()], streaming);
         let residual = Input::new(isa, if ADD { &residual[run] } else { &[] }).announcing(AHEAD);
-        let coefficients = if ADD { coefficients.without_single() } else { coefficients };
-        with_precision!(E, coefficients, |coefficients| {
-            Forward::<_, _, _, RELU, ADD> { x, residual, y, mask: mask_run, coefficients }.run();
+        with_precision!(E::SINGLE && !ADD, coefficients, |coefficients| {
+            let floor = direct.floor::<E>();
+            Forward::<_, _, _, FLOOR, ADD> { x, residual, y, mask: mask_run, floor, coefficients }
+                .run();
         });
     }
 }
@@ -211,7 +228,7 @@ impl<'a, E> GradientGroup<'a, E> {
 
 vectorized! {
     |isa|
-    /// Writes dx (and dresidual) of neighbours.
+    /// Writes dx (and dresidual) of neighbours that are [direct](ChannelCoefficients::are_direct).
     pub fn write_group<'a, 'b, E>(
         group: GradientGroup<'a, E>,
         coefficients: &'b [ChannelCoefficients],
@@ -221,19 +238,16 @@ vectorized! {
     ) {
         let mut group = group;
         for index in 0..group.x.len_of(Axis(0)) {
-            with_direct!(direct, |RELU, ADD| {
+            with_gradient!(direct, frozen, |RELU, MASK, FROZEN| {
                 let (group, c) = (&mut group, coefficients);
-                match frozen {
-                    true => gradient_sample::<E, RELU, ADD, true>(isa, group, index, c, streaming),
-                    false => gradient_sample::<E, RELU, ADD, false>(isa, group, index, c, streaming),
-                }
+                gradient_sample::<E, RELU, MASK, FROZEN>(isa, group, index, c, streaming);
             });
         }
     }
 }
 
 #[inline(always)]
-fn gradient_sample<E: Element, const RELU: bool, const ADD: bool, const FROZEN: bool>(
+fn gradient_sample<E: Element, const RELU: bool, const MASK: bool, const FROZEN: bool>(
     isa: impl Isa,
     group: &mut GradientGroup<'_, E>,
     index: usize,
@@ -245,15 +259,18 @@ fn gradient_sample<E: Element, const RELU: bool, const ADD: bool, const FROZEN: 
     let mask = group.mask.map_or(&[][..], |mask| sample(mask, index));
     let dx = sample_mut(&mut group.dx, index);
     let dresidual = group.dresidual.as_mut().map_or(&mut [][..], |it| sample_mut(it, index));
+    if !MASK && !dresidual.is_empty() {
+        dresidual.copy_from_slice(dy);
+    }
     for (channel, &coefficients) in coefficients.iter().enumerate() {
         let run = channel * len..(channel + 1) * len;
-        let mask = if RELU && ADD { &mask[channel * mask_len..][..mask_len] } else { &[] };
+        let mask = if MASK { &mask[channel * mask_len..][..mask_len] } else { &[] };
         let dx = Output::new(isa, &mut dx[run.clone()], streaming);
         let dresidual = dresidual.get_mut(run.clone()).unwrap_or_default();
         let dresidual = Output::new(isa, dresidual, streaming);
         let inputs = BackwardRun::new(isa, &x[run.clone()], &dy[run], mask).announcing(AHEAD);
-        with_precision!(E, coefficients, |coefficients| {
-            Gradient::<_, _, _, RELU, ADD, FROZEN> { inputs, dx, dresidual, coefficients }.run();
+        with_precision!(E::SINGLE, coefficients, |coefficients| {
+            Gradient::<_, _, _, RELU, MASK, FROZEN> { inputs, dx, dresidual, coefficients }.run();
         });
     }
 }

@@ -191,16 +191,28 @@ pub fn for_each<B: Bundle>(
     }
     let half = (end - start).div_ceil(grain) / 2 * grain;
     let (left, right) = bundle.split(axis, half);
-    let left = || for_each(left, axis, start..start + half, grain, order, f);
-    let right = || for_each(right, axis, start + half..end, grain, order, f);
+    let (mut left, mut right) = (Some(left), Some(right));
+    let mut left = || {
+        let left = left.take().expect("called once");
+        for_each(left, axis, start..start + half, grain, order, f);
+    };
+    let mut right = || {
+        let right = right.take().expect("called once");
+        for_each(right, axis, start + half..end, grain, order, f);
+    };
     match order {
-        Order::Forwards => _ = rayon::join(left, right),
-        Order::Backwards => _ = rayon::join(right, left),
+        Order::Forwards => join(&mut left, &mut right),
+        Order::Backwards => join(&mut right, &mut left),
         Order::BackwardsAlone => {
             right();
             left();
         }
     }
+}
+
+/// [`rayon::join`], compiled once.
+fn join(first: &mut (dyn FnMut() + Send), second: &mut (dyn FnMut() + Send)) {
+    rayon::join(first, second);
 }
 
 /// Cuts the first two axes, of extents `rows`, until pieces are dense, and calls `f` with them in

@@ -104,7 +104,7 @@ pub(super) fn write_parameter_gradients<E: Element>(
 ) {
     if let Some(dweight) = dweight {
         for (channel, (dweight, sums)) in dweight.iter_mut().zip(sums).enumerate() {
-            *dweight = sums.dweight(channels.coefficients::<E>(channel).invstd);
+            *dweight = sums.dweight(channels.invstd(channel));
         }
     }
     if let Some(dbias) = dbias {

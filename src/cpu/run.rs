@@ -26,11 +26,19 @@ pub fn along_lines<E: Convert>(body: &mut impl Body, head: usize, end: usize) {
 
 #[inline(always)]
 fn along_from_head<const W: usize>(body: &mut impl Body, head: usize, end: usize) {
-    let head = head.min(end);
-    let lines = (end - head) / W;
-    along_short(body, 0, head);
-    body.chunks::<W>(head, lines);
-    along_short(body, head + lines * W, end);
+    let (mut at, mut stop) = (0, head.min(end));
+    // One loop for both ends: theirs is most of the code.
+    loop {
+        along_short(body, at, stop);
+        if stop == end {
+            return;
+        }
+        let lines = (end - stop) / W;
+        if lines > 0 {
+            body.chunks::<W>(stop, lines);
+        }
+        (at, stop) = (stop + lines * W, end);
+    }
 }
 
 /// Goes from `at` to `end` in chunks of 8, then in shorter ones. Short runs feel it where a loop of no

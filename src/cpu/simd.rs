@@ -49,6 +49,31 @@ macro_rules! vectorized {
             $crate::cpu::simd::dispatch(call)
         }
     };
+    (
+        |$isa:ident|
+        $(#[$attribute:meta])*
+        $vis:vis fn $name:ident<$($lifetime:lifetime),+>(
+            $($argument:ident: $type:ty),* $(,)?
+        ) $body:block
+    ) => {
+        $(#[$attribute])*
+        #[inline(never)]
+        $vis fn $name<$($lifetime),+>($($argument: $type),*) {
+            struct Call<$($lifetime),+> {
+                $($argument: $type,)*
+            }
+            impl<$($lifetime),+> $crate::cpu::simd::Vectorized for Call<$($lifetime),+> {
+                type Output = ();
+
+                #[inline(always)]
+                fn call(self, $isa: impl $crate::cpu::simd::Isa) {
+                    let Call { $($argument),* } = self;
+                    $body
+                }
+            }
+            $crate::cpu::simd::dispatch(Call { $($argument),* })
+        }
+    };
     ($(#[$attribute:meta])* $vis:vis fn $($function:tt)*) => {
         $crate::cpu::simd::vectorized!(|_isa| $(#[$attribute])* $vis fn $($function)*);
     };

@@ -1,9 +1,10 @@
 //! A tile: the part of a channel that is worked on at a time, several runs or a piece of one.
 
 use super::block::{self, Deviations};
-use super::channel::Coefficients;
 use super::convert::Real;
-use super::direct::{BackwardRun, ChannelCoefficients, GradientPairs, ValueCoefficients};
+use super::direct::{
+    BackwardRun, ChannelCoefficients, GradientPairs, ValueCoefficients, with_precision,
+};
 use super::epilogue;
 use super::moments::{Moments, is_far};
 use super::run::{AHEAD, Input};
@@ -91,6 +92,20 @@ impl Tile {
     /// Where reads are announced: what follows a tile in memory, several runs of which go by before it.
     fn ahead(&self) -> usize {
         AHEAD / self.rows.len().max(1)
+    }
+
+    /// The part of a channel in this tile.
+    pub fn cut<'a, T>(&self, tensor: ArrayView2<'a, T>) -> ArrayView2<'a, T> {
+        tensor
+            .slice_axis_move(Axis(0), Slice::from(self.rows.clone()))
+            .slice_axis_move(Axis(1), Slice::from(self.columns.clone()))
+    }
+
+    /// The part of a channel in this tile, to write.
+    pub fn cut_mut<'a, T>(&self, tensor: &'a mut ArrayViewMut2<'_, T>) -> ArrayViewMut2<'a, T> {
+        tensor
+            .slice_axis_mut(Axis(0), Slice::from(self.rows.clone()))
+            .slice_axis_move(Axis(1), Slice::from(self.columns.clone()))
     }
 
     fn mask_columns(&self) -> Range<usize> {
@@ -215,7 +230,7 @@ impl Tile {
         isa: impl Isa,
         (x, residual): (ArrayView2<'_, E>, Option<ArrayView2<'_, E>>),
         z: &mut [f64],
-        c: &Coefficients,
+        c: &ValueCoefficients<f64>,
         epilogue: Epilogue,
         mask: Option<&mut ArrayViewMut2<'_, u8>>,
     ) {
@@ -262,23 +277,23 @@ impl<'a, E: Element> BackwardInputs<'a, E> {
         }
     }
 
-    /// A tile's sums of g and of g * d, straight from x and dy.
+    /// A tile's sums of g and of g * d, straight from x and dy; `None` where that is for blocks to do.
     #[inline(always)]
-    pub fn sums_direct<const RELU: bool, const ADD: bool>(
+    pub fn sums_direct<const RELU: bool, const MASK: bool>(
         &self,
         isa: impl Isa,
         tile: &Tile,
         coefficients: &ChannelCoefficients,
-    ) -> [f64; 2] {
-        if let Some(single) = coefficients.single.filter(|_| E::SINGLE) {
-            let [g, gd] = self.sums_in::<f32, RELU, ADD>(isa, tile, single);
-            return single.sums(g, gd, coefficients.double.mean_hi);
-        }
-        self.sums_in::<f64, RELU, ADD>(isa, tile, coefficients.double)
+    ) -> Option<[f64; 2]> {
+        let mean = coefficients.double.mean_hi;
+        with_precision!(E::SINGLE, *coefficients, |coefficients| {
+            let [g, gd] = self.sums_in::<_, RELU, MASK>(isa, tile, coefficients);
+            coefficients.sums(g, gd, mean)
+        })
     }
 
     #[inline(always)]
-    fn sums_in<R: Real, const RELU: bool, const ADD: bool>(
+    fn sums_in<R: Real, const RELU: bool, const MASK: bool>(
         &self,
         isa: impl Isa,
         tile: &Tile,
@@ -287,7 +302,7 @@ impl<'a, E: Element> BackwardInputs<'a, E> {
         let mut sums = PairSums::new();
         for row in tile.rows.clone() {
             let inputs = self.run(isa, tile, row).announcing(tile.ahead());
-            let pairs = GradientPairs::<_, _, R, RELU, ADD> { inputs, coefficients };
+            let pairs = GradientPairs::<_, _, R, RELU, MASK> { inputs, coefficients };
             sums.add(isa, &pairs, tile.columns.len());
         }
         sums.totals()
@@ -309,20 +324,23 @@ pub struct ChannelOutputs<'a, E> {
 }
 
 impl Blocks {
-    /// Fills `d` and `g` for a tile.
+    /// Fills `d` and `g` for a tile; `d` not where it is not needed because the statistics are `frozen`.
     #[inline(always)]
     pub fn gather<E: Element>(
         &mut self,
         isa: impl Isa,
         tile: &Tile,
         inputs: &BackwardInputs<'_, E>,
-        c: &Coefficients,
+        c: &ValueCoefficients<f64>,
         epilogue: Epilogue,
+        frozen: bool,
     ) {
         let len = tile.len();
         let (d, g, z) = (&mut self.d[..len], &mut self.g[..len], &mut self.z[..len]);
-        tile.gather(isa, inputs.x, d);
-        block::center::<E>(d, c);
+        if !frozen || epilogue.derivative_reads_z(inputs.mask.is_some()) {
+            tile.gather(isa, inputs.x, d);
+            block::center::<E>(d, c);
+        }
         tile.gather(isa, inputs.dy, g);
         let activation = epilogue.activation;
         if let Some(mask) = inputs.mask {
