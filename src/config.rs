@@ -109,11 +109,6 @@ impl Epilogue {
             && !self.activation.is_piecewise_linear()
             && self.activation != Activation::Identity
     }
-
-    /// Whether the derivative of the activation is taken at its argument, not from a mask.
-    pub(crate) fn derivative_reads_z(self, mask: bool) -> bool {
-        !mask && self.activation != Activation::Identity
-    }
 }
 
 /// The default of PyTorch and of the paper's reference implementations.

@@ -18,7 +18,7 @@ use super::parallel::{Along, Bits};
 use super::planes::Partition;
 use super::simd::{finish_streaming, vectorized};
 use super::tile::{BackwardInputs, Blocks, ChannelOutputs, ForwardChannel, Pass, TILE, tiles};
-use crate::config::Epilogue;
+use crate::config::{Activation, Epilogue};
 use crate::element::Element;
 use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis, Slice};
 use std::ops::Range;
@@ -452,7 +452,7 @@ vectorized! {
     ) -> Sums {
         let mut sums = Sums::default();
         for tile in tiles(inputs.x.nrows(), inputs.x.ncols()) {
-            blocks.gather(isa, &tile, &inputs, &coefficients, epilogue, false);
+            blocks.gather(isa, &tile, &inputs, &coefficients, epilogue);
             let [g, gd] = blocks.sums(isa, tile.len());
             sums = sums.add(Sums { count: tile.len() as f64, g, gd });
         }
@@ -499,7 +499,7 @@ vectorized! {
         let ChannelOutputs { mut dx, mut dresidual } = outputs;
         let (c, frozen) = coefficients;
         for tile in tiles(inputs.x.nrows(), inputs.x.ncols()) {
-            blocks.gather(isa, &tile, &inputs, &c, pass.epilogue, frozen);
+            blocks.gather(isa, &tile, &inputs, &c, pass.epilogue);
             let Blocks { d, g, .. } = &mut *blocks;
             let (d, g) = (&d[..tile.len()], &mut g[..tile.len()]);
             if let Some(dresidual) = &mut dresidual {
@@ -560,6 +560,10 @@ pub fn gradients<E: Element>(
             Gradient::Frozen => GradientCoefficients::default(),
         };
         let frozen = matches!(gradient, Gradient::Frozen);
+        if frozen && pass.epilogue.activation == Activation::Identity {
+            scale_gradients(inputs.1, outputs, coefficients, pass, blocks);
+            return finish_streaming();
+        }
         if let Some(direct) = Direct::gradient(pass.epilogue, inputs.3.is_some(), frozen) {
             let (by, how) = (|channel, _| by(channel), (direct, frozen));
             backward_direct::<_, false>(inputs, outputs, coefficients, by, how, pass, blocks);
@@ -570,4 +574,26 @@ pub fn gradients<E: Element>(
         }
         finish_streaming();
     });
+}
+
+/// `dx = scale * dy`, which is a forward call on dy, and `dresidual = dy`: where neither the batch nor
+/// an activation comes between.
+fn scale_gradients<E: Element>(
+    dy: ArrayView3<'_, E>,
+    (dx, dresidual): GradientTensors<'_, E>,
+    coefficients: impl Fn(usize) -> Coefficients,
+    pass: Pass,
+    blocks: &mut Blocks,
+) {
+    if let Some(mut dresidual) = dresidual {
+        dresidual.assign(&dy);
+    }
+    let scale = |channel, _| Coefficients {
+        mean_hi: 0.0,
+        mean_lo: 0.0,
+        bias: 0.0,
+        ..coefficients(channel)
+    };
+    let (pass, direct) = (pass.without_epilogue(), Direct { relu: false, add: false });
+    forward_direct::<_, false>((dy, None, dx, None), scale, direct, pass, blocks);
 }

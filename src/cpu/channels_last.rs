@@ -376,8 +376,7 @@ pub fn apply_in_place<E: Element>(
 type FlatInputs<'a, E> = (&'a [E], &'a [E], Option<&'a [E]>, Option<&'a [u8]>);
 
 /// Fills the blocks d (x - mean) and g (the gradient of z) with a piece of the rows, and returns
-/// them; `lanes` is the length of a row. d is left as it is where it is not needed because the
-/// statistics are `frozen`.
+/// them; `lanes` is the length of a row.
 #[inline(always)]
 fn load_gradient<'b, E: Element>(
     isa: impl Isa,
@@ -386,15 +385,13 @@ fn load_gradient<'b, E: Element>(
     values: Range<usize>,
     lanes: usize,
     coefficients: &LaneCoefficients<'_>,
-    (epilogue, frozen): (Epilogue, bool),
+    epilogue: Epilogue,
 ) -> (&'b mut [f64], &'b mut [f64]) {
     let len = values.len();
     let (d, g, z) = (&mut blocks.d[..len], &mut blocks.g[..len], &mut blocks.z[..len]);
     let (x, dy, residual, mask) = inputs;
-    if !frozen || epilogue.derivative_reads_z(mask.is_some()) {
-        block::load(isa, &x[values.clone()], d);
-        coefficients.center::<E>(d);
-    }
+    block::load(isa, &x[values.clone()], d);
+    coefficients.center::<E>(d);
     block::load(isa, &dy[values.clone()], g);
     let activation = epilogue.activation;
     if let Some(mask) = mask {
@@ -499,8 +496,7 @@ vectorized! {
         let coefficients = coefficients.double;
         for (values, columns) in pieces(inputs.0.len(), lanes) {
             let coefficients = coefficients.columns(columns.clone());
-            let how = (epilogue, false);
-            let (d, g) = load_gradient(isa, blocks, &inputs, values, lanes, &coefficients, how);
+            let (d, g) = load_gradient(isa, blocks, &inputs, values, lanes, &coefficients, epilogue);
             let width = columns.len();
             let (sum_g, sum_gd) = (&mut sum_g[columns.clone()], &mut sum_gd[columns]);
             for (g, d) in g.chunks_exact(width).zip(d.chunks_exact(width)) {
@@ -525,6 +521,9 @@ pub fn gradients<E: Element>(
     pass: Pass,
 ) {
     let frozen = sums.is_none();
+    if frozen && pass.epilogue.activation == Activation::Identity {
+        return scale_gradients(partition, inputs.1, outputs, channels, lanes, pass);
+    }
     let direct = direct_gradient(pass.epilogue, inputs.3.is_some(), frozen, partition.lanes());
     let head = head_of(&outputs.0, inputs.3.is_some());
     let coefficients = backward_coefficients::<E>(lanes, partition, channels, sums, direct, head);
@@ -575,8 +574,8 @@ vectorized! {
         let coefficients = coefficients.double;
         for (values, columns) in pieces(dx.len(), lanes) {
             let coefficients = coefficients.columns(columns);
-            let (at, how) = (values.clone(), (pass.epilogue, frozen));
-            let (d, g) = load_gradient(isa, blocks, &inputs, at, lanes, &coefficients, how);
+            let (at, epilogue) = (values.clone(), pass.epilogue);
+            let (d, g) = load_gradient(isa, blocks, &inputs, at, lanes, &coefficients, epilogue);
             if let Some(dresidual) = &mut dresidual {
                 block::store(isa, g, &mut dresidual[values.clone()], pass.streaming);
             }
@@ -588,4 +587,28 @@ vectorized! {
             block::store(isa, g, &mut dx[values], pass.streaming);
         }
     }
+}
+
+/// `dx = scale * dy`, which is a forward call on dy, and `dresidual = dy`: where neither the batch nor
+/// an activation comes between.
+fn scale_gradients<E: Element>(
+    partition: &Partition,
+    dy: ArrayView3<'_, E>,
+    (dx, dresidual): GradientTensors<'_, E>,
+    channels: &Channels<'_, E::Param>,
+    lanes: &mut LaneTables,
+    pass: Pass,
+) {
+    let (head, pass) = (head_of(&dx, false), pass.without_epilogue());
+    let double = LaneCoefficients::fill_scale::<E>(&mut lanes.double, partition, channels, head);
+    let coefficients = double.with_single::<E>(&mut lanes.single);
+    partition.for_each_rows((dy, dx, dresidual), &|tensors, rows, lanes, blocks| {
+        for_each_dense(tensors, rows, &mut |(dy, dx, dresidual)| {
+            if let Some(dresidual) = dresidual {
+                dresidual.copy_from_slice(dy);
+            }
+            apply_rows((dy, None, dx, None), coefficients.first(lanes), pass, blocks);
+        });
+        finish_streaming();
+    });
 }

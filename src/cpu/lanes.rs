@@ -167,6 +167,24 @@ impl<'a> LaneCoefficients<'a> {
         LaneCoefficients { lanes, head, panels }
     }
 
+    /// [`fill`](Self::fill) with what multiplies by the scale and no more.
+    pub fn fill_scale<E: Element>(
+        panels: &'a mut [Panel<f64>],
+        partition: &Partition,
+        channels: &Channels<'_, E::Param>,
+        head: usize,
+    ) -> Self {
+        let filled = LaneCoefficients::fill::<E>(panels, partition, channels, None, head);
+        let (lanes, count) = (filled.lanes, filled.panels.len());
+        let panels = &mut panels[..count];
+        for Panel([mean_hi, mean_lo, _scale, bias, ..]) in &mut *panels {
+            for row in [mean_hi, mean_lo, bias] {
+                row.fill(0.0);
+            }
+        }
+        LaneCoefficients { lanes, head, panels }
+    }
+
     /// Beside these, the same in f32, if that is enough for every lane.
     pub fn with_single<E: Element>(self, singles: &'a mut [Panel<f32>]) -> LanePrecisions<'a> {
         let mut single = None;

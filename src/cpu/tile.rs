@@ -57,6 +57,12 @@ pub struct Pass {
     pub streaming: bool,
 }
 
+impl Pass {
+    pub fn without_epilogue(self) -> Self {
+        Pass { epilogue: Epilogue::NONE, ..self }
+    }
+}
+
 /// Rows and columns of one tile of a channel `[N, spatial]`.
 #[derive(Debug, Clone)]
 pub struct Tile {
@@ -324,7 +330,7 @@ pub struct ChannelOutputs<'a, E> {
 }
 
 impl Blocks {
-    /// Fills `d` and `g` for a tile; `d` not where it is not needed because the statistics are `frozen`.
+    /// Fills `d` and `g` for a tile.
     #[inline(always)]
     pub fn gather<E: Element>(
         &mut self,
@@ -333,14 +339,11 @@ impl Blocks {
         inputs: &BackwardInputs<'_, E>,
         c: &ValueCoefficients<f64>,
         epilogue: Epilogue,
-        frozen: bool,
     ) {
         let len = tile.len();
         let (d, g, z) = (&mut self.d[..len], &mut self.g[..len], &mut self.z[..len]);
-        if !frozen || epilogue.derivative_reads_z(inputs.mask.is_some()) {
-            tile.gather(isa, inputs.x, d);
-            block::center::<E>(d, c);
-        }
+        tile.gather(isa, inputs.x, d);
+        block::center::<E>(d, c);
         tile.gather(isa, inputs.dy, g);
         let activation = epilogue.activation;
         if let Some(mask) = inputs.mask {
