@@ -417,6 +417,9 @@ fn check_gates(dim: Dim, layout: Layout, steep: bool) {
         layer.bias_mut().unwrap()[c] = to_zero(c, mean, 1.0 / (var + 1e-12).sqrt());
     }
     let y = layer.forward_eval(&x).unwrap();
+    let mut in_place = x.clone();
+    layer.forward_eval_inplace(&mut in_place).unwrap();
+    assert_eq!(bits(&in_place), bits(&y), "{dim:?} {layout}");
     let dx = layer.backward_eval(&x, &dy).unwrap().dx;
     for (index, dx) in dx.indexed_iter() {
         assert_eq!(dx.to_f64() > 0.0, y[index].to_f64() > 0.0, "{dim:?} {layout} {index:?}");
@@ -445,6 +448,38 @@ fn non_finite_values_stay_in_their_channel() {
                 }
             }
         }
+    }
+}
+
+/// Of x frozen backward asks the derivative of the activation, if there is one, and no more.
+#[test]
+fn frozen_gradients_do_not_see_what_is_not_finite() {
+    for layout in LAYOUTS {
+        for dim in SHAPES.into_iter().filter(|dim| dim.0 * dim.1 * dim.2 > 0) {
+            for activation in [Activation::Identity, RELU] {
+                let epilogue = Epilogue { activation, residual: activation != RELU };
+                check_frozen::<f32>(Case::new(dim, layout, epilogue));
+                check_frozen::<bf16>(Case::new(dim, layout, epilogue));
+            }
+        }
+    }
+}
+
+fn check_frozen<E: Element>(case: Case) {
+    let mut data = Data::<E>::new(case);
+    let layer = data.layer(Cpu::new());
+    let (_, clean) = eval(&layer, &data.x, data.residual(), &data.dy);
+    data.x.fill(E::from_f64(f64::NAN));
+    let (y, frozen) = eval(&layer, &data.x, data.residual(), &data.dy);
+    assert!(y.iter().all(|y| y.to_f64().is_nan()), "{case:?}");
+    for ((index, &dx), &clean) in frozen.dx.indexed_iter().zip(&clean.dx) {
+        // NaN passes ReLU, and so does its gradient.
+        assert!(dx.to_f64().is_finite(), "{case:?} {index:?}");
+        let (dx, clean) = (dx.to_f64(), clean.to_f64());
+        assert!(dx == clean || clean == 0.0, "{case:?} {index:?}");
+    }
+    if case.epilogue.residual {
+        assert_eq!(bits(frozen.dresidual.as_ref().unwrap()), bits(&data.dy), "{case:?}");
     }
 }
 
