@@ -17,7 +17,9 @@ use super::neighbours::{
 use super::parallel::{Along, Bits};
 use super::planes::Partition;
 use super::simd::{finish_streaming, vectorized};
-use super::tile::{BackwardInputs, Blocks, ChannelOutputs, ForwardChannel, Pass, TILE, tiles};
+use super::tile::{
+    BackwardInputs, Blocks, ChannelOutputs, ForwardChannel, Pass, TILE, summed_tiles, tiles,
+};
 use crate::config::{Activation, Epilogue};
 use crate::element::Element;
 use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis, Slice};
@@ -165,7 +167,7 @@ vectorized! {
     /// A channel's moments, merged into those `before`.
     fn measure<'a, E>(x: ArrayView2<'a, E>, before: Moments) -> Moments {
         let mut moments = before;
-        for tile in tiles(x.nrows(), x.ncols()) {
+        for tile in summed_tiles(x.nrows(), x.ncols()) {
             moments = tile.measure(isa, x, moments);
         }
         moments
@@ -430,7 +432,7 @@ vectorized! {
         before: Sums,
     ) -> Sums {
         let mut sums = before;
-        for tile in tiles(inputs.x.nrows(), inputs.x.ncols()) {
+        for tile in summed_tiles(inputs.x.nrows(), inputs.x.ncols()) {
             let added = with_backward!(direct, |RELU, MASK| {
                 inputs.sums_direct::<RELU, MASK>(isa, &tile, &coefficients)
             });

@@ -371,7 +371,8 @@ where
                     z = z + C::Real::load::<E>(residual[index]);
                 }
                 // NaN passes.
-                positive |= u32::from(!(z <= C::Real::default())) << index;
+                let negative = z <= C::Real::default();
+                positive |= u32::from(!negative) << index;
                 let value = z.store::<E>();
                 values[index] = if FLOOR && self.floor > value { self.floor } else { value };
             }

@@ -10,7 +10,7 @@ use super::direct::{
 use super::planes::SLAB;
 use super::run::{AHEAD, Input, Output};
 use super::simd::{Isa, vectorized};
-use super::tile::{TILE, tile_rows};
+use super::tile::{TILE, summed_rows};
 use crate::element::Element;
 use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis, Slice};
 use std::ops::Range;
@@ -39,7 +39,7 @@ impl Grouping {
     pub fn twice((batch, channels, spatial): (usize, usize, usize)) -> Self {
         const SHORT_RUN: usize = 8192;
         const STEP: usize = 4 * TILE;
-        let tile = tile_rows(spatial);
+        let tile = summed_rows(spatial);
         if spatial < SHORT_RUN {
             let size = (SLAB / (batch * spatial).max(1)).clamp(1, MAX_GROUP);
             Grouping { channels, size, batch, step: batch.max(1), tile }

@@ -70,15 +70,32 @@ pub struct Tile {
     pub columns: Range<usize>,
 }
 
-/// Rows of a tile of runs of `columns` values.
-pub fn tile_rows(columns: usize) -> usize {
-    (TILE / columns.max(1)).max(1)
+/// Values of a tile that is added up straight from the tensors, with no block to hold them: what is done
+/// once for a tile is less for a value.
+const SUMMED: usize = 4 * TILE;
+
+/// Rows of a tile that is added up, of runs of `columns` values.
+pub fn summed_rows(columns: usize) -> usize {
+    (SUMMED / columns.max(1)).max(1)
+}
+
+/// The tiles of a channel that are added up.
+pub fn summed_tiles(rows: usize, columns: usize) -> impl ExactSizeIterator<Item = Tile> + Clone {
+    tiles_of(SUMMED, rows, columns)
 }
 
 /// The tiles of a channel: several short runs, or a piece of a long one.
 pub fn tiles(rows: usize, columns: usize) -> impl ExactSizeIterator<Item = Tile> + Clone {
-    let tile_columns = columns.clamp(1, TILE);
-    let tile_rows = tile_rows(columns);
+    tiles_of(TILE, rows, columns)
+}
+
+fn tiles_of(
+    len: usize,
+    rows: usize,
+    columns: usize,
+) -> impl ExactSizeIterator<Item = Tile> + Clone {
+    let tile_columns = columns.clamp(1, len);
+    let tile_rows = (len / columns.max(1)).max(1);
     let across = columns.div_ceil(tile_columns);
     let count = if columns == 0 { 0 } else { rows.div_ceil(tile_rows) * across };
     (0..count).map(move |index| {
