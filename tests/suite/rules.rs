@@ -455,7 +455,7 @@ fn non_finite_values_stay_in_their_channel() {
 #[test]
 fn frozen_gradients_do_not_see_what_is_not_finite() {
     for layout in LAYOUTS {
-        for dim in SHAPES.into_iter().filter(|dim| dim.0 * dim.1 * dim.2 > 0) {
+        for dim in SHAPES {
             for activation in [Activation::Identity, RELU] {
                 let epilogue = Epilogue { activation, residual: activation != RELU };
                 check_frozen::<f32>(Case::new(dim, layout, epilogue));
