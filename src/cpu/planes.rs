@@ -40,7 +40,12 @@ impl Partition {
         let grain = len.div_ceil(wanted).next_multiple_of(unit).max(1);
         let parallel = threads > 1;
         let task = (channels * values / (TASKS * threads)).clamp(MIN_TASK, SLAB);
-        let per_task = if parallel { task.div_ceil(values.max(1)) } else { usize::MAX };
+        let per_task = match (parallel, axis) {
+            (false, _) => usize::MAX,
+            // In a piece of each plane the channels do not lie side by side.
+            (true, 2) => 1,
+            (true, _) => task.div_ceil(values.max(1)),
+        };
         Partition { axis, len, grain, channels: per_task, parallel }
     }
 
