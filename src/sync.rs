@@ -6,7 +6,7 @@ use crate::backend::{
     SUM_ROWS,
 };
 use crate::config::Layout;
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, CpuWorkspace};
 use crate::element::{Element, Param};
 use crate::error::{Error, Result};
 use crate::layer::BatchNorm;
@@ -14,7 +14,6 @@ use crate::memory::filled;
 use crate::problem::{Operand, Problem};
 use crate::saved::Saved;
 use ndarray::{Array, ArrayRef, Dimension};
-use rayon::prelude::*;
 
 /// A [`BatchNorm`] over a batch that comes in parts, as
 /// `torch.nn.SyncBatchNorm` does over ranks: here within one process, one part per slice. Parts
@@ -120,10 +119,11 @@ impl<P: Param> SyncBatchNorm<P> {
         let len = MOMENT_ROWS * self.layer.channels();
         let backend = self.layer.backend.clone();
         let mut moments = filled(len * parts.len(), 0.0)?;
+        let mut workspaces = workspaces(&backend, parts)?;
         // What an all-gather would do between devices, the buffer does here.
-        parts.par_iter().zip(moments.par_chunks_mut(len)).try_for_each(|(part, moments)| {
-            let mut workspace = backend.workspace(&part.problem)?;
-            backend.statistics(&part.problem, view(part.x)?, moments.into(), &mut workspace)
+        let tasks = parts.iter().zip(moments.chunks_mut(len)).zip(&mut workspaces);
+        backend.for_each(tasks, |((part, moments), workspace)| {
+            backend.statistics(&part.problem, view(part.x)?, moments.into(), workspace)
         })?;
         let mut outputs = parts
             .iter()
@@ -132,8 +132,8 @@ impl<P: Param> SyncBatchNorm<P> {
         self.merge::<E>(&moments, outputs.iter_mut().map(|(_, saved)| saved))?;
 
         let layer = &self.layer;
-        parts.par_iter().zip(&mut outputs).try_for_each(|(part, (y, saved))| {
-            let mut workspace = backend.workspace(&part.problem)?;
+        let tasks = parts.iter().zip(&mut outputs).zip(&mut workspaces);
+        backend.for_each(tasks, |((part, (y, saved)), workspace)| {
             let (saved, mask) = saved.split_mask::<E>();
             let apply = Apply {
                 x: view(part.x)?,
@@ -142,7 +142,7 @@ impl<P: Param> SyncBatchNorm<P> {
                 y: view_mut(y)?,
                 saved,
                 mask,
-                workspace: &mut workspace,
+                workspace,
             };
             backend.apply(&part.problem, apply)
         })?;
@@ -220,45 +220,42 @@ impl<P: Param> SyncBatchNorm<P> {
             .iter()
             .map(|part| Gradients::zeros(part.x, part.residual.is_some(), affine, part.layout))
             .collect();
-        let shares = gathered.par_chunks_mut(len).zip(&mut gradients);
-        parts.par_iter().zip(&saved.parts).zip(shares).try_for_each(
-            |((part, saved), (sums, gradients))| {
-                let mut workspace = backend.workspace(&part.problem)?;
-                let gradients = gradients.as_mut()?;
-                let reduce = BackwardReduce {
-                    x: view(part.x)?,
-                    residual: part.residual.map(view).transpose()?,
-                    dy: view(part.dy()?)?,
-                    affine: layer.affine::<E>(),
-                    saved: saved.as_ref(),
-                    sums: sums.into(),
-                    dweight: gradients.dweight,
-                    dbias: gradients.dbias,
-                    workspace: &mut workspace,
-                };
-                backend.backward_reduce(&part.problem, reduce)
-            },
-        )?;
+        let mut workspaces = workspaces(backend, parts)?;
+        let shares = gathered.chunks_mut(len).zip(&mut gradients);
+        let tasks = parts.iter().zip(&saved.parts).zip(shares).zip(&mut workspaces);
+        backend.for_each(tasks, |(((part, saved), (sums, gradients)), workspace)| {
+            let gradients = gradients.as_mut()?;
+            let reduce = BackwardReduce {
+                x: view(part.x)?,
+                residual: part.residual.map(view).transpose()?,
+                dy: view(part.dy()?)?,
+                affine: layer.affine::<E>(),
+                saved: saved.as_ref(),
+                sums: sums.into(),
+                dweight: gradients.dweight,
+                dbias: gradients.dbias,
+                workspace,
+            };
+            backend.backward_reduce(&part.problem, reduce)
+        })?;
         let mut sums = filled(len, 0.0)?;
         backend.merge_sums(layer.channels(), (&gathered).into(), (&mut sums).into())?;
-        parts.par_iter().zip(&saved.parts).zip(&mut gradients).try_for_each(
-            |((part, saved), gradients)| {
-                let mut workspace = backend.workspace(&part.problem)?;
-                let gradients = gradients.as_mut()?;
-                let apply = BackwardApply {
-                    x: view(part.x)?,
-                    residual: part.residual.map(view).transpose()?,
-                    dy: view(part.dy()?)?,
-                    affine: layer.affine::<E>(),
-                    saved: saved.as_ref(),
-                    sums: (&sums).into(),
-                    dx: gradients.dx,
-                    dresidual: gradients.dresidual,
-                    workspace: &mut workspace,
-                };
-                backend.backward_apply(&part.problem, apply)
-            },
-        )?;
+        let tasks = parts.iter().zip(&saved.parts).zip(&mut gradients).zip(&mut workspaces);
+        backend.for_each(tasks, |(((part, saved), gradients), workspace)| {
+            let gradients = gradients.as_mut()?;
+            let apply = BackwardApply {
+                x: view(part.x)?,
+                residual: part.residual.map(view).transpose()?,
+                dy: view(part.dy()?)?,
+                affine: layer.affine::<E>(),
+                saved: saved.as_ref(),
+                sums: (&sums).into(),
+                dx: gradients.dx,
+                dresidual: gradients.dresidual,
+                workspace,
+            };
+            backend.backward_apply(&part.problem, apply)
+        })?;
         Ok(gradients)
     }
 
@@ -305,6 +302,13 @@ impl<'a, E, D: Dimension> Part<'a, E, D> {
     fn dy(&self) -> Result<&'a ArrayRef<E, D>> {
         self.dy.ok_or_else(|| Error::argument("dy", "a tensor", "none"))
     }
+}
+
+fn workspaces<E, D: Dimension>(
+    backend: &Cpu,
+    parts: &[Part<'_, E, D>],
+) -> Result<Vec<CpuWorkspace>> {
+    parts.iter().map(|part| backend.workspace(&part.problem)).collect()
 }
 
 /// The same, with the part that it is about.

@@ -43,6 +43,7 @@ pub(crate) use compiled::Compiled;
 use convert::Convert;
 use lanes::Panel;
 use moments::Moments;
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// The CPU.
@@ -104,6 +105,22 @@ impl Cpu {
             Threads::Ambient => rayon::current_num_threads(),
             Threads::One => 1,
             Threads::Pool(pool) => pool.current_num_threads(),
+        }
+    }
+
+    /// Runs `f` on every item, on this backend's threads.
+    pub(crate) fn for_each<T: Send>(
+        &self,
+        items: impl Iterator<Item = T>,
+        f: impl Fn(T) -> Result<()> + Send + Sync,
+    ) -> Result<()> {
+        let mut items = items;
+        match &self.threads {
+            Threads::One => items.try_for_each(f),
+            _ => {
+                let items: Vec<T> = items.collect();
+                self.run(true, || items.into_par_iter().try_for_each(f))
+            }
         }
     }
 
