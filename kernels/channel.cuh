@@ -38,6 +38,8 @@ __device__ inline void count_batch(const Params &params) {
     if (params.num_batches_tracked) ++*reinterpret_cast<int64_t *>(params.num_batches_tracked);
 }
 
+constexpr float LARGEST_FLOAT = 3.40282347e38f;
+
 // What backward needs of a channel's statistics.
 struct SavedStatistics {
     float mean_hi, mean_lo, invstd;
@@ -46,8 +48,10 @@ struct SavedStatistics {
 __device__ inline SavedStatistics saved_statistics(const Params &params,
                                                    const WideMoments &moments) {
     const float mean_hi = (float)moments.mean;
+    const double invstd = invstd_of(moments.m2 / moments.count, params.eps);
+    // Not infinite where fp32 holds no number so large: a constant channel's y is the bias still.
     return {mean_hi, (float)(moments.mean - mean_hi),
-            (float)invstd_of(moments.m2 / moments.count, params.eps)};
+            invstd > LARGEST_FLOAT ? LARGEST_FLOAT : (float)invstd};
 }
 
 // Saves what backward needs and advances the running statistics. Batches are counted apart, when

@@ -212,9 +212,18 @@ impl<P: Param> SavedChannel<P> {
         SavedChannel {
             mean_hi,
             mean_lo: P::from_f64(rest),
-            invstd: P::from_f64(invstd(moments.m2 / moments.count, eps)),
+            invstd: P::from_f64(finite::<P>(invstd(moments.m2 / moments.count, eps))),
         }
     }
+}
+
+/// Not infinite where P holds no number so large: a constant channel's y is the bias still.
+fn finite<P: Param>(invstd: f64) -> f64 {
+    let largest = match P::DTYPE {
+        DType::F32 => f32::MAX.into(),
+        _ => f64::MAX,
+    };
+    if invstd > largest { largest } else { invstd }
 }
 
 /// The weight of this batch in the running statistics.
