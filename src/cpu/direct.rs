@@ -243,8 +243,12 @@ impl ValueCoefficients<f64> {
             mean_g: (self.mean_g - mean_lo * self.slope) as f32,
             slope: (self.slope / unit) as f32,
         };
-        // NaN is NaN in either type, and must not choose for its neighbours.
-        (single, fits | invstd.is_nan())
+        // What is not finite is not in either type, and must not choose for its neighbours.
+        let finite = invstd.is_finite()
+            & self.scale.is_finite()
+            & self.bias.is_finite()
+            & self.mean_hi.is_finite();
+        (single, fits | !finite)
     }
 }
 

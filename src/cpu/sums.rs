@@ -75,8 +75,10 @@ impl PairSums {
     fn collect<R: Real, const N: usize>(&mut self, sums: &[[R; N]; 2]) {
         for (lanes, sums) in self.lanes.iter_mut().zip(sums) {
             for lane in 0..N.min(LANES) {
-                let folded = if N > LANES { sums[lane] + sums[lane + LANES] } else { sums[lane] };
-                lanes[lane] += folded.extend();
+                lanes[lane] += match N > LANES {
+                    true => sums[lane].extend() + sums[lane + LANES].extend(),
+                    false => sums[lane].extend(),
+                };
             }
         }
     }
