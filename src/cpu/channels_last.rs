@@ -346,7 +346,7 @@ fn forward_block<E: Element>(
             epilogue::write_mask(epilogue.activation, z, row);
         }
     }
-    epilogue::activate(epilogue.activation, z);
+    epilogue::activate(epilogue.activation, E::DTYPE, z);
 }
 
 /// [`apply`] with x in y's place.
@@ -405,7 +405,7 @@ fn load_gradient<'b, E: Element>(
         if let Some(residual) = residual {
             block::load_add(isa, &residual[values], z);
         }
-        epilogue::differentiate(activation, z, g);
+        epilogue::differentiate(activation, E::DTYPE, z, g);
     }
     (d, g)
 }

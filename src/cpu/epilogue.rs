@@ -1,35 +1,42 @@
 //! Activations and their derivatives over blocks of f64.
 
-use super::math::{erfc, exp, sigmoid, tanh};
+use super::math::{Digits, Double, Single, normal, sigmoid, sigmoids, tanh, tanh_derivative};
 use super::simd::vectorized;
 use crate::config::Activation;
+use crate::element::DType;
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
-/// 1 / sqrt(2 pi).
-const FRAC_1_SQRT_2PI: f64 = 0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2;
 /// sqrt(2 / pi).
 const SQRT_2_OVER_PI: f64 = FRAC_2_SQRT_PI * FRAC_1_SQRT_2;
 const GELU_CUBIC: f64 = 0.044715;
 
 vectorized! {
-    /// `z = activation(z)`.
-    pub fn activate<'a>(activation: Activation, z: &'a mut [f64]) {
-        match activation {
-            Activation::Identity => {}
-            Activation::Relu => map(z, |z| if z <= 0.0 { 0.0 } else { z }),
-            Activation::LeakyRelu { negative_slope } => {
-                map(z, |z| if z <= 0.0 { negative_slope * z } else { z })
-            }
-            Activation::Relu6 => map(z, |z| {
-                let z = if z <= 0.0 { 0.0 } else { z };
-                if z >= 6.0 { 6.0 } else { z }
-            }),
-            Activation::Sigmoid => map(z, sigmoid),
-            Activation::Tanh => map(z, tanh),
-            Activation::Silu => map(z, |z| z * sigmoid(z)),
-            Activation::Gelu => gelu(z),
-            Activation::GeluTanh => map(z, |z| z * sigmoid(2.0 * gelu_inner(z))),
+    /// `z = activation(z)`, to be rounded to `dtype`.
+    pub fn activate<'a>(activation: Activation, dtype: DType, z: &'a mut [f64]) {
+        match dtype {
+            DType::F64 => activate_to::<Double>(activation, z),
+            _ => activate_to::<Single>(activation, z),
         }
+    }
+}
+
+#[inline(always)]
+fn activate_to<D: Digits>(activation: Activation, z: &mut [f64]) {
+    match activation {
+        Activation::Identity => {}
+        Activation::Relu => map(z, |z| if z <= 0.0 { 0.0 } else { z }),
+        Activation::LeakyRelu { negative_slope } => {
+            map(z, |z| if z <= 0.0 { negative_slope * z } else { z })
+        }
+        Activation::Relu6 => map(z, |z| {
+            let z = if z <= 0.0 { 0.0 } else { z };
+            if z >= 6.0 { 6.0 } else { z }
+        }),
+        Activation::Sigmoid => map(z, sigmoid::<D>),
+        Activation::Tanh => map(z, tanh::<D>),
+        Activation::Silu => map(z, |z| z * sigmoid::<D>(z)),
+        Activation::Gelu => gelu::<D>(z),
+        Activation::GeluTanh => map(z, |z| z * sigmoid::<D>(2.0 * gelu_inner(z))),
     }
 }
 
@@ -41,35 +48,45 @@ fn map(z: &mut [f64], f: impl Fn(f64) -> f64) {
 }
 
 vectorized! {
-    /// `g = g * activation'(z)`.
-    pub fn differentiate<'a>(activation: Activation, z: &'a [f64], g: &'a mut [f64]) {
-        match activation {
-            Activation::Identity => {}
-            // A selection, as in PyTorch: an infinite gradient of a cut-off value stays out.
-            Activation::Relu => chain(z, g, |z, g| if z <= 0.0 { 0.0 } else { g }),
-            Activation::LeakyRelu { negative_slope } => {
-                chain(z, g, |z, g| if z <= 0.0 { negative_slope * g } else { g })
-            }
-            Activation::Relu6 => chain(z, g, |z, g| if is_cut_by_relu6(z) { 0.0 } else { g }),
-            Activation::Sigmoid => chain(z, g, |z, g| {
-                let s = sigmoid(z);
-                g * (s * (1.0 - s))
-            }),
-            Activation::Tanh => chain(z, g, |z, g| {
-                let t = tanh(z);
-                g * (1.0 - t * t)
-            }),
-            Activation::Silu => chain(z, g, |z, g| {
-                let s = sigmoid(z);
-                g * (s * (1.0 + z * (1.0 - s)))
-            }),
-            Activation::Gelu => gelu_derivative(z, g),
-            Activation::GeluTanh => chain(z, g, |z, g| {
-                let s = sigmoid(2.0 * gelu_inner(z));
-                let inner_slope = SQRT_2_OVER_PI * (3.0 * GELU_CUBIC * z * z + 1.0);
-                g * (s + 2.0 * z * inner_slope * (s * (1.0 - s)))
-            }),
+    /// `g = g * activation'(z)`, to be rounded to `dtype`.
+    pub fn differentiate<'a>(
+        activation: Activation,
+        dtype: DType,
+        z: &'a [f64],
+        g: &'a mut [f64],
+    ) {
+        match dtype {
+            DType::F64 => differentiate_to::<Double>(activation, z, g),
+            _ => differentiate_to::<Single>(activation, z, g),
         }
+    }
+}
+
+#[inline(always)]
+fn differentiate_to<D: Digits>(activation: Activation, z: &[f64], g: &mut [f64]) {
+    match activation {
+        Activation::Identity => {}
+        // A selection, as in PyTorch: an infinite gradient of a cut-off value stays out.
+        Activation::Relu => chain(z, g, |z, g| if z <= 0.0 { 0.0 } else { g }),
+        Activation::LeakyRelu { negative_slope } => {
+            chain(z, g, |z, g| if z <= 0.0 { negative_slope * g } else { g })
+        }
+        Activation::Relu6 => chain(z, g, |z, g| if is_cut_by_relu6(z) { 0.0 } else { g }),
+        Activation::Sigmoid => chain(z, g, |z, g| {
+            let [s, rest] = sigmoids::<D>(z);
+            g * (s * rest)
+        }),
+        Activation::Tanh => chain(z, g, |z, g| g * tanh_derivative::<D>(z)),
+        Activation::Silu => chain(z, g, |z, g| {
+            let [s, rest] = sigmoids::<D>(z);
+            g * (s * (1.0 + z * rest))
+        }),
+        Activation::Gelu => gelu_derivative::<D>(z, g),
+        Activation::GeluTanh => chain(z, g, |z, g| {
+            let [s, rest] = sigmoids::<D>(2.0 * gelu_inner(z));
+            let inner_slope = SQRT_2_OVER_PI * (3.0 * GELU_CUBIC * z * z + 1.0);
+            g * (s + 2.0 * z * inner_slope * (s * rest))
+        }),
     }
 }
 
@@ -85,20 +102,20 @@ const LANES: usize = 16;
 
 /// `z = z * Phi(z)`.
 #[inline(always)]
-fn gelu(z: &mut [f64]) {
+fn gelu<D: Digits>(z: &mut [f64]) {
     let (chunks, rest) = z.as_chunks_mut::<LANES>();
     for z in chunks {
-        gelu_lanes(z);
+        gelu_lanes::<D>(z);
     }
     let mut padded = [0.0; LANES];
     padded[..rest.len()].copy_from_slice(rest);
-    gelu_lanes(&mut padded);
+    gelu_lanes::<D>(&mut padded);
     rest.copy_from_slice(&padded[..rest.len()]);
 }
 
 #[inline(always)]
-fn gelu_lanes(z: &mut [f64; LANES]) {
-    let cdf = normal_cdf(z);
+fn gelu_lanes<D: Digits>(z: &mut [f64; LANES]) {
+    let [cdf, _] = normal::<D, LANES>(z);
     for (z, cdf) in z.iter_mut().zip(cdf) {
         *z *= cdf;
     }
@@ -106,40 +123,25 @@ fn gelu_lanes(z: &mut [f64; LANES]) {
 
 /// `g = g * (Phi(z) + z * phi(z))`.
 #[inline(always)]
-fn gelu_derivative(z: &[f64], g: &mut [f64]) {
+fn gelu_derivative<D: Digits>(z: &[f64], g: &mut [f64]) {
     let (z_chunks, z_rest) = z.as_chunks::<LANES>();
     let (g_chunks, g_rest) = g.as_chunks_mut::<LANES>();
     for (z, g) in z_chunks.iter().zip(g_chunks) {
-        gelu_derivative_lanes(z, g);
+        gelu_derivative_lanes::<D>(z, g);
     }
     let (mut z, mut g) = ([0.0; LANES], [0.0; LANES]);
     z[..z_rest.len()].copy_from_slice(z_rest);
     g[..g_rest.len()].copy_from_slice(g_rest);
-    gelu_derivative_lanes(&z, &mut g);
+    gelu_derivative_lanes::<D>(&z, &mut g);
     g_rest.copy_from_slice(&g[..g_rest.len()]);
 }
 
 #[inline(always)]
-fn gelu_derivative_lanes(z: &[f64; LANES], g: &mut [f64; LANES]) {
-    let cdf = normal_cdf(z);
-    for ((g, &z), cdf) in g.iter_mut().zip(z).zip(cdf) {
-        let density = FRAC_1_SQRT_2PI * exp(-0.5 * z * z);
-        *g *= z * density + cdf;
+fn gelu_derivative_lanes<D: Digits>(z: &[f64; LANES], g: &mut [f64; LANES]) {
+    let [cdf, density] = normal::<D, LANES>(z);
+    for (i, g) in g.iter_mut().enumerate() {
+        *g *= z[i] * density[i] + cdf[i];
     }
-}
-
-/// The distribution function of the standard normal distribution.
-#[inline(always)]
-fn normal_cdf(z: &[f64; LANES]) -> [f64; LANES] {
-    let mut x = [0.0; LANES];
-    for (x, z) in x.iter_mut().zip(z) {
-        *x = -FRAC_1_SQRT_2 * z;
-    }
-    let mut cdf = erfc(&x);
-    for value in &mut cdf {
-        *value *= 0.5;
-    }
-    cdf
 }
 
 /// The argument of GELU's tanh; `(1 + tanh(u)) / 2` is `sigmoid(2u)`.

@@ -269,7 +269,7 @@ impl Tile {
                 epilogue::write_mask(epilogue.activation, z, run);
             });
         }
-        epilogue::activate(epilogue.activation, z);
+        epilogue::activate(epilogue.activation, E::DTYPE, z);
     }
 }
 
@@ -374,7 +374,7 @@ impl Blocks {
                     block::load_add(isa, run, z)
                 });
             }
-            epilogue::differentiate(activation, z, g);
+            epilogue::differentiate(activation, E::DTYPE, z, g);
         }
     }
 
