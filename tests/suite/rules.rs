@@ -220,8 +220,9 @@ fn a_constant_channel_gives_the_activation_of_bias_and_residual_rounded_once() {
         for (y, residual) in y.iter().zip(&residual) {
             let z = bias + residual.to_f64();
             let exact = reference::activate(activation, z);
-            // Smooth activations are right to a few ulp of f64 before they are rounded.
-            let slack = if is_smooth(activation) { 1e-14 * z.abs().max(exact.abs()) } else { 0.0 };
+            // Smooth activations have more digits than the type before they are rounded.
+            let digits = if E::DTYPE == DType::F64 { 1e-14 } else { 1e-9 };
+            let slack = if is_smooth(activation) { digits * z.abs().max(exact.abs()) } else { 0.0 };
             let range = [exact - slack, exact + slack].map(|it| E::from_f64(it).to_f64());
             let got = y.to_f64();
             assert!(range[0] <= got && got <= range[1], "{activation} {}: {got} {exact}", E::DTYPE);
@@ -234,6 +235,61 @@ fn a_constant_channel_gives_the_activation_of_bias_and_residual_rounded_once() {
                 check::<f64>(layout, activation, dim);
                 check::<f16>(layout, activation, dim);
                 check::<bf16>(layout, activation, dim);
+            }
+        }
+    }
+}
+
+/// Where f32 holds no number as large as invstd.
+#[test]
+fn a_constant_channel_with_the_smallest_eps_gives_the_bias() {
+    fn check<E: Element>(layout: Layout, eps: f64) {
+        for dim in [(7, 3, 61), (103, 5, 1), (2, 40, 7)] {
+            let x = array::<E>(dim, layout, |_, c, _| CONSTANTS[c % 3 + 3]);
+            let dy = array::<E>(dim, layout, |n, c, s| (n + c + s) as f64);
+            let config = BatchNormConfig::new(dim.1).eps(eps);
+            let mut layer: BatchNorm<Cpu, E::Param> = config.build(Cpu::new()).unwrap();
+            layer.bias_mut().unwrap().fill(E::Param::from_f64(0.25));
+            let (y, saved) = layer.forward_train(&x).unwrap();
+            assert!(y.iter().all(|y| y.to_f64() == 0.25), "{} {layout} {eps:e}", E::DTYPE);
+            let gradients = layer.backward(&x, &dy, &saved).unwrap();
+            assert!(gradients.dweight.unwrap().iter().all(|it| it.to_f64() == 0.0));
+        }
+    }
+    for layout in LAYOUTS {
+        for eps in [1e-77, 1e-78, 1e-100, f64::MIN_POSITIVE] {
+            check::<f32>(layout, eps);
+            check::<f64>(layout, eps);
+            check::<f16>(layout, eps);
+            check::<bf16>(layout, eps);
+        }
+    }
+}
+
+/// Where all of a channel lies far out, slopes are small, and right all the same.
+#[test]
+fn saturated_activations_keep_the_digits_of_their_slopes() {
+    let cases = [
+        (Activation::Sigmoid, 30.0),
+        (Activation::Sigmoid, 60.0),
+        (Activation::Sigmoid, -60.0),
+        (Activation::Tanh, 12.0),
+        (Activation::Tanh, -30.0),
+    ];
+    for layout in LAYOUTS {
+        for (activation, bias) in cases {
+            let case = Case::new((9, 3, 20), layout, Epilogue::activation(activation));
+            let mut data = Data::<f32>::new(case);
+            data.bias.fill(bias);
+            let expected = data.expected(Mode::Train);
+            let mut layer = data.layer(Cpu::new());
+            let (_, saved) = layer.forward_train(&data.x).unwrap();
+            let gradients = layer.backward(&data.x, &data.dy, &saved).unwrap();
+            let want = &expected.gradients;
+            assert_tensor("dx", &gradients.dx, &want.dx, &expected.scale.dx, 4e-7);
+            for (got, want) in gradients.dbias.unwrap().iter().zip(&want.dbias) {
+                let error = (f64::from(*got) - want).abs();
+                assert!(*want != 0.0 && error < 1e-5 * want.abs(), "{activation} {got:e} {want:e}");
             }
         }
     }
@@ -529,6 +585,33 @@ fn a_non_finite_gradient_stays_in_its_channel() {
     }
 }
 
+/// Channels-last, the coefficients of a row are one array: a bad one must not choose the arithmetic of
+/// the others.
+#[test]
+fn a_bad_parameter_changes_no_bit_of_another_channel() {
+    for layout in LAYOUTS {
+        for bad in [f64::NAN, f64::INFINITY] {
+            for epilogue in [Epilogue::NONE, Epilogue::activation(RELU)] {
+                let clean = Data::<bf16>::new(Case::new((50, 40, 1), layout, epilogue));
+                for parameter in 0..2 {
+                    let mut dirty = clean.clone();
+                    let changed = [&mut dirty.weight, &mut dirty.bias];
+                    changed[parameter][2] = bad;
+                    let [(y, _, of), (clean_y, _, clean_of)] = [&dirty, &clean].map(|data| {
+                        train(&mut data.layer(Cpu::new()), &data.x, data.residual(), &data.dy)
+                    });
+                    for c in (0..40).filter(|&c| c != 2) {
+                        for (got, want) in [(&y, &clean_y), (&of.dx, &clean_of.dx)] {
+                            let [got, want] = [got, want].map(|it| it.index_axis(Axis(1), c));
+                            assert!(got == want, "{bad} {epilogue:?} {layout} {c}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn activations_propagate_nan() {
     for layout in LAYOUTS {
@@ -648,6 +731,8 @@ fn any_number_of_threads_gives_the_same_bits() {
         (9, 2200, 11),
         (70_001, 3, 1),
         (301, 512, 1),
+        // Cut along the positions, with more channels than tasks.
+        (1, 29, 33_000),
     ];
     for layout in LAYOUTS {
         for dim in shapes {

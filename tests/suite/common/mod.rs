@@ -198,6 +198,7 @@ struct Observed {
     invstd: Array1<f64>,
 }
 
+#[derive(Clone)]
 pub struct Data<E> {
     pub case: Case,
     pub x: Array3<E>,
