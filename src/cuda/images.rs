@@ -7,6 +7,7 @@ use super::search::REMEDY;
 use super::target::Target;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
+use std::cmp::Reverse;
 use std::ffi::OsString;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -77,19 +78,32 @@ pub fn images() -> &'static [Image] {
     EMBEDDED.images
 }
 
-/// The kernels for a device of compute capability `capability` (90 is 9.0).
+/// What `load` makes of the first kernels for a device of compute capability `capability` (90 is 9.0)
+/// that it takes: the embedded ones that fit, best first, then what NVRTC compiles now.
 ///
 /// # Errors
-/// No embedded image fits, and none could be compiled now.
-pub fn modules(capability: u32) -> Result<Modules> {
-    let embedded = EMBEDDED.images.iter().map(|image| image.target);
-    if let Some(target) = choose(embedded, capability) {
-        let fitting = EMBEDDED.images.iter().filter(|image| image.target == target);
-        return Ok(Modules {
-            target,
-            images: fitting.map(Image::decompress).collect::<Result<_>>()?,
-        });
+/// No embedded image fits, and none could be compiled now; what the best one was refused for.
+pub fn load<T>(capability: u32, load: impl Fn(Modules) -> Result<T>) -> Result<T> {
+    let mut refused = None;
+    for target in fitting(EMBEDDED.images.iter().map(|image| image.target), capability) {
+        match embedded(target).and_then(&load) {
+            Ok(loaded) => return Ok(loaded),
+            Err(error) => _ = refused.get_or_insert(error),
+        }
     }
+    let compiled = compile_now(capability).and_then(load);
+    match refused {
+        Some(refused) => compiled.map_err(|_| refused),
+        None => compiled,
+    }
+}
+
+fn embedded(target: Target) -> Result<Modules> {
+    let images = EMBEDDED.images.iter().filter(|image| image.target == target);
+    Ok(Modules { target, images: images.map(Image::decompress).collect::<Result<_>>()? })
+}
+
+fn compile_now(capability: u32) -> Result<Modules> {
     let cache = cache_directory(|name| env::var_os(name));
     compile(EMBEDDED.sources, capability, cache.as_deref()).map_err(|reason| {
         let build = match EMBEDDED.compiler {
@@ -116,14 +130,18 @@ pub fn compile_sources(sources: &[Source<'_>], capability: u32) -> Result<Module
     })
 }
 
-/// What a device of `capability` runs best: machine code for it, machine code for an earlier
-/// minor of its major, else PTX. The latest of what fits.
-fn choose(available: impl Iterator<Item = Target>, capability: u32) -> Option<Target> {
+/// What a device of `capability` may run, best first: machine code for it, machine code for an
+/// earlier minor of its major (which the processors of cars and robots refuse), PTX; of each the
+/// latest.
+fn fitting(available: impl Iterator<Item = Target>, capability: u32) -> Vec<Target> {
     let fits = |target: &Target| match *target {
         Target::Sm(of) => of / 10 == capability / 10 && of <= capability,
         Target::Ptx(of) => of <= capability,
     };
-    available.filter(fits).max_by_key(|target| (!target.is_ptx(), *target))
+    let mut targets: Vec<Target> = available.filter(fits).collect();
+    targets.sort_by_key(|target| Reverse((!target.is_ptx(), *target)));
+    targets.dedup();
+    targets
 }
 
 /// `9.0` of 90.
@@ -164,7 +182,9 @@ fn best_of(supported: &[u32], capability: u32) -> Option<Target> {
     if supported.contains(&capability) {
         return Some(Target::Sm(capability));
     }
-    choose(supported.iter().map(|capability| Target::Ptx(*capability)), capability)
+    fitting(supported.iter().map(|capability| Target::Ptx(*capability)), capability)
+        .first()
+        .copied()
 }
 
 /// The user's directory for what can be made again.
@@ -214,33 +234,51 @@ mod tests {
     use super::*;
     use Target::{Ptx, Sm};
 
-    fn chosen(available: &[Target], capability: u32) -> Option<Target> {
-        choose(available.iter().copied(), capability)
+    fn of(available: &[Target], capability: u32) -> Vec<Target> {
+        fitting(available.iter().copied(), capability)
     }
 
     #[test]
-    fn machine_code_for_the_very_device_wins() {
-        assert_eq!(chosen(&[Ptx(90), Sm(80), Sm(90), Ptx(75)], 90), Some(Sm(90)));
+    fn machine_code_for_the_very_device_is_best() {
+        let available = [Ptx(90), Sm(80), Sm(90), Sm(80), Sm(90), Ptx(75)];
+        assert_eq!(of(&available, 90), [Sm(90), Ptx(90), Ptx(75)]);
     }
 
     #[test]
     fn an_earlier_minor_of_the_same_major_is_next() {
-        assert_eq!(chosen(&[Sm(80), Sm(86), Sm(89), Ptx(75)], 87), Some(Sm(86)));
-        assert_eq!(chosen(&[Sm(100), Ptx(90)], 103), Some(Sm(100)));
+        assert_eq!(of(&[Sm(80), Sm(86), Sm(89), Ptx(75)], 87), [Sm(86), Sm(80), Ptx(75)]);
+        assert_eq!(of(&[Sm(100), Ptx(90)], 103), [Sm(100), Ptx(90)]);
     }
 
     #[test]
     fn another_major_needs_ptx_the_newest_that_is_not_above() {
-        assert_eq!(chosen(&[Sm(90), Sm(100), Ptx(75), Ptx(90)], 120), Some(Ptx(90)));
-        assert_eq!(chosen(&[Sm(80), Sm(90), Ptx(75), Ptx(90)], 75), Some(Ptx(75)));
-        assert_eq!(chosen(&[Sm(89), Ptx(75), Ptx(90)], 86), Some(Ptx(75)));
+        assert_eq!(of(&[Sm(90), Sm(100), Ptx(75), Ptx(90)], 120), [Ptx(90), Ptx(75)]);
+        assert_eq!(of(&[Sm(80), Sm(90), Ptx(75), Ptx(90)], 75), [Ptx(75)]);
+        assert_eq!(of(&[Sm(89), Ptx(75), Ptx(90)], 86), [Ptx(75)]);
     }
 
     #[test]
     fn nothing_fits_an_older_device() {
-        assert_eq!(chosen(&[Sm(80), Sm(90), Ptx(75), Ptx(90)], 70), None);
-        assert_eq!(chosen(&[Sm(89)], 86), None);
-        assert_eq!(chosen(&[], 90), None);
+        assert_eq!(of(&[Sm(80), Sm(90), Ptx(75), Ptx(90)], 70), []);
+        assert_eq!(of(&[Sm(89)], 86), []);
+        assert_eq!(of(&[], 90), []);
+    }
+
+    /// As a device refuses machine code that is for its capability, but not for its kind.
+    #[test]
+    fn what_is_refused_is_followed_by_the_next_best() {
+        let refuse_cubins = |modules: Modules| match modules.target {
+            Sm(_) => Err(Error::system("loading", "refused")),
+            target => Ok(target),
+        };
+        let has_ptx = images().iter().any(|image| image.target.is_ptx());
+        let loaded = load(90, refuse_cubins);
+        match (has_ptx, images().is_empty()) {
+            (true, _) => assert!(loaded.unwrap().is_ptx()),
+            // Then NVRTC is asked, which gives machine code; the first reason is the one to tell.
+            (false, false) => assert!(loaded.unwrap_err().to_string().contains("refused")),
+            (false, true) => assert!(loaded.is_err()),
+        }
     }
 
     #[test]
@@ -341,7 +379,7 @@ mod tests {
 
     #[test]
     fn without_kernels_the_error_says_why_and_what_to_do() {
-        let error = modules(10).unwrap_err().to_string();
+        let error = load(10, |_| Ok(())).unwrap_err().to_string();
         assert!(error.contains("compute capability 1.0"), "{error}");
         assert!(error.contains("pip install"), "{error}");
     }

@@ -326,11 +326,13 @@ impl Kernels {
     fn load(context: &Arc<CudaContext>) -> Result<Self> {
         let mut facts = facts(context)?;
         let (major, minor) = facts.compute_capability;
-        let images::Modules { target, images } = images::modules(10 * major + minor)?;
+        let (target, modules) = images::load(10 * major + minor, |modules| {
+            let images::Modules { target, images } = modules;
+            let modules = images.into_iter().map(|image| load_module(context, target, image));
+            Ok((target, modules.collect::<Result<_>>()?))
+        })?;
         // Plans must not ask for what the image was compiled without.
         facts.compute_capability = (target.capability() / 10, target.capability() % 10);
-        let modules = images.into_iter().map(|image| load_module(context, target, image));
-        let modules = modules.collect::<Result<_>>()?;
         let (capability, version) = FIRST_TO_BEGIN_EARLY;
         let begin_early = facts.compute_capability >= capability && driver_version()? >= version;
         let functions = RwLock::default();
@@ -546,15 +548,39 @@ fn bandwidth(clock_khz: u32, bus_bits: u32, multiprocessors: u32) -> u64 {
 /// `CudaSlice`.
 #[derive(Debug)]
 pub struct GpuBuffer<T> {
+    // Dropped before the memory.
+    _bound: BoundOnDrop,
     // One element where `len` is 0: CUDA allocates no empty memory.
     memory: CudaSlice<T>,
     len: usize,
 }
 
+/// Makes its context the thread's current one when it is dropped. cudarc frees memory in whichever
+/// context is current: a thread may have none, or that of another device.
+#[derive(Debug)]
+struct BoundOnDrop(Arc<CudaContext>);
+
+impl Drop for BoundOnDrop {
+    fn drop(&mut self) {
+        let earlier = self.0.check_err();
+        let bound = self.0.bind_to_thread();
+        // The next call reports what has gone wrong, and before that what had.
+        self.0.record_err(bound);
+        self.0.record_err(earlier);
+    }
+}
+
+impl<T> GpuBuffer<T> {
+    fn of(memory: CudaSlice<T>, len: usize) -> Self {
+        Self { _bound: BoundOnDrop(memory.context().clone()), memory, len }
+    }
+}
+
 /// Memory of cudarc's making.
 impl<T> From<CudaSlice<T>> for GpuBuffer<T> {
     fn from(memory: CudaSlice<T>) -> Self {
-        Self { len: memory.len(), memory }
+        let len = memory.len();
+        Self::of(memory, len)
     }
 }
 
@@ -778,7 +804,7 @@ unsafe impl Launcher for CudaLauncher {
         }
         self.check_not_captured(&what)?;
         let memory = self.stream.alloc_zeros(len.max(1)).or_fail(&what)?;
-        Ok(GpuBuffer { memory, len })
+        Ok(GpuBuffer::of(memory, len))
     }
 
     fn upload<T: Scalar>(&self, values: &[T]) -> Result<GpuBuffer<T>> {
@@ -809,7 +835,7 @@ unsafe impl Launcher for CudaLauncher {
         let what = "copying on the device";
         self.check_not_captured(what)?;
         let memory = self.stream.clone_dtod(&buffer.memory).or_fail(what)?;
-        Ok(GpuBuffer { memory, len: buffer.len })
+        Ok(GpuBuffer::of(memory, buffer.len))
     }
 
     fn clear<T: Scalar>(&self, buffer: &mut GpuBuffer<T>) -> Result<()> {
