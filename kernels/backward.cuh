@@ -23,6 +23,17 @@ struct WideSums {
         g += other.g;
         gd += other.gd;
     }
+
+    struct Total;
+};
+
+struct WideSums::Total {
+    WideSums sums;
+
+    __device__ static Total around(const WideSums &) { return {empty()}; }
+    __device__ void add(const WideSums &part) { sums.merge(part); }
+    __device__ void add(const Total &other) { sums.merge(other.sums); }
+    __device__ WideSums result() const { return sums; }
 };
 
 // ---- dx

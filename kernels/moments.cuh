@@ -245,16 +245,30 @@ struct WideMoments {
         return {narrow.count, (double)moments.mean_hi + moments.mean_lo, moments.m2 * unit * unit};
     }
 
-    __device__ void merge(const WideMoments &other) {
-        if (other.count == 0.0) return;
-        if (count == 0.0) {
-            *this = other;
-            return;
+    // Moments of several sets, added up without a division for each: around the mean of one of them,
+    // from which that of all is not far in units of their spread.
+    struct Total {
+        double pivot, count, sum, squares;
+
+        __device__ static Total around(const WideMoments &one) { return {one.mean, 0.0, 0.0, 0.0}; }
+
+        __device__ void add(const WideMoments &set) {
+            const double delta = set.mean - pivot, weighted = set.count * delta;
+            count += set.count;
+            sum += weighted;
+            squares += set.m2 + weighted * delta;
         }
-        const double share = other.count / (count + other.count);
-        const double delta = other.mean - mean;
-        m2 += other.m2 + delta * delta * (count * share);
-        mean += delta * share;
-        count += other.count;
-    }
+
+        __device__ void add(const Total &other) {
+            count += other.count;
+            sum += other.sum;
+            squares += other.squares;
+        }
+
+        __device__ WideMoments result() const {
+            if (count == 0.0) return empty();
+            const double shift = sum / count, m2 = squares - sum * shift;
+            return {count, pivot + shift, m2 < 0.0 ? 0.0 : m2};
+        }
+    };
 };

@@ -11,17 +11,26 @@ __device__ inline double gathered(const Params &params, Address from, unsigned r
     return rank_row(params, from + rank * rows * params.channels * sizeof(double), row, channel);
 }
 
+__device__ inline WideMoments moments_of_ranks(const Params &params, Extent channel) {
+    const auto of = [&](Extent rank) -> WideMoments {
+        const auto row = [&](unsigned row) {
+            return gathered(params, params.moments, 4, rank, row, channel);
+        };
+        return {row(0), row(1) + row(2), row(3)};
+    };
+    // An empty rank has no mean.
+    Extent first = 0;
+    while (first + 1 < params.ranks && of(first).count == 0.0) ++first;
+    auto total = WideMoments::Total::around(of(first));
+#pragma unroll 4
+    for (Extent rank = first; rank < params.ranks; ++rank) total.add(of(rank));
+    return total.result();
+}
+
 // One block, so that the batch is counted when every channel has read the count.
 __device__ void merge_statistics(const Params &params) {
     for (Extent channel = threadIdx.x; channel < params.channels; channel += THREADS) {
-        WideMoments total = WideMoments::empty();
-        for (Extent rank = 0; rank < params.ranks; ++rank) {
-            const auto row = [&](unsigned row) {
-                return gathered(params, params.moments, 4, rank, row, channel);
-            };
-            total.merge({row(0), row(1) + row(2), row(3)});
-        }
-        finish_statistics(params, channel, total);
+        finish_statistics(params, channel, moments_of_ranks(params, channel));
     }
     __syncthreads();
     if (threadIdx.x == 0) count_batch(params);
@@ -33,6 +42,7 @@ __device__ void merge_sums(const Params &params) {
     if (channel >= params.channels) return;
     for (unsigned row = 0; row < 3; ++row) {
         double sum = 0.0;
+#pragma unroll 4
         for (Extent rank = 0; rank < params.ranks; ++rank) {
             sum += gathered(params, params.moments, 3, rank, row, channel);
         }

@@ -14,16 +14,28 @@ union Words {
     Item item;
 };
 
-// The item of the lane `offset` further on, within `width` lanes.
+// The item of the lane whose number differs in the one bit that is set in `across`.
 template <class Item>
-__device__ inline Item from_lane_below(const Item &item, unsigned offset, int width) {
+__device__ inline Item from_lane_across(const Item &item, unsigned across) {
     Words<Item> mine, theirs;
     mine.item = item;
 #pragma unroll
     for (int i = 0; i < Words<Item>::COUNT; ++i) {
-        theirs.words[i] = __shfl_down_sync(0xffffffffu, mine.words[i], offset, width);
+        theirs.words[i] = __shfl_xor_sync(0xffffffffu, mine.words[i], across);
     }
     return theirs.item;
+}
+
+// The item of the first of `width` neighbouring lanes.
+template <class Item>
+__device__ inline Item from_first_lane(const Item &item, int width) {
+    Words<Item> mine, first;
+    mine.item = item;
+#pragma unroll
+    for (int i = 0; i < Words<Item>::COUNT; ++i) {
+        first.words[i] = __shfl_sync(0xffffffffu, mine.words[i], 0, width);
+    }
+    return first.item;
 }
 
 // Apart from its callers: a merge is long, and done once in a while.
@@ -39,7 +51,7 @@ template <class Item>
 __device__ inline void warp_reduce(Item &item, int width = 32) {
 #pragma unroll 1
     for (int offset = width / 2; offset > 0; offset /= 2) {
-        item = merged(item, from_lane_below(item, offset, width));
+        item = merged(item, from_lane_across(item, offset));
     }
 }
 
@@ -149,28 +161,58 @@ __device__ inline unsigned lanes_for(unsigned parts) {
     return lanes;
 }
 
+// The total of one channel's partial results in each of the lanes that share it; of none where it is not
+// `there`. `partial(part)` points at one, of which a few are on their way at a time.
+template <class Item, class Partial>
+__device__ inline Item total_of(unsigned parts, unsigned lanes, bool there, const Partial &partial) {
+    constexpr unsigned AT_ONCE = 4;
+    if (parts == 1) return there ? load_item(partial(0)) : Item::empty();
+    typename Item::Total total;
+#pragma unroll 1
+    for (unsigned begin = 0; begin < parts; begin += AT_ONCE * lanes) {
+        Item items[AT_ONCE];
+#pragma unroll
+        for (unsigned u = 0; u < AT_ONCE; ++u) {
+            const unsigned part = begin + u * lanes + threadIdx.x % lanes;
+            items[u] = there && part < parts ? load_item(partial(part)) : Item::empty();
+        }
+        if (begin == 0) total = Item::Total::around(from_first_lane(items[0], lanes));
+#pragma unroll
+        for (const Item &item : items) total.add(item);
+    }
+#pragma unroll 1
+    for (unsigned across = lanes / 2; across > 0; across /= 2) {
+        total.add(from_lane_across(total, across));
+    }
+    return total.result();
+}
+
 // Which of a block's channels are meant: from the first on, every `step`-th.
 struct Every {
     unsigned first, step;
 };
 
 // Hands the merged partial results of each of `channels` channels, or of `some` of them, to
-// `finish(channel, item)`. `partial(channel, part)` points at one.
+// `finish(channel, item)`. `partial(channel, part)` points at one. Lanes that share channels merge as
+// many as they are, and each finishes one of them: that takes as long as merging.
 template <int THREADS, class Item, class Partial, class Finish>
 __device__ inline void merge_parts(unsigned channels, unsigned parts, const Partial &partial,
                                    const Finish &finish, const Every &some = {0, 1}) {
     const unsigned lanes = lanes_for(parts), lane = threadIdx.x % lanes;
+    const unsigned step = THREADS / lanes * some.step;
 #pragma unroll 1
-    for (unsigned first = some.first; first < channels; first += THREADS / lanes * some.step) {
-        const unsigned channel = first + threadIdx.x / lanes * some.step;
-        Item item = Item::empty();
-        if (channel < channels) {
+    for (unsigned first = some.first; first < channels; first += lanes * step) {
+        const unsigned begin = first + threadIdx.x / lanes * some.step;
+        Item mine = Item::empty();
 #pragma unroll 1
-            for (unsigned part = lane; part < parts; part += lanes) {
-                item.merge(load_item(partial(channel, part)));
-            }
+        for (unsigned turn = 0; turn < lanes && first + turn * step < channels; ++turn) {
+            const unsigned channel = begin + turn * step;
+            const Item total = total_of<Item>(parts, lanes, channel < channels, [&](unsigned part) {
+                return partial(channel, part);
+            });
+            if (lane == turn) mine = total;
         }
-        warp_reduce(item, lanes);
-        if (channel < channels && lane == 0) finish(channel, item);
+        const unsigned channel = begin + lane * step;
+        if (channel < channels) finish(channel, mine);
     }
 }

@@ -60,6 +60,11 @@ impl Pass {
         !matches!(self, Pass::Apply | Pass::Gradient)
     }
 
+    /// Whether the last of the blocks that share a channel merges what all have left.
+    fn leaves_partials(self) -> bool {
+        matches!(self, Pass::Statistics | Pass::Reduce | Pass::Frozen)
+    }
+
     /// Whether it reads the mask of a problem that has one.
     pub(super) fn reads_mask(self) -> bool {
         matches!(self, Pass::Reduce | Pass::Gradient | Pass::Backward)
@@ -321,14 +326,13 @@ pub(super) fn columns_of(problem: &Problem) -> u64 {
     }
 }
 
-/// Blocks worth having: reductions want few, so that the last block has little to merge.
+/// Blocks worth having: reductions want few, so that the last block has little to merge, and what makes
+/// outputs not too many either, each of which makes its channels' coefficients first.
 fn wanted_blocks(pass: Pass, facts: &DeviceFacts) -> u64 {
-    let waves = match pass {
-        Pass::Statistics | Pass::Reduce | Pass::Frozen => 2,
-        Pass::Apply | Pass::Gradient | Pass::Forward | Pass::Backward => 4,
-    };
-    let per_multiprocessor = facts.threads_per_multiprocessor / BLOCK;
-    waves * u64::from(facts.multiprocessors * per_multiprocessor)
+    /// Blocks of a multiprocessor at a time, as registers allow.
+    const RESIDENT: u64 = 2;
+    let waves = if pass.leaves_partials() { 2 } else { 4 };
+    waves * RESIDENT * u64::from(facts.multiprocessors)
 }
 
 /// Windows or rows of a block at most: kernels count them in 32 bits.
@@ -385,10 +389,17 @@ pub(super) fn columns(
         }
     };
     let writes_mask = pass.writes_mask() && problem.epilogue().has_mask();
+    let touches_mask = problem.epilogue().has_mask() && (writes_mask || pass.reads_mask());
     let tile = match (writes_mask, pack) {
         // Lanes are bits: a warp sees 32 columns of one row.
         (true, 1) => 32,
-        _ => packs_per_tile(columns, u64::from(pack), columns_per_channel),
+        _ if pass.leaves_partials() && pack > 1 => {
+            // Whole sectors, and of a mask not too small a piece: the last block of each of many groups
+            // has little to merge.
+            let widest = if touches_mask { 8 } else { 4 };
+            packs_per_tile(columns, u64::from(pack), columns_per_channel, widest)
+        }
+        _ => packs_per_tile(columns, u64::from(pack), columns_per_channel, WARP),
     };
     let groups = columns.div_ceil(tile * u64::from(pack));
     let height = u64::from(BLOCK) / tile;
@@ -404,14 +415,15 @@ pub(super) fn columns(
     (groups, geometry)
 }
 
-/// Packs of a row for one block: enough for whole lines of memory, whole channels, and pairs (two
-/// packs of f32 share a byte of mask).
-pub(super) fn packs_per_tile(columns: u64, pack: u64, columns_per_channel: u64) -> u64 {
-    /// A warp's worth: 512 bytes of a row.
-    const WIDE: u64 = 32;
+/// Packs for each thread of a warp: 512 bytes of a row.
+const WARP: u64 = 32;
+
+/// Packs of a row for one block, `widest` at most: whole channels, and pairs (two packs of f32 share a
+/// byte of mask).
+fn packs_per_tile(columns: u64, pack: u64, columns_per_channel: u64, widest: u64) -> u64 {
     if columns_per_channel == 1 {
         let packs = columns.div_ceil(pack);
-        let tiles = packs.div_ceil(WIDE).max(1);
+        let tiles = packs.div_ceil(widest).max(1);
         return packs.div_ceil(tiles).next_multiple_of(2);
     }
     // Found to exist when the walk was chosen; single elements need no whole packs.
@@ -420,7 +432,7 @@ pub(super) fn packs_per_tile(columns: u64, pack: u64, columns_per_channel: u64) 
         _ => channels_per_tile(columns_per_channel).unwrap_or(8) * columns_per_channel,
     };
     let limit = MAX_COLUMNS.min(u64::from(BLOCK) * pack);
-    let times = (WIDE * pack / least).clamp(1, (limit / least).max(1));
+    let times = (widest * pack / least).clamp(1, (limit / least).max(1));
     least * times / pack
 }
 
