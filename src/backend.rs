@@ -1,6 +1,6 @@
 //! [`Backend`]: the stateless calls that a device offers, on buffers that are all the caller's.
 
-use crate::element::{Element, Scalar};
+use crate::element::{DType, Element, Scalar};
 use crate::error::Result;
 use crate::problem::Problem;
 
@@ -346,6 +346,15 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     fn slice_mut<T: Scalar>(buffer: &mut Self::Buffer<T>) -> Self::SliceMut<'_, T>;
     /// Scratch for any call on `problem`.
     fn workspace(&self, problem: &Problem) -> Result<Self::Workspace>;
+
+    /// Refuses an element type that this device has no calls for, before anything is made of it.
+    ///
+    /// # Errors
+    /// Such a type: f64 on a GPU.
+    fn check_dtype(&self, dtype: DType) -> Result<()> {
+        let _ = dtype;
+        Ok(())
+    }
 
     /// `y = activation(weight * (x - mean) * invstd + bias + residual)` with the batch's own
     /// statistics (Ioffe & Szegedy 2015, algorithm 1); advances the running statistics.

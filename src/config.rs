@@ -199,10 +199,7 @@ impl BatchNormConfig {
         }
         check_eps(self.eps)?;
         check_activation(self.activation)?;
-        match self.momentum {
-            Some(momentum) => check_factor("momentum", momentum),
-            None => Ok(()),
-        }
+        check_momentum(self.momentum)
     }
 }
 
@@ -214,6 +211,10 @@ pub(crate) fn check_eps(eps: f64) -> Result<()> {
         return Ok(());
     }
     Err(Error::argument("eps", "a finite number, 0 or more", eps))
+}
+
+pub(crate) fn check_momentum(momentum: Option<f64>) -> Result<()> {
+    momentum.map_or(Ok(()), |momentum| check_factor("momentum", momentum))
 }
 
 pub(crate) fn check_factor(argument: &str, factor: f64) -> Result<()> {

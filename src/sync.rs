@@ -2,8 +2,7 @@
 
 use crate::array::{Call, Gradients, inputs, view, view_mut, zeros};
 use crate::backend::{
-    Apply, Backend, BackwardApply, BackwardReduce, MOMENT_ROWS, MergeStatistics, Norm, RunningMut,
-    SUM_ROWS,
+    Apply, Backend, BackwardApply, BackwardReduce, MOMENT_ROWS, MergeStatistics, Norm, SUM_ROWS,
 };
 use crate::cpu::{Cpu, CpuWorkspace};
 use crate::element::{Element, Param};
@@ -40,6 +39,7 @@ pub struct SyncBatchNorm<P: Param = f32> {
 
 /// What a synchronized forward keeps for backward: the same statistics for every part, and each
 /// part's own mask.
+#[derive(Debug)]
 pub struct SyncSaved<P: Param> {
     parts: Vec<Saved<Cpu, P>>,
 }
@@ -159,16 +159,11 @@ impl<P: Param> SyncBatchNorm<P> {
     ) -> Result<()> {
         let norm: Norm = self.layer.norm();
         let (backend, channels) = (self.layer.backend.clone(), self.layer.channels());
-        let mut running = self.layer.running.as_mut();
+        let mut running = self.layer.running_mut::<E>();
         for saved in saved {
-            let running = running.take().map(|running| RunningMut {
-                mean: (&mut running.mean).into(),
-                var: (&mut running.var).into(),
-                num_batches_tracked: (&mut running.num_batches_tracked).into(),
-            });
-            let merge = MergeStatistics::<'_, _, E> {
+            let merge = MergeStatistics {
                 moments: moments.into(),
-                running,
+                running: running.take(),
                 saved: saved.as_mut(),
             };
             backend.merge_statistics(channels, &norm, merge)?;
