@@ -13,16 +13,17 @@ use ndarray::{
     IxDyn, ShapeBuilder,
 };
 
-/// Gradients of one call.
+/// Gradients of one call, in new arrays: nothing is accumulated, unlike in PyTorch's `.grad`. The
+/// formulas are at [`Backend::backward_train`].
 #[derive(Debug, Clone)]
 pub struct Gradients<E: Element, D: Dimension> {
-    /// Of `x`; its shape and layout.
+    /// Of `x`: its shape, layout and element type.
     pub dx: Array<E, D>,
-    /// Of the residual, if there was one.
+    /// Of the residual, if there was one: the shape, layout and element type of `x`.
     pub dresidual: Option<Array<E, D>>,
-    /// `[C]`, if the layer is affine.
+    /// Of the weight, `[C]` of the layer's P, if the layer is affine.
     pub dweight: Option<Array1<E::Param>>,
-    /// `[C]`, if the layer is affine.
+    /// Of the bias, `[C]` of the layer's P, if the layer is affine.
     pub dbias: Option<Array1<E::Param>>,
 }
 
@@ -266,8 +267,9 @@ impl<P: Param> BatchNorm<Cpu, P> {
         u64::try_from(*batches).ok()
     }
 
-    /// `y` by the current mode: batch statistics in training (the running ones advance, and what
-    /// backward needs is returned), running statistics in evaluation.
+    /// `y` by the current mode ([`train`](Self::train), [`eval`](Self::eval)): batch statistics in
+    /// training (the running ones advance, and what backward needs is returned), running statistics
+    /// in evaluation.
     ///
     /// # Errors
     /// As [`forward_train`](Self::forward_train) and [`forward_eval`](Self::forward_eval).
@@ -431,10 +433,15 @@ impl<P: Param> BatchNorm<Cpu, P> {
         self.forward_eval_inplace_into(&problem, view_mut(x)?, residual, &mut workspace)
     }
 
-    /// The gradients of [`forward_train`](Self::forward_train); `x` and `saved` are forward's.
+    /// The gradients of [`forward_train`](Self::forward_train).
+    ///
+    /// `x` and `saved` must be those of that call, and weight and bias must not change in between:
+    /// backward computes the pre-activation from them again. A `saved` of another call on the same
+    /// shape cannot be told apart, and gives other gradients.
     ///
     /// # Errors
-    /// As there; tensors that differ in shape or layout; a `saved` of another call.
+    /// As there; tensors that differ in shape or layout; a `saved` with another number of channels
+    /// or another mask.
     pub fn backward<E: Element<Param = P>, D: Dimension>(
         &self,
         x: &ArrayRef<E, D>,

@@ -12,7 +12,8 @@ use crate::saved::Saved;
 /// keeps them: `weight` and `bias` (gamma and beta, `[C]`), `running_mean` and `running_var`
 /// (`[C]`), `num_batches_tracked`.
 ///
-/// `P` is what they are held in: `f32` for tensors of `f32`, `f16` and `bf16`, `f64` for `f64`.
+/// `P` is what they are held in: `f32` for tensors of `f32`, `f16` and `bf16`, `f64` for `f64`, which
+/// only the CPU takes.
 ///
 /// # Calls on arrays and on buffers
 /// On the [`Cpu`](crate::Cpu) the layer takes and gives `ndarray` arrays
@@ -129,8 +130,8 @@ impl BatchNormConfig {
     /// The layer on `backend`, in training mode: weight 1, bias 0, running mean 0 and variance 1.
     ///
     /// # Errors
-    /// No channels or more than fit memory, eps negative or not finite, momentum outside 0 to 1, a non-finite parameter
-    /// of the activation.
+    /// No channels or more than fit memory, eps negative or not finite, momentum outside 0 to 1, a
+    /// non-finite parameter of the activation; f64 for P on a GPU.
     pub fn build<B: Backend, P: Param>(self, backend: B) -> Result<BatchNorm<B, P>> {
         self.check()?;
         backend.check_dtype(P::DTYPE).map_err(|error| error.renamed("P"))?;
@@ -194,17 +195,19 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         self.config.channels
     }
 
-    /// Whether `forward` uses batch statistics (training mode) or running ones.
+    /// Whether [`forward`](Self::forward) uses batch statistics (training mode) or running ones.
     pub fn is_training(&self) -> bool {
         self.training
     }
 
-    /// Switches to training mode.
+    /// Switches to training mode. The mode steers [`forward`](Self::forward) alone: `forward_train`,
+    /// `forward_eval`, the calls that end in `_into` and [`SyncBatchNorm`](crate::SyncBatchNorm) do
+    /// what their names say in either.
     pub fn train(&mut self) {
         self.training = true;
     }
 
-    /// Switches to evaluation mode.
+    /// Switches to evaluation mode; see [`train`](Self::train).
     pub fn eval(&mut self) {
         self.training = false;
     }
@@ -285,8 +288,8 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         Ok(state)
     }
 
-    /// Replaces the parameters and running statistics. `num_batches_tracked` may be absent (old
-    /// PyTorch checkpoints lack it) and is then 0.
+    /// Replaces the parameters and running statistics, in new buffers. `num_batches_tracked` may be
+    /// absent (old PyTorch checkpoints lack it) and is then 0.
     ///
     /// # Errors
     /// An entry that this layer has and `state` lacks, or the other way round; a length that is
@@ -556,8 +559,9 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         self.backend.forward_train::<E>(problem, &self.norm(), args)
     }
 
-    /// [`Backend::backward_train`] with this layer's parameters. `saved` is what forward wrote
-    /// for the same `x`.
+    /// [`Backend::backward_train`] with this layer's parameters. `saved` is what forward wrote for
+    /// the same `x`, with the same weight and bias; one of another call on the same shape cannot be
+    /// told apart.
     ///
     /// # Errors
     /// See there; a problem of other channels or another activation.

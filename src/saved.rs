@@ -58,8 +58,7 @@ impl<B: Backend, P: Param> Saved<B, P> {
         &self.invstd
     }
 
-    /// A bit per element, set where the activation's derivative is 1; see
-    /// [`Epilogue::has_mask`](crate::Epilogue::has_mask).
+    /// A bit per element, where the epilogue has a mask; the format is at [`Problem::mask_len`].
     pub fn mask(&self) -> Option<&B::Buffer<u8>> {
         self.mask.as_ref()
     }

@@ -28,8 +28,15 @@ use ndarray::{Array, ArrayRef, Dimension};
 /// let mut bn: BatchNorm = BatchNorm::new(1, Cpu::new())?;
 /// let mut sync = SyncBatchNorm::new(BatchNorm::new(1, Cpu::new())?);
 /// let (y, _) = bn.forward_train(&whole)?;
-/// let (y_parts, _) = sync.forward_train(&[&*parts[0], &*parts[1]])?;
+/// let x = [&*parts[0], &*parts[1]];
+/// let (y_parts, saved) = sync.forward_train(&x)?;
 /// assert_eq!(y[[2, 0]], y_parts[1][[1, 0]]);
+///
+/// // `dx` comes per part; the weight's and the bias's gradient is the sum over the parts.
+/// let dy = [&*array![[1.0f32]], &*array![[0.0], [2.0]]];
+/// let gradients = sync.backward(&x, &dy, &saved)?;
+/// let dbias: f32 = gradients.iter().map(|part| part.dbias.as_ref().unwrap()[0]).sum();
+/// assert_eq!(dbias, 3.0);
 /// # Ok::<(), warpnorm::Error>(())
 /// ```
 #[derive(Debug)]
@@ -171,8 +178,9 @@ impl<P: Param> SyncBatchNorm<P> {
         Ok(())
     }
 
-    /// The gradients of [`forward_train`](Self::forward_train), per part. `dweight` and `dbias`
-    /// are each part's own; their sum over the parts is the gradient.
+    /// The gradients of [`forward_train`](Self::forward_train), per part. `dx` takes account of all
+    /// parts. `dweight` and `dbias` are each part's own: sum them over the parts, as data-parallel
+    /// training sums them over ranks.
     ///
     /// # Errors
     /// As [`BatchNorm::backward`]; another number of parts than forward had.
