@@ -1,8 +1,5 @@
 //! The CPU backend: every call of [`Backend`] on host memory, vectorised and split over threads.
-//!
-//! A tensor is cut by its shape alone, never by the number of threads, so that results are the
-//! same bits on any number of them. Arithmetic is f64, rounded once on the way out; identity and
-//! ReLU of 16-bit tensors go in f32 where its range is enough.
+//! What holds of its results is said at [`Cpu`].
 
 mod bind;
 mod block;
