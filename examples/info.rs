@@ -163,12 +163,12 @@ fn print_plans(args: &Args, best: &Best) -> Result<()> {
         "call",
         "kernel",
         "blocks",
-        "a team",
-        "on chip",
-        "kept",
-        "asks for",
-        "memory",
-        "of the floor",
+        "blocks per channel group",
+        "shared memory",
+        "inputs kept on chip",
+        "requested",
+        "memory traffic",
+        "of the minimum traffic",
     ]);
     for (call, pass, floor) in [
         ("forward_train", Pass::Forward, problem.forward_floor_bytes()),

@@ -13,26 +13,22 @@ use ndarray::{
     IxDyn, ShapeBuilder,
 };
 
-/// Gradients of one call.
+/// Gradients of one call, in new arrays: nothing is accumulated, unlike in PyTorch's `.grad`. The
+/// formulas are at [`Backend::backward_train`].
 #[derive(Debug, Clone)]
 pub struct Gradients<E: Element, D: Dimension> {
-    /// Of `x`; its shape and layout.
+    /// Of `x`: its shape, layout and element type.
     pub dx: Array<E, D>,
-    /// Of the residual, if there was one.
+    /// Of the residual, if there was one: the shape, layout and element type of `x`.
     pub dresidual: Option<Array<E, D>>,
-    /// `[C]`, if the layer is affine.
+    /// Of the weight, `[C]` of the layer's P, if the layer is affine.
     pub dweight: Option<Array1<E::Param>>,
-    /// `[C]`, if the layer is affine.
+    /// Of the bias, `[C]` of the layer's P, if the layer is affine.
     pub dbias: Option<Array1<E::Param>>,
 }
 
 impl<E: Element, D: Dimension> Gradients<E, D> {
-    pub(crate) fn zeros(
-        like: &ArrayRef<E, D>,
-        residual: bool,
-        affine: bool,
-        layout: Layout,
-    ) -> Self {
+    fn zeros(like: &ArrayRef<E, D>, residual: bool, affine: bool, layout: Layout) -> Self {
         let channels = like.shape()[1];
         let parameter = || affine.then(|| Array1::from_elem(channels, E::Param::default()));
         Gradients {
@@ -211,17 +207,18 @@ pub(crate) struct Call {
 }
 
 impl<P: Param> BatchNorm<Cpu, P> {
+    /// `adds_residual` says whether forward adds one; backward need not have it to hand.
     pub(crate) fn call<E: Element<Param = P>, D: Dimension>(
         &self,
         tensors: &[(Operand, &ArrayRef<E, D>)],
+        adds_residual: bool,
     ) -> Result<Call> {
         let layout = common_layout(tensors)?;
         let shape = tensors[0].1.shape();
         for &(operand, array) in tensors {
             check_shape(operand, shape, array)?;
         }
-        let residual = tensors.iter().any(|(operand, _)| *operand == Operand::Residual);
-        Ok(Call { problem: self.problem::<E>(shape, layout, residual)?, layout })
+        Ok(Call { problem: self.problem::<E>(shape, layout, adds_residual)?, layout })
     }
 
     /// gamma, `[C]`.
@@ -266,12 +263,13 @@ impl<P: Param> BatchNorm<Cpu, P> {
 
     /// Training batches seen.
     pub fn num_batches_tracked(&self) -> Option<u64> {
-        let running = self.running.as_ref()?;
-        running.num_batches_tracked.first().map(|&batches| batches as u64)
+        let batches = self.running.as_ref()?.num_batches_tracked.first()?;
+        u64::try_from(*batches).ok()
     }
 
-    /// `y` by the current mode: batch statistics in training (the running ones advance, and what
-    /// backward needs is returned), running statistics in evaluation.
+    /// `y` by the current mode ([`train`](Self::train), [`eval`](Self::eval)): batch statistics in
+    /// training (the running ones advance, and what backward needs is returned), running statistics
+    /// in evaluation.
     ///
     /// # Errors
     /// As [`forward_train`](Self::forward_train) and [`forward_eval`](Self::forward_eval).
@@ -333,7 +331,7 @@ impl<P: Param> BatchNorm<Cpu, P> {
         x: &ArrayRef<E, D>,
         residual: Option<&ArrayRef<E, D>>,
     ) -> Result<(Array<E, D>, Saved<Cpu, P>)> {
-        let Call { problem, layout } = self.call(&inputs(x, residual, None))?;
+        let Call { problem, layout } = self.call(&inputs(x, residual, None), residual.is_some())?;
         let mut y = zeros(x, layout);
         let mut saved = Saved::new(&self.backend, &problem)?;
         let mut workspace = self.backend.workspace(&problem)?;
@@ -378,7 +376,7 @@ impl<P: Param> BatchNorm<Cpu, P> {
         x: &ArrayRef<E, D>,
         residual: Option<&ArrayRef<E, D>>,
     ) -> Result<(Array<E, D>, Option<Saved<Cpu, P>>)> {
-        let Call { problem, layout } = self.call(&inputs(x, residual, None))?;
+        let Call { problem, layout } = self.call(&inputs(x, residual, None), residual.is_some())?;
         let mut y = zeros(x, layout);
         let mut workspace = self.backend.workspace(&problem)?;
         let residual = residual.map(view).transpose()?;
@@ -408,49 +406,96 @@ impl<P: Param> BatchNorm<Cpu, P> {
         &self,
         x: &mut ArrayRef<E, D>,
     ) -> Result<()> {
-        let Call { problem, .. } = self.call(&inputs(x, None, None))?;
-        let mut workspace = self.backend.workspace(&problem)?;
-        self.forward_eval_inplace_into(&problem, view_mut(x)?, None, &mut workspace)
+        self.eval_in_place(x, None)
     }
 
-    /// The gradients of [`forward_train`](Self::forward_train); `x` and `saved` are forward's.
+    /// [`forward_eval_inplace`](Self::forward_eval_inplace) with `residual` added before the
+    /// activation.
     ///
     /// # Errors
-    /// As there; tensors that differ in shape or layout; a `saved` of another call.
+    /// As there; a residual of another shape or layout.
+    pub fn forward_eval_inplace_add<E: Element<Param = P>, D: Dimension>(
+        &self,
+        x: &mut ArrayRef<E, D>,
+        residual: &ArrayRef<E, D>,
+    ) -> Result<()> {
+        self.eval_in_place(x, Some(residual))
+    }
+
+    fn eval_in_place<E: Element<Param = P>, D: Dimension>(
+        &self,
+        x: &mut ArrayRef<E, D>,
+        residual: Option<&ArrayRef<E, D>>,
+    ) -> Result<()> {
+        let Call { problem, .. } = self.call(&inputs(x, residual, None), residual.is_some())?;
+        let mut workspace = self.backend.workspace(&problem)?;
+        let residual = residual.map(view).transpose()?;
+        self.forward_eval_inplace_into(&problem, view_mut(x)?, residual, &mut workspace)
+    }
+
+    /// The gradients of [`forward_train`](Self::forward_train).
+    ///
+    /// `x` and `saved` must be those of that call, and weight and bias must not change in between:
+    /// backward computes the pre-activation from them again. A `saved` of another call on the same
+    /// shape cannot be told apart, and gives other gradients.
+    ///
+    /// # Errors
+    /// As there; tensors that differ in shape or layout; a `saved` with another number of channels
+    /// or another mask.
     pub fn backward<E: Element<Param = P>, D: Dimension>(
         &self,
         x: &ArrayRef<E, D>,
         dy: &ArrayRef<E, D>,
         saved: &Saved<Cpu, P>,
     ) -> Result<Gradients<E, D>> {
-        self.train_backward(x, None, dy, saved)
+        let call = self.call(&inputs(x, None, Some(dy)), false)?;
+        self.train_backward(call, x, None, dy, saved)
     }
 
-    /// The gradients of [`forward_train_add`](Self::forward_train_add).
+    /// The gradients of [`forward_train_add`](Self::forward_train_add), `dresidual` among them.
+    ///
+    /// Only the derivative of a smooth activation (sigmoid, tanh, SiLU, GELU) needs the residual
+    /// again. For the others pass `None`, and do not keep it: ReLU, leaky ReLU and ReLU6 read the
+    /// mask in `saved`, the identity reads neither.
+    ///
+    /// ```
+    /// use ndarray::array;
+    /// use warpnorm::{Activation, BatchNormConfig, BatchNorm, Cpu};
+    ///
+    /// let config = BatchNormConfig::new(1).activation(Activation::Relu);
+    /// let mut bn: BatchNorm = config.build(Cpu::new())?;
+    /// let (x, residual) = (array![[-1.0f32], [1.0]], array![[0.5f32], [0.5]]);
+    /// let (y, saved) = bn.forward_train_add(&x, &residual)?;
+    /// assert_eq!(y[[0, 0]], 0.0);
+    ///
+    /// let gradients = bn.backward_add(&x, None, &array![[1.0f32], [1.0]], &saved)?;
+    /// assert_eq!(gradients.dresidual.unwrap(), array![[0.0f32], [1.0]]);
+    /// # Ok::<(), warpnorm::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// As [`backward`](Self::backward).
+    /// As [`backward`](Self::backward); no residual where the activation is smooth.
     pub fn backward_add<E: Element<Param = P>, D: Dimension>(
-        &self,
-        x: &ArrayRef<E, D>,
-        residual: &ArrayRef<E, D>,
-        dy: &ArrayRef<E, D>,
-        saved: &Saved<Cpu, P>,
-    ) -> Result<Gradients<E, D>> {
-        self.train_backward(x, Some(residual), dy, saved)
-    }
-
-    fn train_backward<E: Element<Param = P>, D: Dimension>(
         &self,
         x: &ArrayRef<E, D>,
         residual: Option<&ArrayRef<E, D>>,
         dy: &ArrayRef<E, D>,
         saved: &Saved<Cpu, P>,
     ) -> Result<Gradients<E, D>> {
-        let call = self.call(&inputs(x, residual, Some(dy)))?;
+        let call = self.call(&inputs(x, residual, Some(dy)), true)?;
+        self.train_backward(call, x, residual, dy, saved)
+    }
+
+    fn train_backward<E: Element<Param = P>, D: Dimension>(
+        &self,
+        call: Call,
+        x: &ArrayRef<E, D>,
+        residual: Option<&ArrayRef<E, D>>,
+        dy: &ArrayRef<E, D>,
+        saved: &Saved<Cpu, P>,
+    ) -> Result<Gradients<E, D>> {
         let mut workspace = self.backend.workspace(&call.problem)?;
-        let affine = self.config.affine;
-        let mut gradients = Gradients::zeros(x, residual.is_some(), affine, call.layout);
+        let mut gradients = self.gradients(&call, x);
         self.backward_into(
             &call.problem,
             view(x)?,
@@ -496,16 +541,15 @@ impl<P: Param> BatchNorm<Cpu, P> {
         residual: Option<&ArrayRef<E, D>>,
         dy: &ArrayRef<E, D>,
     ) -> Result<Gradients<E, D>> {
-        let call = self.call(&inputs(x, residual, Some(dy)))?;
+        let call = self.call(&inputs(x, residual, Some(dy)), residual.is_some())?;
         if self.running.is_none() {
             // Only forward can tell the statistics and the mask.
             let (_, saved) = self.eval_forward(x, residual)?;
             let saved = saved.expect("a layer without running statistics saves the batch's");
-            return self.train_backward(x, residual, dy, &saved);
+            return self.train_backward(call, x, residual, dy, &saved);
         }
         let mut workspace = self.backend.workspace(&call.problem)?;
-        let affine = self.config.affine;
-        let mut gradients = Gradients::zeros(x, residual.is_some(), affine, call.layout);
+        let mut gradients = self.gradients(&call, x);
         self.backward_eval_into(
             &call.problem,
             view(x)?,
@@ -515,6 +559,16 @@ impl<P: Param> BatchNorm<Cpu, P> {
             &mut workspace,
         )?;
         Ok(gradients)
+    }
+
+    /// Room for the gradients of a call.
+    pub(crate) fn gradients<E: Element<Param = P>, D: Dimension>(
+        &self,
+        call: &Call,
+        x: &ArrayRef<E, D>,
+    ) -> Gradients<E, D> {
+        let residual = call.problem.epilogue().residual;
+        Gradients::zeros(x, residual, self.config.affine, call.layout)
     }
 }
 

@@ -1,6 +1,6 @@
 //! [`Backend`]: the stateless calls that a device offers, on buffers that are all the caller's.
 
-use crate::element::{Element, Scalar};
+use crate::element::{DType, Element, Scalar};
 use crate::error::Result;
 use crate::problem::Problem;
 
@@ -19,100 +19,106 @@ pub struct Norm {
     pub momentum: Option<f64>,
 }
 
-/// Weight and bias, `[C]` each; absent means 1 and 0.
+// In what follows a tensor has the problem's extents, layout and batch stride, and elements of E.
+
+/// Weight and bias, read.
 pub struct Affine<'a, B: Backend, E: Element> {
-    /// gamma.
+    /// gamma, `[C]` of `E::Param`; absent means 1.
     pub weight: Option<B::Slice<'a, E::Param>>,
-    /// beta.
+    /// beta, `[C]` of `E::Param`; absent means 0.
     pub bias: Option<B::Slice<'a, E::Param>>,
 }
 
-/// Running statistics to be advanced: `[C]`, `[C]` and `[1]`.
+/// Running statistics, read and advanced.
 pub struct RunningMut<'a, B: Backend, E: Element> {
-    /// The average of the batch means.
+    /// The average of the batch means, `[C]` of `E::Param`.
     pub mean: B::SliceMut<'a, E::Param>,
-    /// The average of the unbiased batch variances.
+    /// The average of the unbiased batch variances, `[C]` of `E::Param`.
     pub var: B::SliceMut<'a, E::Param>,
-    /// One value: batches seen; advanced by 1.
+    /// Batches seen, `[1]` of i64; advanced by 1.
     pub num_batches_tracked: B::SliceMut<'a, i64>,
 }
 
-/// Running statistics to normalize with, `[C]` each.
+/// Running statistics to normalize with, read.
 pub struct Running<'a, B: Backend, E: Element> {
-    /// The mean.
+    /// The mean, `[C]` of `E::Param`.
     pub mean: B::Slice<'a, E::Param>,
-    /// The variance.
+    /// The variance, `[C]` of `E::Param`.
     pub var: B::Slice<'a, E::Param>,
 }
 
-/// What a training forward leaves for backward: see [`Saved`](crate::Saved).
+/// What a training forward leaves for backward, read: see [`Saved`](crate::Saved).
 pub struct SavedRef<'a, B: Backend, E: Element> {
-    /// `[C]`: the batch mean, rounded.
+    /// The batch mean, rounded: `[C]` of `E::Param`.
     pub mean_hi: B::Slice<'a, E::Param>,
-    /// `[C]`: what rounding took off the mean.
+    /// What rounding took off the mean: `[C]` of `E::Param`.
     pub mean_lo: B::Slice<'a, E::Param>,
-    /// `[C]`: `1 / sqrt(var + eps)` with the biased variance; 0 where `var + eps` is 0.
+    /// `1 / sqrt(var + eps)` with the biased variance, 0 where `var + eps` is 0: `[C]` of
+    /// `E::Param`.
     pub invstd: B::Slice<'a, E::Param>,
-    /// [`Problem::mask_len`] bytes where the epilogue has a mask.
+    /// The mask, [`Problem::mask_len`] bytes, where the epilogue has one.
     pub mask: Option<B::Slice<'a, u8>>,
 }
 
-/// [`SavedRef`], to be written.
+/// What a training forward leaves for backward, overwritten: see [`Saved`](crate::Saved).
 pub struct SavedMut<'a, B: Backend, E: Element> {
-    /// `[C]`: the batch mean, rounded.
+    /// The batch mean, rounded: `[C]` of `E::Param`.
     pub mean_hi: B::SliceMut<'a, E::Param>,
-    /// `[C]`: what rounding took off the mean.
+    /// What rounding took off the mean: `[C]` of `E::Param`.
     pub mean_lo: B::SliceMut<'a, E::Param>,
-    /// `[C]`: `1 / sqrt(var + eps)`.
+    /// `1 / sqrt(var + eps)` with the biased variance, 0 where `var + eps` is 0: `[C]` of
+    /// `E::Param`.
     pub invstd: B::SliceMut<'a, E::Param>,
-    /// [`Problem::mask_len`] bytes where the epilogue has a mask.
+    /// The mask, [`Problem::mask_len`] bytes, where the epilogue has one.
     pub mask: Option<B::SliceMut<'a, u8>>,
 }
 
 /// Arguments of [`Backend::forward_train`].
 pub struct ForwardTrain<'a, B: Backend, E: Element> {
-    /// The input.
+    /// The input: a tensor, read.
     pub x: B::Slice<'a, E>,
-    /// Present exactly if the epilogue has a residual.
+    /// A tensor, read; present exactly if the epilogue has a residual.
     pub residual: Option<B::Slice<'a, E>>,
-    /// Weight and bias.
+    /// Weight and bias, read.
     pub affine: Affine<'a, B, E>,
     /// Advanced if present.
     pub running: Option<RunningMut<'a, B, E>>,
-    /// The output.
+    /// The output: a tensor, overwritten.
     pub y: B::SliceMut<'a, E>,
-    /// Written for backward.
+    /// What backward reads, overwritten.
     pub saved: SavedMut<'a, B, E>,
     /// From [`Backend::workspace`] of the same problem.
     pub workspace: &'a mut B::Workspace,
 }
 
-/// Gradients that backward writes.
+/// Gradients that backward computes. All of them are overwritten and not added to, unlike
+/// PyTorch's `.grad`.
 pub struct GradientsMut<'a, B: Backend, E: Element> {
-    /// Of `x`.
+    /// Of `x`: a tensor.
     pub dx: B::SliceMut<'a, E>,
-    /// Of the residual, if it has one and the gradient is wanted.
+    /// Of the residual, if the epilogue has one and the gradient is wanted: a tensor.
     pub dresidual: Option<B::SliceMut<'a, E>>,
-    /// `[C]`, if wanted.
+    /// Of the weight, if wanted: `[C]` of `E::Param`.
     pub dweight: Option<B::SliceMut<'a, E::Param>>,
-    /// `[C]`, if wanted.
+    /// Of the bias, if wanted: `[C]` of `E::Param`.
     pub dbias: Option<B::SliceMut<'a, E::Param>>,
 }
 
 /// Arguments of [`Backend::backward_train`].
 pub struct BackwardTrain<'a, B: Backend, E: Element> {
-    /// The input of forward.
+    /// The input of forward: a tensor, read.
     pub x: B::Slice<'a, E>,
-    /// The residual of forward, where [`Epilogue::backward_reads_residual`](crate::Epilogue::backward_reads_residual) says so;
-    /// otherwise not looked at.
+    /// The residual of forward, a tensor, where
+    /// [`Epilogue::backward_reads_residual`](crate::Epilogue::backward_reads_residual) says so;
+    /// otherwise ignored.
     pub residual: Option<B::Slice<'a, E>>,
-    /// The gradient of the output.
+    /// The gradient of the output: a tensor, read.
     pub dy: B::Slice<'a, E>,
-    /// Weight and bias as they were in forward.
+    /// Weight and bias as they were in forward, read.
     pub affine: Affine<'a, B, E>,
-    /// What forward saved.
+    /// What forward saved, read.
     pub saved: SavedRef<'a, B, E>,
-    /// What is written.
+    /// Overwritten.
     pub gradients: GradientsMut<'a, B, E>,
     /// From [`Backend::workspace`] of the same problem.
     pub workspace: &'a mut B::Workspace,
@@ -120,15 +126,15 @@ pub struct BackwardTrain<'a, B: Backend, E: Element> {
 
 /// Arguments of [`Backend::inference`].
 pub struct Inference<'a, B: Backend, E: Element> {
-    /// The input.
+    /// The input: a tensor, read.
     pub x: B::Slice<'a, E>,
-    /// Present exactly if the epilogue has a residual.
+    /// A tensor, read; present exactly if the epilogue has a residual.
     pub residual: Option<B::Slice<'a, E>>,
-    /// Weight and bias.
+    /// Weight and bias, read.
     pub affine: Affine<'a, B, E>,
-    /// What to normalize with.
+    /// What to normalize with, read.
     pub running: Running<'a, B, E>,
-    /// The output.
+    /// The output: a tensor, overwritten.
     pub y: B::SliceMut<'a, E>,
     /// From [`Backend::workspace`] of the same problem.
     pub workspace: &'a mut B::Workspace,
@@ -136,13 +142,13 @@ pub struct Inference<'a, B: Backend, E: Element> {
 
 /// Arguments of [`Backend::inference_inplace`].
 pub struct InferenceInplace<'a, B: Backend, E: Element> {
-    /// The input, replaced by the output.
+    /// The input: a tensor, overwritten with the output.
     pub x: B::SliceMut<'a, E>,
-    /// Present exactly if the epilogue has a residual.
+    /// A tensor, read; present exactly if the epilogue has a residual.
     pub residual: Option<B::Slice<'a, E>>,
-    /// Weight and bias.
+    /// Weight and bias, read.
     pub affine: Affine<'a, B, E>,
-    /// What to normalize with.
+    /// What to normalize with, read.
     pub running: Running<'a, B, E>,
     /// From [`Backend::workspace`] of the same problem.
     pub workspace: &'a mut B::Workspace,
@@ -150,17 +156,18 @@ pub struct InferenceInplace<'a, B: Backend, E: Element> {
 
 /// Arguments of [`Backend::inference_backward`] (frozen batch norm).
 pub struct InferenceBackward<'a, B: Backend, E: Element> {
-    /// The input of forward.
+    /// The input of forward: a tensor, read.
     pub x: B::Slice<'a, E>,
-    /// Present if the epilogue has a residual and an activation: there is no mask in inference.
+    /// The residual of forward: a tensor, read where the epilogue has a residual and an activation
+    /// other than the identity (inference writes no mask); otherwise ignored.
     pub residual: Option<B::Slice<'a, E>>,
-    /// The gradient of the output.
+    /// The gradient of the output: a tensor, read.
     pub dy: B::Slice<'a, E>,
-    /// Weight and bias as they were in forward.
+    /// Weight and bias as they were in forward, read.
     pub affine: Affine<'a, B, E>,
-    /// What forward normalized with.
+    /// What forward normalized with, read.
     pub running: Running<'a, B, E>,
-    /// What is written.
+    /// Overwritten.
     pub gradients: GradientsMut<'a, B, E>,
     /// From [`Backend::workspace`] of the same problem.
     pub workspace: &'a mut B::Workspace,
@@ -168,17 +175,17 @@ pub struct InferenceBackward<'a, B: Backend, E: Element> {
 
 /// Arguments of [`Backend::apply`]: the last part of a split training forward.
 pub struct Apply<'a, B: Backend, E: Element> {
-    /// This rank's input.
+    /// This rank's input: a tensor, read.
     pub x: B::Slice<'a, E>,
-    /// Present exactly if the epilogue has a residual.
+    /// A tensor, read; present exactly if the epilogue has a residual.
     pub residual: Option<B::Slice<'a, E>>,
-    /// Weight and bias.
+    /// Weight and bias, read.
     pub affine: Affine<'a, B, E>,
-    /// This rank's output.
+    /// This rank's output: a tensor, overwritten.
     pub y: B::SliceMut<'a, E>,
-    /// Merged over all ranks; the mask is this rank's and not looked at here.
+    /// Merged over all ranks, read; its mask is ignored here.
     pub saved: SavedRef<'a, B, E>,
-    /// Written where the epilogue has a mask.
+    /// This rank's mask, [`Problem::mask_len`] bytes, overwritten where the epilogue has one.
     pub mask: Option<B::SliceMut<'a, u8>>,
     /// From [`Backend::workspace`] of the same problem.
     pub workspace: &'a mut B::Workspace,
@@ -186,31 +193,32 @@ pub struct Apply<'a, B: Backend, E: Element> {
 
 /// Arguments of [`Backend::merge_statistics`].
 pub struct MergeStatistics<'a, B: Backend, E: Element> {
-    /// `[R, 4, C]`: the moments of all ranks.
+    /// The moments of all ranks: `[R, 4, C]` of f64, read.
     pub moments: B::Slice<'a, f64>,
     /// Advanced if present.
     pub running: Option<RunningMut<'a, B, E>>,
-    /// `mean_hi`, `mean_lo` and `invstd` are written; the mask is not looked at.
+    /// `mean_hi`, `mean_lo` and `invstd` are overwritten; the mask is ignored.
     pub saved: SavedMut<'a, B, E>,
 }
 
 /// Arguments of [`Backend::backward_reduce`]: the first part of a split training backward.
 pub struct BackwardReduce<'a, B: Backend, E: Element> {
-    /// This rank's input.
+    /// This rank's input: a tensor, read.
     pub x: B::Slice<'a, E>,
     /// As in [`BackwardTrain`].
     pub residual: Option<B::Slice<'a, E>>,
-    /// This rank's gradient of the output.
+    /// This rank's gradient of the output: a tensor, read.
     pub dy: B::Slice<'a, E>,
-    /// Weight and bias as they were in forward.
+    /// Weight and bias as they were in forward, read.
     pub affine: Affine<'a, B, E>,
-    /// Merged statistics, this rank's mask.
+    /// Merged statistics and this rank's mask, read.
     pub saved: SavedRef<'a, B, E>,
-    /// `[3, C]`, written.
+    /// This rank's sums: `[3, C]` of f64, overwritten.
     pub sums: B::SliceMut<'a, f64>,
-    /// `[C]`: this rank's own, if wanted. The sum over the ranks is the gradient.
+    /// This rank's own, if wanted: `[C]` of `E::Param`, overwritten. The gradient is the sum over
+    /// the ranks.
     pub dweight: Option<B::SliceMut<'a, E::Param>>,
-    /// `[C]`: this rank's own, if wanted.
+    /// As `dweight`.
     pub dbias: Option<B::SliceMut<'a, E::Param>>,
     /// From [`Backend::workspace`] of the same problem.
     pub workspace: &'a mut B::Workspace,
@@ -218,21 +226,21 @@ pub struct BackwardReduce<'a, B: Backend, E: Element> {
 
 /// Arguments of [`Backend::backward_apply`]: the last part of a split training backward.
 pub struct BackwardApply<'a, B: Backend, E: Element> {
-    /// This rank's input.
+    /// This rank's input: a tensor, read.
     pub x: B::Slice<'a, E>,
     /// As in [`BackwardTrain`].
     pub residual: Option<B::Slice<'a, E>>,
-    /// This rank's gradient of the output.
+    /// This rank's gradient of the output: a tensor, read.
     pub dy: B::Slice<'a, E>,
-    /// Weight and bias as they were in forward.
+    /// Weight and bias as they were in forward, read.
     pub affine: Affine<'a, B, E>,
-    /// Merged statistics, this rank's mask.
+    /// Merged statistics and this rank's mask, read.
     pub saved: SavedRef<'a, B, E>,
-    /// `[3, C]`: merged over all ranks.
+    /// Merged over all ranks: `[3, C]` of f64, read.
     pub sums: B::Slice<'a, f64>,
-    /// Written.
+    /// A tensor, overwritten.
     pub dx: B::SliceMut<'a, E>,
-    /// Written, if wanted.
+    /// A tensor, overwritten, if the epilogue has a residual and the gradient is wanted.
     pub dresidual: Option<B::SliceMut<'a, E>>,
     /// From [`Backend::workspace`] of the same problem.
     pub workspace: &'a mut B::Workspace,
@@ -243,7 +251,9 @@ pub struct BackwardApply<'a, B: Backend, E: Element> {
 /// `x`, `residual`, `y` and their gradients have the [`Problem`]'s extents, layout and element
 /// type; every parameter and statistic is `[C]` of the element's [`Param`](crate::Param) type. No
 /// call allocates anything proportional to a tensor, and none keeps what it was given. Every call
-/// checks its arguments before it writes anything: on `Err` all buffers are as before.
+/// checks its arguments before it writes anything: after an [`Error::Argument`](crate::Error::Argument)
+/// all buffers are as before. After an [`Error::System`](crate::Error::System) of a GPU the contents
+/// of what the call writes are undefined.
 ///
 /// # The split form
 /// To synchronize over several devices, or slices of a batch (ranks, in what follows), a training
@@ -331,12 +341,24 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     type Workspace: Send;
 
     /// `len` zeros.
+    ///
+    /// # Errors
+    /// The device has no memory left.
     fn zeros<T: Scalar>(&self, len: usize) -> Result<Self::Buffer<T>>;
     /// A copy of host memory.
+    ///
+    /// # Errors
+    /// The device has no memory left, or fails to copy.
     fn upload<T: Scalar>(&self, values: &[T]) -> Result<Self::Buffer<T>>;
-    /// A copy in host memory.
+    /// A copy in host memory. Waits for the calls that write `buffer`.
+    ///
+    /// # Errors
+    /// The device fails to copy, or an earlier call failed on it; a buffer of another device.
     fn download<T: Scalar>(&self, buffer: &Self::Buffer<T>) -> Result<Vec<T>>;
     /// A buffer of the same contents.
+    ///
+    /// # Errors
+    /// The device has no memory left, or fails to copy; a buffer of another device.
     fn duplicate<T: Scalar>(&self, buffer: &Self::Buffer<T>) -> Result<Self::Buffer<T>>;
     /// Elements of a buffer.
     fn len<T: Scalar>(buffer: &Self::Buffer<T>) -> usize;
@@ -344,8 +366,22 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     fn slice<T: Scalar>(buffer: &Self::Buffer<T>) -> Self::Slice<'_, T>;
     /// The whole of a buffer.
     fn slice_mut<T: Scalar>(buffer: &mut Self::Buffer<T>) -> Self::SliceMut<'_, T>;
-    /// Scratch for any call on `problem`.
+    /// Scratch for any call on `problem`, wherever its tensors lie; for one call at a time, and
+    /// reusable as it is. A call on another problem takes it if it is large enough, or else refuses
+    /// it. That a batch is smaller does not guarantee this: make one for each problem.
+    ///
+    /// # Errors
+    /// The device has no memory left; an element type that it does not take.
     fn workspace(&self, problem: &Problem) -> Result<Self::Workspace>;
+
+    /// Refuses an element type that this device has no calls for, before anything is made of it.
+    ///
+    /// # Errors
+    /// Such a type: f64 on a GPU.
+    fn check_dtype(&self, dtype: DType) -> Result<()> {
+        let _ = dtype;
+        Ok(())
+    }
 
     /// `y = activation(weight * (x - mean) * invstd + bias + residual)` with the batch's own
     /// statistics (Ioffe & Szegedy 2015, algorithm 1); advances the running statistics.
@@ -360,6 +396,15 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     ) -> Result<()>;
 
     /// The gradients of [`forward_train`](Self::forward_train) (Ioffe & Szegedy 2015, section 3).
+    /// With `z = weight * xhat + bias + residual`, `xhat = (x - mean) * invstd`, sums over the m
+    /// values of a channel and `g = dy * activation'(z)`:
+    ///
+    /// ```text
+    /// dbias     = sum(g)
+    /// dweight   = sum(g * xhat)
+    /// dx        = weight * invstd * (g - dbias / m - xhat * dweight / m)
+    /// dresidual = g
+    /// ```
     ///
     /// # Errors
     /// An argument that does not fit the problem; one value per channel or none.
@@ -391,7 +436,9 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
         args: InferenceInplace<'_, Self, E>,
     ) -> Result<()>;
 
-    /// The gradients of [`inference`](Self::inference): the statistics are constants.
+    /// The gradients of [`inference`](Self::inference): those of
+    /// [`backward_train`](Self::backward_train) with the statistics as constants, so that
+    /// `dx = weight * invstd * g`.
     ///
     /// # Errors
     /// An argument that does not fit the problem.

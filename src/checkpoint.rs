@@ -4,6 +4,9 @@
 //! (`[C]`) and `<prefix>num_batches_tracked` (i64, a scalar): what `state_dict()` of a
 //! `torch.nn.BatchNorm*d` holds, `prefix` being the module's path with a dot, e.g. `layer1.0.bn1.`.
 //!
+//! Written are F32 for a layer of `f32`, F64 for one of `f64`. Read are F32, F64, F16 and BF16 for
+//! either, converted with one rounding; the batch count is I64 both ways.
+//!
 //! ```
 //! use safetensors::SafeTensors;
 //! use warpnorm::{BatchNorm, Cpu, State};

@@ -5,8 +5,13 @@ use std::fmt::Display;
 /// What every fallible call of this crate returns.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a call was refused. A refused call has changed nothing: outputs, parameters and running
-/// statistics are as they were.
+/// Why a call failed.
+///
+/// After [`Error::Argument`] nothing has changed: outputs, parameters and running statistics are as
+/// they were. After [`Error::System`] that holds on the CPU, too, where it means that memory or
+/// threads were not to be had. On a GPU the fault may have come in the middle of the call or from
+/// an earlier one: the contents of outputs, [`Saved`](crate::Saved) and running statistics are then
+/// undefined.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -1,7 +1,7 @@
 //! [`BatchNorm`]: the stateful layer, on any backend.
 
 use crate::backend::*;
-use crate::config::{BatchNormConfig, Epilogue, Layout};
+use crate::config::{BatchNormConfig, Epilogue, Layout, check_momentum};
 use crate::element::{Element, Param};
 use crate::error::{Error, Result, check_len};
 use crate::memory::filled;
@@ -12,7 +12,8 @@ use crate::saved::Saved;
 /// keeps them: `weight` and `bias` (gamma and beta, `[C]`), `running_mean` and `running_var`
 /// (`[C]`), `num_batches_tracked`.
 ///
-/// `P` is what they are held in: `f32` for tensors of `f32`, `f16` and `bf16`, `f64` for `f64`.
+/// `P` is what they are held in: `f32` for tensors of `f32`, `f16` and `bf16`, `f64` for `f64`, which
+/// only the CPU takes.
 ///
 /// # Calls on arrays and on buffers
 /// On the [`Cpu`](crate::Cpu) the layer takes and gives `ndarray` arrays
@@ -100,6 +101,16 @@ pub(crate) struct RunningBuffers<B: Backend, P: Param> {
     pub(crate) num_batches_tracked: B::Buffer<i64>,
 }
 
+impl<B: Backend, P: Param> RunningBuffers<B, P> {
+    fn as_mut<E: Element<Param = P>>(&mut self) -> RunningMut<'_, B, E> {
+        RunningMut {
+            mean: B::slice_mut(&mut self.mean),
+            var: B::slice_mut(&mut self.var),
+            num_batches_tracked: B::slice_mut(&mut self.num_batches_tracked),
+        }
+    }
+}
+
 /// A layer's parameters and running statistics in host memory, under PyTorch's names.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct State<P> {
@@ -119,25 +130,45 @@ impl BatchNormConfig {
     /// The layer on `backend`, in training mode: weight 1, bias 0, running mean 0 and variance 1.
     ///
     /// # Errors
-    /// No channels or more than fit memory, eps negative or not finite, momentum outside 0 to 1, a non-finite parameter
-    /// of the activation.
+    /// No channels or more than fit memory, eps negative or not finite, momentum outside 0 to 1, a
+    /// non-finite parameter of the activation; f64 for P on a GPU.
     pub fn build<B: Backend, P: Param>(self, backend: B) -> Result<BatchNorm<B, P>> {
         self.check()?;
-        let filled = |value: f64| backend.upload(&filled(self.channels, P::from_f64(value))?);
-        let (weight, bias) = match self.affine {
-            true => (Some(filled(1.0)?), Some(filled(0.0)?)),
-            false => (None, None),
-        };
-        let running = match self.track_running_stats {
-            true => Some(RunningBuffers {
-                mean: filled(0.0)?,
-                var: filled(1.0)?,
-                num_batches_tracked: backend.zeros(1)?,
-            }),
-            false => None,
-        };
+        backend.check_dtype(P::DTYPE).map_err(|error| error.renamed("P"))?;
+        let weight = self.parameter(&backend, 1.0)?;
+        let bias = self.parameter(&backend, 0.0)?;
+        let running = self.running(&backend)?;
         Ok(BatchNorm { backend, config: self, weight, bias, running, training: true })
     }
+
+    /// `[C]` of `value`, if the layer is affine.
+    fn parameter<B: Backend, P: Param>(
+        &self,
+        backend: &B,
+        value: f64,
+    ) -> Result<Option<B::Buffer<P>>> {
+        self.affine.then(|| constant(backend, self.channels, value)).transpose()
+    }
+
+    /// Running statistics before the first batch, if the layer keeps any.
+    fn running<B: Backend, P: Param>(&self, backend: &B) -> Result<Option<RunningBuffers<B, P>>> {
+        if !self.track_running_stats {
+            return Ok(None);
+        }
+        Ok(Some(RunningBuffers {
+            mean: constant(backend, self.channels, 0.0)?,
+            var: constant(backend, self.channels, 1.0)?,
+            num_batches_tracked: backend.zeros(1)?,
+        }))
+    }
+}
+
+fn constant<B: Backend, P: Param>(
+    backend: &B,
+    channels: usize,
+    value: f64,
+) -> Result<B::Buffer<P>> {
+    backend.upload(&filled(channels, P::from_f64(value))?)
 }
 
 impl<B: Backend, P: Param> BatchNorm<B, P> {
@@ -164,17 +195,19 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         self.config.channels
     }
 
-    /// Whether `forward` uses batch statistics (training mode) or running ones.
+    /// Whether [`forward`](Self::forward) uses batch statistics (training mode) or running ones.
     pub fn is_training(&self) -> bool {
         self.training
     }
 
-    /// Switches to training mode.
+    /// Switches to training mode. The mode steers [`forward`](Self::forward) alone: `forward_train`,
+    /// `forward_eval`, the calls that end in `_into` and [`SyncBatchNorm`](crate::SyncBatchNorm) do
+    /// what their names say in either.
     pub fn train(&mut self) {
         self.training = true;
     }
 
-    /// Switches to evaluation mode.
+    /// Switches to evaluation mode; see [`train`](Self::train).
     pub fn eval(&mut self) {
         self.training = false;
     }
@@ -201,6 +234,38 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         self.bias.as_mut()
     }
 
+    /// The running mean, `[C]`, in the memory of the backend; absent if not tracked.
+    pub fn running_mean_buffer(&self) -> Option<&B::Buffer<P>> {
+        self.running.as_ref().map(|running| &running.mean)
+    }
+
+    /// The running mean, to be written, e.g. by a broadcast from another rank. Calls refuse a
+    /// buffer of another length in its place.
+    pub fn running_mean_buffer_mut(&mut self) -> Option<&mut B::Buffer<P>> {
+        self.running.as_mut().map(|running| &mut running.mean)
+    }
+
+    /// The running variance, `[C]`, in the memory of the backend; absent if not tracked.
+    pub fn running_var_buffer(&self) -> Option<&B::Buffer<P>> {
+        self.running.as_ref().map(|running| &running.var)
+    }
+
+    /// The running variance, to be written. Calls refuse a buffer of another length in its place.
+    pub fn running_var_buffer_mut(&mut self) -> Option<&mut B::Buffer<P>> {
+        self.running.as_mut().map(|running| &mut running.var)
+    }
+
+    /// Training batches seen, `[1]`, in the memory of the backend; absent if not tracked.
+    pub fn num_batches_tracked_buffer(&self) -> Option<&B::Buffer<i64>> {
+        self.running.as_ref().map(|running| &running.num_batches_tracked)
+    }
+
+    /// Training batches seen, to be written: 0 or more. Calls refuse a buffer of another length in
+    /// its place.
+    pub fn num_batches_tracked_buffer_mut(&mut self) -> Option<&mut B::Buffer<i64>> {
+        self.running.as_mut().map(|running| &mut running.num_batches_tracked)
+    }
+
     /// A copy of the parameters and running statistics in host memory.
     ///
     /// # Errors
@@ -223,8 +288,8 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         Ok(state)
     }
 
-    /// Replaces the parameters and running statistics. `num_batches_tracked` may be absent (old
-    /// PyTorch checkpoints lack it) and is then 0.
+    /// Replaces the parameters and running statistics, in new buffers. `num_batches_tracked` may be
+    /// absent (old PyTorch checkpoints lack it) and is then 0.
     ///
     /// # Errors
     /// An entry that this layer has and `state` lacks, or the other way round; a length that is
@@ -261,6 +326,75 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
             mean.zip(var).map(|(mean, var)| RunningBuffers { mean, var, num_batches_tracked });
         (self.weight, self.bias) = (weight, bias);
         Ok(())
+    }
+
+    /// Running mean 0, variance 1 and no batch seen, as PyTorch's method of this name; nothing in
+    /// a layer that tracks none. The buffers are new: a CUDA graph is to be captured again.
+    ///
+    /// # Errors
+    /// The device has no memory left. The layer is then as before.
+    pub fn reset_running_stats(&mut self) -> Result<()> {
+        self.running = self.config.running(&self.backend)?;
+        Ok(())
+    }
+
+    /// As [`reset_running_stats`](Self::reset_running_stats), and weight 1 and bias 0: the layer as
+    /// it was built, but for [`set_momentum`](Self::set_momentum) and its mode.
+    ///
+    /// ```
+    /// use warpnorm::{BatchNorm, Cpu};
+    ///
+    /// let mut bn: BatchNorm = BatchNorm::new(1, Cpu::new())?;
+    /// let built = bn.state()?;
+    /// bn.weight_mut().unwrap()[0] = 3.0;
+    /// bn.forward_train(&ndarray::arr2(&[[1.0f32], [2.0]]))?;
+    ///
+    /// bn.reset_parameters()?;
+    /// assert_eq!(bn.state()?, built);
+    /// # Ok::<(), warpnorm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reset_parameters(&mut self) -> Result<()> {
+        let weight = self.config.parameter(&self.backend, 1.0)?;
+        let bias = self.config.parameter(&self.backend, 0.0)?;
+        self.reset_running_stats()?;
+        (self.weight, self.bias) = (weight, bias);
+        Ok(())
+    }
+
+    /// Changes the weight of the new value in the running statistics; `None` is the cumulative
+    /// average. Calls captured in a CUDA graph keep the momentum that they were captured with.
+    ///
+    /// # Errors
+    /// A momentum outside 0 to 1. The layer is then as before.
+    pub fn set_momentum(&mut self, momentum: Option<f64>) -> Result<()> {
+        check_momentum(momentum)?;
+        self.config.momentum = momentum;
+        Ok(())
+    }
+
+    /// A copy of this layer on another backend: configuration, parameters, running statistics and
+    /// mode.
+    ///
+    /// ```
+    /// use warpnorm::{BatchNorm, Cpu};
+    ///
+    /// let bn: BatchNorm = BatchNorm::new(3, Cpu::new())?;
+    /// let on_one_thread = bn.to_backend(Cpu::with_threads(1)?)?; // or a `Cuda`
+    /// assert_eq!(on_one_thread.state()?, bn.state()?);
+    /// # Ok::<(), warpnorm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`build`](BatchNormConfig::build), [`state`](Self::state) and
+    /// [`load_state`](Self::load_state), e.g. f64 parameters for a GPU.
+    pub fn to_backend<B2: Backend>(&self, backend: B2) -> Result<BatchNorm<B2, P>> {
+        let mut copy: BatchNorm<B2, P> = self.config.build(backend)?;
+        copy.load_state(&self.state()?)?;
+        copy.training = self.training;
+        Ok(copy)
     }
 
     /// eps and momentum.
@@ -312,11 +446,49 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         Ok(())
     }
 
-    pub(crate) fn affine<E: Element<Param = P>>(&self) -> Affine<'_, B, E> {
+    /// Weight and bias to pass to a stateless call.
+    pub fn affine<E: Element<Param = P>>(&self) -> Affine<'_, B, E> {
         Affine {
             weight: self.weight.as_ref().map(B::slice),
             bias: self.bias.as_ref().map(B::slice),
         }
+    }
+
+    /// The running statistics to pass to a stateless call that advances them; absent if not
+    /// tracked. A layer's part in [the split form](Backend#the-split-form):
+    ///
+    /// ```
+    /// use warpnorm::*;
+    ///
+    /// # let gather = |share: &[f64]| share.to_vec();
+    /// let mut bn: BatchNorm = BatchNorm::new(1, Cpu::new())?;
+    /// let problem = bn.problem::<f32>(&[3, 1], Layout::ChannelsLast, false)?;
+    /// let mut saved = Saved::new(bn.backend(), &problem)?;
+    /// let mut workspace = bn.backend().workspace(&problem)?;
+    /// let (x, mut y) = ([1.0f32, 2.0, 6.0], [0.0f32; 3]);
+    ///
+    /// let (cpu, norm) = (bn.backend().clone(), bn.norm());
+    /// let mut share = vec![0.0; MOMENT_ROWS];
+    /// cpu.statistics::<f32>(&problem, x[..].into(), (&mut share).into(), &mut workspace)?;
+    /// let moments = gather(&share); // your all-gather
+    /// let (running, saved_mut) = (bn.running_mut(), saved.as_mut());
+    /// let merge = MergeStatistics { moments: (&moments).into(), running, saved: saved_mut };
+    /// cpu.merge_statistics::<f32>(1, &norm, merge)?;
+    /// let (statistics, mask) = saved.split_mask();
+    /// cpu.apply::<f32>(&problem, Apply {
+    ///     x: x[..].into(),
+    ///     residual: None,
+    ///     affine: bn.affine(),
+    ///     y: (&mut y[..]).into(),
+    ///     saved: statistics,
+    ///     mask,
+    ///     workspace: &mut workspace,
+    /// })?;
+    /// assert_eq!(bn.running_mean().unwrap(), [0.3]); // 0.1 of the mean 3
+    /// # Ok::<(), warpnorm::Error>(())
+    /// ```
+    pub fn running_mut<E: Element<Param = P>>(&mut self) -> Option<RunningMut<'_, B, E>> {
+        self.running.as_mut().map(RunningBuffers::as_mut)
     }
 
     fn running<E: Element<Param = P>>(&self) -> Result<Running<'_, B, E>> {
@@ -324,7 +496,7 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
             Error::argument(
                 "track_running_stats",
                 "a layer with running statistics",
-                "one without: evaluate with the batch's own by forward_train_into",
+                "one without: evaluate with the batch's own by forward_batch_into",
             )
         })?;
         Ok(Running { mean: B::slice(&running.mean), var: B::slice(&running.var) })
@@ -352,11 +524,7 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
                 weight: self.weight.as_ref().map(B::slice),
                 bias: self.bias.as_ref().map(B::slice),
             },
-            running: self.running.as_mut().map(|running| RunningMut {
-                mean: B::slice_mut(&mut running.mean),
-                var: B::slice_mut(&mut running.var),
-                num_batches_tracked: B::slice_mut(&mut running.num_batches_tracked),
-            }),
+            running: self.running.as_mut().map(RunningBuffers::as_mut),
             y,
             saved: saved.as_mut(),
             workspace,
@@ -391,8 +559,9 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         self.backend.forward_train::<E>(problem, &self.norm(), args)
     }
 
-    /// [`Backend::backward_train`] with this layer's parameters. `saved` is what forward wrote
-    /// for the same `x`.
+    /// [`Backend::backward_train`] with this layer's parameters. `saved` is what forward wrote for
+    /// the same `x`, with the same weight and bias; one of another call on the same shape cannot be
+    /// told apart.
     ///
     /// # Errors
     /// See there; a problem of other channels or another activation.

@@ -28,10 +28,20 @@ pub use config::{Activation, BatchNormConfig, DEFAULT_EPS, DEFAULT_MOMENTUM, Epi
 pub use cpu::{Cpu, CpuSlice, CpuSliceMut, CpuWorkspace};
 pub use element::{DType, Element, Param, Scalar};
 pub use error::{Error, Result};
+pub use fold::Folded;
 pub use layer::{BatchNorm, State};
 pub use problem::{Operand, Problem};
 pub use saved::Saved;
 pub use sync::{SyncBatchNorm, SyncSaved};
+
+// Their types are part of the interface: here in the versions that fit.
+#[doc(no_inline)]
+pub use half;
+#[doc(no_inline)]
+pub use ndarray;
+#[cfg(feature = "safetensors")]
+#[doc(no_inline)]
+pub use safetensors;
 
 #[cfg(all(doctest, feature = "cuda"))]
 #[doc = include_str!("../README.md")]

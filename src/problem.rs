@@ -210,7 +210,15 @@ impl Problem {
         }
     }
 
-    /// Bytes of the mask that a training forward with this epilogue writes, 0 if it writes none.
+    /// Bytes of the mask that a training forward with this epilogue writes, 0 if it writes none
+    /// ([`Epilogue::has_mask`]).
+    ///
+    /// The mask is `[N, C, ceil(spatial / 8)]` bytes for channels-first and
+    /// `[N, spatial, ceil(C / 8)]` for channels-last, without gaps, whatever the tensors' batch
+    /// strides. Bit `i % 8` (0 is the least significant) of byte `i / 8` of a row is element `i` of
+    /// it; what the last byte has beyond the row means nothing. A bit is 1 where the derivative is
+    /// 1: for ReLU and leaky ReLU where `z > 0`, for ReLU6 where `0 < z < 6`, and where `z` is NaN.
+    /// It is 0 where the derivative is 0, or leaky ReLU's `negative_slope`.
     pub fn mask_len(&self) -> usize {
         let (rows, bytes) = self.mask_rows();
         if self.epilogue.has_mask() { self.batch * rows * bytes } else { 0 }

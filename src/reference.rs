@@ -1,11 +1,28 @@
 //! The textbook in f64: slow, obvious, the oracle that every backend is checked against.
 //!
 //! Tensors are `[N, C, spatial]` arrays of f64; parameters are `[C]`.
+//!
+//! ```
+//! use ndarray::{arr1, arr3};
+//! use warpnorm::reference::{invstd, moments, normalize};
+//!
+//! let x = arr3(&[[[1.0, 3.0]], [[5.0, 7.0]]]); // N = 2, C = 1
+//! let (mean, var) = moments(x.view());
+//! assert_eq!((mean[0], var[0]), (4.0, 5.0));
+//!
+//! let (invstd, weight, bias) = (invstd(var.view(), 4.0), arr1(&[3.0]), arr1(&[0.5]));
+//! let y = normalize(x.view(), None, mean.view(), invstd.view(), weight.view(), bias.view());
+//! assert_eq!(y[[1, 0, 1]], 3.0 * (7.0 - 4.0) / 3.0 + 0.5);
+//! ```
+//!
+//! # Panics
+//! Unlike the rest of the crate, functions on arrays panic if the shapes do not fit.
 
 use crate::config::Activation;
 use ndarray::{Array1, Array3, ArrayView1, ArrayView3, Axis};
 
-/// Mean and biased variance of each channel, by two passes.
+/// Mean and biased variance of each channel, `[C]` each, by two passes. NaN for a channel without
+/// values.
 pub fn moments(x: ArrayView3<f64>) -> (Array1<f64>, Array1<f64>) {
     let count = (x.len_of(Axis(0)) * x.len_of(Axis(2))) as f64;
     let per_channel = |f: &dyn Fn(usize, f64) -> f64| -> Array1<f64> {
@@ -25,7 +42,10 @@ pub fn invstd(var: ArrayView1<f64>, eps: f64) -> Array1<f64> {
     var.mapv(|var| if var + eps == 0.0 { 0.0 } else { 1.0 / (var + eps).sqrt() })
 }
 
-/// `weight * (x - mean) * invstd + bias`, plus the residual.
+/// `weight * (x - mean) * invstd + bias`, plus the residual: `[N, C, spatial]`.
+///
+/// # Panics
+/// A parameter with fewer than C values, a residual smaller than `x`.
 pub fn normalize(
     x: ArrayView3<f64>,
     residual: Option<ArrayView3<f64>>,
@@ -123,6 +143,9 @@ pub struct Gradients {
 
 /// The gradients of `activation(normalize(...))`. With `batch_statistics` the mean and invstd are
 /// functions of `x` (Ioffe & Szegedy 2015, section 3), else constants.
+///
+/// # Panics
+/// As [`normalize`]; a `dy` of another shape than `x`.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     x: ArrayView3<f64>,

@@ -4,6 +4,7 @@ use crate::backend::{Backend, SavedMut, SavedRef};
 use crate::element::{Element, Param};
 use crate::error::Result;
 use crate::problem::Problem;
+use std::fmt;
 
 /// What a training forward keeps for backward: `[C]` mean (as a rounded value and the rest) and
 /// invstd, and a mask of one bit per element where the epilogue asks for one
@@ -13,6 +14,15 @@ pub struct Saved<B: Backend, P: Param> {
     pub(crate) mean_lo: B::Buffer<P>,
     pub(crate) invstd: B::Buffer<P>,
     pub(crate) mask: Option<B::Buffer<u8>>,
+}
+
+impl<B: Backend, P: Param> fmt::Debug for Saved<B, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Saved")
+            .field("channels", &B::len(&self.invstd))
+            .field("mask_bytes", &self.mask.as_ref().map(B::len))
+            .finish_non_exhaustive()
+    }
 }
 
 impl<B: Backend, P: Param> Saved<B, P> {
@@ -48,8 +58,7 @@ impl<B: Backend, P: Param> Saved<B, P> {
         &self.invstd
     }
 
-    /// A bit per element, set where the activation's derivative is 1; see
-    /// [`Epilogue::has_mask`](crate::Epilogue::has_mask).
+    /// A bit per element, where the epilogue has a mask; the format is at [`Problem::mask_len`].
     pub fn mask(&self) -> Option<&B::Buffer<u8>> {
         self.mask.as_ref()
     }

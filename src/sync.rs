@@ -1,17 +1,15 @@
 //! [`SyncBatchNorm`]: one batch in several parts, normalized with the statistics of all of it.
 
-use crate::array::{Gradients, view, view_mut, zeros};
+use crate::array::{Call, Gradients, inputs, view, view_mut, zeros};
 use crate::backend::{
-    Apply, Backend, BackwardApply, BackwardReduce, MOMENT_ROWS, MergeStatistics, Norm, RunningMut,
-    SUM_ROWS,
+    Apply, Backend, BackwardApply, BackwardReduce, MOMENT_ROWS, MergeStatistics, Norm, SUM_ROWS,
 };
-use crate::config::Layout;
 use crate::cpu::{Cpu, CpuWorkspace};
 use crate::element::{Element, Param};
 use crate::error::{Error, Result};
 use crate::layer::BatchNorm;
 use crate::memory::filled;
-use crate::problem::{Operand, Problem};
+use crate::problem::Operand;
 use crate::saved::Saved;
 use ndarray::{Array, ArrayRef, Dimension};
 
@@ -30,8 +28,15 @@ use ndarray::{Array, ArrayRef, Dimension};
 /// let mut bn: BatchNorm = BatchNorm::new(1, Cpu::new())?;
 /// let mut sync = SyncBatchNorm::new(BatchNorm::new(1, Cpu::new())?);
 /// let (y, _) = bn.forward_train(&whole)?;
-/// let (y_parts, _) = sync.forward_train(&[&*parts[0], &*parts[1]])?;
+/// let x = [&*parts[0], &*parts[1]];
+/// let (y_parts, saved) = sync.forward_train(&x)?;
 /// assert_eq!(y[[2, 0]], y_parts[1][[1, 0]]);
+///
+/// // `dx` comes per part; the weight's and the bias's gradient is the sum over the parts.
+/// let dy = [&*array![[1.0f32]], &*array![[0.0], [2.0]]];
+/// let gradients = sync.backward(&x, &dy, &saved)?;
+/// let dbias: f32 = gradients.iter().map(|part| part.dbias.as_ref().unwrap()[0]).sum();
+/// assert_eq!(dbias, 3.0);
 /// # Ok::<(), warpnorm::Error>(())
 /// ```
 #[derive(Debug)]
@@ -41,6 +46,7 @@ pub struct SyncBatchNorm<P: Param = f32> {
 
 /// What a synchronized forward keeps for backward: the same statistics for every part, and each
 /// part's own mask.
+#[derive(Debug)]
 pub struct SyncSaved<P: Param> {
     parts: Vec<Saved<Cpu, P>>,
 }
@@ -54,8 +60,7 @@ impl<P: Param> SyncSaved<P> {
 
 /// A part's tensors: x, residual, dy.
 struct Part<'a, E, D: Dimension> {
-    problem: Problem,
-    layout: Layout,
+    call: Call,
     x: &'a ArrayRef<E, D>,
     residual: Option<&'a ArrayRef<E, D>>,
     dy: Option<&'a ArrayRef<E, D>>,
@@ -92,7 +97,7 @@ impl<P: Param> SyncBatchNorm<P> {
         &mut self,
         x: &[&ArrayRef<E, D>],
     ) -> Result<(Vec<Array<E, D>>, SyncSaved<P>)> {
-        let parts = self.parts(x, None, None)?;
+        let parts = self.parts(x, None, None, false)?;
         self.forward_parts(&parts)
     }
 
@@ -107,7 +112,7 @@ impl<P: Param> SyncBatchNorm<P> {
         x: &[&ArrayRef<E, D>],
         residual: &[&ArrayRef<E, D>],
     ) -> Result<(Vec<Array<E, D>>, SyncSaved<P>)> {
-        let parts = self.parts(x, Some(residual), None)?;
+        let parts = self.parts(x, Some(residual), None, true)?;
         self.forward_parts(&parts)
     }
 
@@ -123,11 +128,13 @@ impl<P: Param> SyncBatchNorm<P> {
         // What an all-gather would do between devices, the buffer does here.
         let tasks = parts.iter().zip(moments.chunks_mut(len)).zip(&mut workspaces);
         backend.for_each(tasks, |((part, moments), workspace)| {
-            backend.statistics(&part.problem, view(part.x)?, moments.into(), workspace)
+            backend.statistics(&part.call.problem, view(part.x)?, moments.into(), workspace)
         })?;
         let mut outputs = parts
             .iter()
-            .map(|part| Ok((zeros(part.x, part.layout), Saved::new(&backend, &part.problem)?)))
+            .map(|Part { call, x, .. }| {
+                Ok((zeros(x, call.layout), Saved::new(&backend, &call.problem)?))
+            })
             .collect::<Result<Vec<_>>>()?;
         self.merge::<E>(&moments, outputs.iter_mut().map(|(_, saved)| saved))?;
 
@@ -144,7 +151,7 @@ impl<P: Param> SyncBatchNorm<P> {
                 mask,
                 workspace,
             };
-            backend.apply(&part.problem, apply)
+            backend.apply(&part.call.problem, apply)
         })?;
         let (y, parts) = outputs.into_iter().unzip();
         Ok((y, SyncSaved { parts }))
@@ -159,16 +166,11 @@ impl<P: Param> SyncBatchNorm<P> {
     ) -> Result<()> {
         let norm: Norm = self.layer.norm();
         let (backend, channels) = (self.layer.backend.clone(), self.layer.channels());
-        let mut running = self.layer.running.as_mut();
+        let mut running = self.layer.running_mut::<E>();
         for saved in saved {
-            let running = running.take().map(|running| RunningMut {
-                mean: (&mut running.mean).into(),
-                var: (&mut running.var).into(),
-                num_batches_tracked: (&mut running.num_batches_tracked).into(),
-            });
-            let merge = MergeStatistics::<'_, _, E> {
+            let merge = MergeStatistics {
                 moments: moments.into(),
-                running,
+                running: running.take(),
                 saved: saved.as_mut(),
             };
             backend.merge_statistics(channels, &norm, merge)?;
@@ -176,8 +178,9 @@ impl<P: Param> SyncBatchNorm<P> {
         Ok(())
     }
 
-    /// The gradients of [`forward_train`](Self::forward_train), per part. `dweight` and `dbias`
-    /// are each part's own; their sum over the parts is the gradient.
+    /// The gradients of [`forward_train`](Self::forward_train), per part. `dx` takes account of all
+    /// parts. `dweight` and `dbias` are each part's own: sum them over the parts, as data-parallel
+    /// training sums them over ranks.
     ///
     /// # Errors
     /// As [`BatchNorm::backward`]; another number of parts than forward had.
@@ -187,22 +190,23 @@ impl<P: Param> SyncBatchNorm<P> {
         dy: &[&ArrayRef<E, D>],
         saved: &SyncSaved<P>,
     ) -> Result<Vec<Gradients<E, D>>> {
-        let parts = self.parts(x, None, Some(dy))?;
+        let parts = self.parts(x, None, Some(dy), false)?;
         self.backward_parts(&parts, saved)
     }
 
-    /// The gradients of [`forward_train_add`](Self::forward_train_add), per part.
+    /// The gradients of [`forward_train_add`](Self::forward_train_add), per part. As in
+    /// [`BatchNorm::backward_add`], only a smooth activation needs the residuals again.
     ///
     /// # Errors
-    /// As [`backward`](Self::backward).
+    /// As [`backward`](Self::backward); no residuals where the activation is smooth.
     pub fn backward_add<E: Element<Param = P>, D: Dimension>(
         &self,
         x: &[&ArrayRef<E, D>],
-        residual: &[&ArrayRef<E, D>],
+        residual: Option<&[&ArrayRef<E, D>]>,
         dy: &[&ArrayRef<E, D>],
         saved: &SyncSaved<P>,
     ) -> Result<Vec<Gradients<E, D>>> {
-        let parts = self.parts(x, Some(residual), Some(dy))?;
+        let parts = self.parts(x, residual, Some(dy), true)?;
         self.backward_parts(&parts, saved)
     }
 
@@ -215,11 +219,8 @@ impl<P: Param> SyncBatchNorm<P> {
         let (layer, backend) = (&self.layer, &self.layer.backend);
         let len = SUM_ROWS * layer.channels();
         let mut gathered = filled(len * parts.len(), 0.0)?;
-        let affine = layer.config().affine;
-        let mut gradients: Vec<_> = parts
-            .iter()
-            .map(|part| Gradients::zeros(part.x, part.residual.is_some(), affine, part.layout))
-            .collect();
+        let mut gradients: Vec<_> =
+            parts.iter().map(|part| layer.gradients(&part.call, part.x)).collect();
         let mut workspaces = workspaces(backend, parts)?;
         let shares = gathered.chunks_mut(len).zip(&mut gradients);
         let tasks = parts.iter().zip(&saved.parts).zip(shares).zip(&mut workspaces);
@@ -236,7 +237,7 @@ impl<P: Param> SyncBatchNorm<P> {
                 dbias: gradients.dbias,
                 workspace,
             };
-            backend.backward_reduce(&part.problem, reduce)
+            backend.backward_reduce(&part.call.problem, reduce)
         })?;
         let mut sums = filled(len, 0.0)?;
         backend.merge_sums(layer.channels(), (&gathered).into(), (&mut sums).into())?;
@@ -254,7 +255,7 @@ impl<P: Param> SyncBatchNorm<P> {
                 dresidual: gradients.dresidual,
                 workspace,
             };
-            backend.backward_apply(&part.problem, apply)
+            backend.backward_apply(&part.call.problem, apply)
         })?;
         Ok(gradients)
     }
@@ -265,6 +266,7 @@ impl<P: Param> SyncBatchNorm<P> {
         x: &[&'a ArrayRef<E, D>],
         residual: Option<&[&'a ArrayRef<E, D>]>,
         dy: Option<&[&'a ArrayRef<E, D>]>,
+        adds_residual: bool,
     ) -> Result<Vec<Part<'a, E, D>>> {
         for (operand, tensors) in [(Operand::Residual, residual), (Operand::Dy, dy)] {
             if let Some(tensors) = tensors {
@@ -276,15 +278,15 @@ impl<P: Param> SyncBatchNorm<P> {
                 let x = x[index];
                 let residual = residual.map(|residual| residual[index]);
                 let dy = dy.map(|dy| dy[index]);
-                let call = self.layer.call(&crate::array::inputs(x, residual, dy));
+                let call = self.layer.call(&inputs(x, residual, dy), adds_residual);
                 let call = call.map_err(|error| of_part(index, error))?;
-                Ok(Part { problem: call.problem, layout: call.layout, x, residual, dy })
+                Ok(Part { call, x, residual, dy })
             })
             .collect::<Result<Vec<_>>>()?;
         if parts.is_empty() {
             return Err(Error::argument("x", "at least one part", 0));
         }
-        let values: usize = parts.iter().map(|part| part.problem.values_per_channel()).sum();
+        let values: usize = parts.iter().map(|part| part.call.problem.values_per_channel()).sum();
         if values <= 1 {
             return Err(Error::argument(
                 "x",
@@ -308,7 +310,7 @@ fn workspaces<E, D: Dimension>(
     backend: &Cpu,
     parts: &[Part<'_, E, D>],
 ) -> Result<Vec<CpuWorkspace>> {
-    parts.iter().map(|part| backend.workspace(&part.problem)).collect()
+    parts.iter().map(|part| backend.workspace(&part.call.problem)).collect()
 }
 
 /// The same, with the part that it is about.

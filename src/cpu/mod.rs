@@ -1,8 +1,5 @@
 //! The CPU backend: every call of [`Backend`] on host memory, vectorised and split over threads.
-//!
-//! A tensor is cut by its shape alone, never by the number of threads, so that results are the
-//! same bits on any number of them. Arithmetic is f64, rounded once on the way out; identity and
-//! ReLU of 16-bit tensors go in f32 where its range is enough.
+//! What holds of its results is said at [`Cpu`].
 
 mod bind;
 mod block;
@@ -46,7 +43,14 @@ use moments::Moments;
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// The CPU.
+/// The CPU: any target of Rust's, with AVX-512 or AVX2 where the processor has it.
+///
+/// - **Arithmetic** is f64, rounded once on the way out; identity and ReLU of 16-bit tensors are
+///   computed in f32 where its range suffices.
+/// - **Deterministic**: a tensor is cut by its shape alone, never by the number of threads, so that
+///   results are the same bits on any number of them. Layouts and instruction sets agree within the
+///   error bounds, not bit for bit.
+/// - **Threads**: tensors of fewer than 65,536 elements are worked on by the calling thread alone.
 ///
 /// ```
 /// use warpnorm::{Cpu, BatchNorm, BatchNormConfig};
@@ -72,7 +76,8 @@ enum Threads {
 
 impl Cpu {
     /// Works on the threads of the rayon pool that a call is made in: by default the global one,
-    /// with a thread per core. Small tensors are worked on by the calling thread alone.
+    /// with a thread per core. Tensors of fewer than 65,536 elements are worked on by the calling
+    /// thread alone.
     pub fn new() -> Self {
         Self::default()
     }

@@ -317,9 +317,13 @@ fn check_span<H>(problem: &Problem, operand: Operand, memory: &MemoryRef<H>) -> 
 /// The element type of a call: not f64, and the problem's.
 pub(super) fn check_element<E: Element>(problem: &Problem) -> Result<()> {
     problem.check_dtype(E::DTYPE)?;
-    match E::DTYPE {
-        DType::F64 => Err(Error::argument("x", "f32, f16 or bf16 on a GPU", DType::F64)),
-        _ => Ok(()),
+    check_dtype("x", E::DTYPE)
+}
+
+pub(super) fn check_dtype(argument: &str, dtype: DType) -> Result<()> {
+    match dtype {
+        DType::F64 => Err(Error::argument(argument, "f32, f16 or bf16 on a GPU", dtype)),
+        DType::F32 | DType::F16 | DType::Bf16 => Ok(()),
     }
 }
 
@@ -352,6 +356,15 @@ fn missing_mask(len: usize) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn f64_is_refused_by_name() {
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            assert_eq!(check_dtype("x", dtype), Ok(()));
+        }
+        let error = check_dtype("P", DType::F64).unwrap_err().to_string();
+        assert_eq!(error, "`P`: expected f32, f16 or bf16 on a GPU, found f64");
+    }
 
     #[test]
     fn addresses_that_cannot_be_are_refused_by_name() {

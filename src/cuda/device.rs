@@ -1,6 +1,6 @@
 //! [`Device`]: every call of [`Backend`] on a GPU, or whatever else launches the kernels.
 
-use super::bind::{Bound, check_element, check_residual, norm_values};
+use super::bind::{Bound, check_dtype, check_element, check_residual, norm_values};
 use super::choice::Choice;
 use super::launcher::{Launch, Launched, Launcher};
 use super::params::Params;
@@ -225,6 +225,10 @@ impl<L: Launcher> Backend for Device<L> {
 
     fn workspace(&self, problem: &Problem) -> Result<Workspace<L>> {
         Workspace::new(&self.launcher, problem, self.choice)
+    }
+
+    fn check_dtype(&self, dtype: DType) -> Result<()> {
+        check_dtype("dtype", dtype)
     }
 
     fn forward_train<E: Element>(

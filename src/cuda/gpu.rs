@@ -2,6 +2,7 @@
 
 use super::device::Device;
 use super::launch::CudaLauncher;
+use super::workspace::Workspace;
 use crate::error::Result;
 use cudarc::driver::CudaStream;
 use std::sync::Arc;
@@ -18,6 +19,9 @@ use std::sync::Arc;
 /// # Ok::<(), warpnorm::Error>(())
 /// ```
 pub type Cuda = Device<CudaLauncher>;
+
+/// Scratch of [`Cuda`]'s calls, to be kept beside its layers.
+pub type CudaWorkspace = Workspace<CudaLauncher>;
 
 /// [`Cuda`]: a GPU by way of cudarc.
 impl Cuda {

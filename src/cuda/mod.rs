@@ -44,7 +44,7 @@ pub use choice::{Choice, predicted_seconds, training_plans};
 pub use cudarc;
 pub use device::Device;
 #[cfg(feature = "cuda")]
-pub use gpu::Cuda;
+pub use gpu::{Cuda, CudaWorkspace};
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
 pub use launch::GpuHold;

@@ -366,17 +366,18 @@ fn refuse_x<D: ndarray::Dimension>(x: &mut ArrayRef<f32, D>, expected: &str, fou
     let mut layer = layer(3);
     let (_, saved) = layer.forward_train(&Array2::<f32>::ones((2, 3))).unwrap();
     let before = layer.state().unwrap();
-    let values: Vec<f32> = x.iter().copied().collect();
+    let (dense, values) = (x.to_owned(), x.iter().copied().collect::<Vec<f32>>());
     for error in [
         layer.forward_train(x).err(),
         layer.forward_train_add(x, x).err(),
         layer.forward_eval(x).err(),
         layer.forward_eval_add(x, x).err(),
         layer.backward(x, x, &saved).err(),
-        layer.backward_add(x, x, x, &saved).err(),
+        layer.backward_add(x, Some(x), x, &saved).err(),
         layer.backward_eval(x, x).err(),
         layer.backward_eval_add(x, x, x).err(),
         layer.forward_eval_inplace(x).err(),
+        layer.forward_eval_inplace_add(x, &dense).err(),
     ] {
         assert_names(error.unwrap(), "x", expected, found);
     }
@@ -443,7 +444,7 @@ fn tensors_of_one_call_share_shape_and_layout() {
         ("residual", layer.forward_eval_add(&first, &last).unwrap_err()),
         ("dy", layer.backward(&first, &last, &saved).unwrap_err()),
         ("dy", layer.backward_eval(&first, &last).unwrap_err()),
-        ("residual", layer.backward_add(&first, &last, &first, &saved).unwrap_err()),
+        ("residual", layer.backward_add(&first, Some(&last), &first, &saved).unwrap_err()),
         ("dy", layer.backward_eval_add(&first, &first, &last).unwrap_err()),
     ] {
         assert!(error.to_string().contains(copies), "{error}");
@@ -458,7 +459,7 @@ fn tensors_of_one_call_share_shape_and_layout() {
         ("residual", layer.forward_train_add(&first, &other).err().unwrap()),
         ("dy", layer.backward(&first, &other, &saved).unwrap_err()),
         ("dy", layer.backward_eval(&first, &other).unwrap_err()),
-        ("residual", layer.backward_add(&first, &other, &first, &saved).unwrap_err()),
+        ("residual", layer.backward_add(&first, Some(&other), &first, &saved).unwrap_err()),
     ] {
         assert_names(error, argument, expected, "[4, 3, 6]");
     }
@@ -476,11 +477,11 @@ fn saved_statistics_of_another_call() {
     let config = BatchNormConfig::new(3).activation(RELU);
     let mut relu: BatchNorm = config.build(Cpu::new()).unwrap();
     let (_, maskless) = relu.forward_train(&x).unwrap();
-    let error = relu.backward_add(&x, &x, &x, &maskless).unwrap_err();
+    let error = relu.backward_add(&x, Some(&x), &x, &maskless).unwrap_err();
     assert_names(error, "saved.mask", "12 bytes", "none");
     let short = Array3::<f32>::ones((2, 3, 5));
     let (_, of_two) = relu.forward_train_add(&short, &short).unwrap();
-    let error = relu.backward_add(&x, &x, &x, &of_two).unwrap_err();
+    let error = relu.backward_add(&x, None, &x, &of_two).unwrap_err();
     assert_names(error, "saved.mask", "12", "6");
 
     let mut buffers = [Array3::<f32>::zeros((4, 3, 5)), x.clone()];
@@ -712,7 +713,7 @@ fn call_all(x: &ArrayRef<f32, IxDyn>, dy: &ArrayRef<f32, IxDyn>) {
     }
     if let Ok((y, saved)) = first.forward_train_add(x, dy) {
         close(&y, &layer().forward_train_add(&dense(x), &dense(dy)).unwrap().0);
-        first.backward_add(x, dy, dy, &saved).unwrap();
+        first.backward_add(x, Some(dy), dy, &saved).unwrap();
     }
     if let Ok(gradients) = layer().backward_eval(x, dy) {
         close(&gradients.dx, &layer().backward_eval(&dense(x), &dense(dy)).unwrap().dx);

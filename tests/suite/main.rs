@@ -3,6 +3,7 @@
 mod common;
 mod faults;
 mod gradients;
+mod layer;
 mod oracle;
 mod plans;
 mod properties;

@@ -248,12 +248,19 @@ fn in_place<E: Element>(case: Case) {
     buffers.inference(&Cpu::new()).unwrap();
     buffers.inference_inplace(&Cpu::new()).unwrap();
     assert_eq!(value_bits(&buffers.x), value_bits(&buffers.y), "{case:?}");
-    if !case.epilogue.residual {
-        let layer = data.layer(Cpu::new());
-        let mut x = data.x.clone();
-        layer.forward_eval_inplace(&mut x).unwrap();
-        assert_eq!(bits(&x), bits(&layer.forward_eval(&data.x).unwrap()), "{case:?}");
-    }
+    let layer = data.layer(Cpu::new());
+    let mut x = data.x.clone();
+    let y = match data.residual() {
+        None => {
+            layer.forward_eval_inplace(&mut x).unwrap();
+            layer.forward_eval(&data.x).unwrap()
+        }
+        Some(residual) => {
+            layer.forward_eval_inplace_add(&mut x, residual).unwrap();
+            layer.forward_eval_add(&data.x, residual).unwrap()
+        }
+    };
+    assert_eq!(bits(&x), bits(&y), "{case:?}");
 }
 
 fn flat_calls<E: Element>(mut case: Case) {
@@ -372,7 +379,8 @@ fn synchronized_parts_are_the_split_form() {
             let residual: Vec<_> = parts.iter().map(|part| &*part.residual).collect();
             let (y, gradients) = if epilogue.residual {
                 let (y, saved) = sync.forward_train_add(&x, &residual).unwrap();
-                (y, sync.backward_add(&x, &residual, &dy, &saved).unwrap())
+                let kept = is_smooth(epilogue.activation).then_some(&residual[..]);
+                (y, sync.backward_add(&x, kept, &dy, &saved).unwrap())
             } else {
                 let (y, saved) = sync.forward_train(&x).unwrap();
                 (y, sync.backward(&x, &dy, &saved).unwrap())

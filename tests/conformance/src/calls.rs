@@ -201,6 +201,8 @@ pub(crate) fn what_a_gpu_does_not_do<S: Subject>(subject: &S) {
     let wide = Problem::new(&[4, 3], LAYOUTS[0], DType::F64, Epilogue::NONE).unwrap();
     let error = device.workspace(&wide).err().unwrap();
     assert!(error.to_string().contains("f32, f16 or bf16"), "{error}");
+    let error = BatchNorm::<_, f64>::new(3, device).unwrap_err();
+    assert!(error.to_string().starts_with("`P`: expected f32, f16 or bf16"), "{error}");
 }
 
 /// Calls made one after another in one workspace, whose counters every call leaves at zero.

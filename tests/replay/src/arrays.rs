@@ -49,7 +49,7 @@ impl Subject for Arrays {
         saved: &Saved<Cpu, E::Param>,
     ) -> Result<Gradients<E, IxDyn>> {
         match residual {
-            Some(residual) => bn.backward_add(x, residual, dy, saved),
+            Some(residual) => bn.backward_add(x, Some(residual), dy, saved),
             None => bn.backward(x, dy, saved),
         }
     }
@@ -106,7 +106,7 @@ fn synchronized<E: Element>(
         None => bn.forward_train(&x)?,
     };
     let gradients = dy.map(|dy| match &residual {
-        Some(residual) => bn.backward_add(&x, residual, dy, &saved),
+        Some(residual) => bn.backward_add(&x, Some(residual), dy, &saved),
         None => bn.backward(&x, dy, &saved),
     });
     // There is a first one: forward refuses to run without parts.

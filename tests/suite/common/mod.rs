@@ -517,7 +517,9 @@ pub fn train<E: Element>(
         }
         Some(residual) => {
             let (y, saved) = layer.forward_train_add(x, residual).unwrap();
-            let gradients = layer.backward_add(x, residual, dy, &saved).unwrap();
+            let kept = layer.config().activation;
+            let kept = is_smooth(kept).then_some(residual);
+            let gradients = layer.backward_add(x, kept, dy, &saved).unwrap();
             (y, saved, gradients)
         }
     }
