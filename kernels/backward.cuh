@@ -24,16 +24,17 @@ struct WideSums {
         gd += other.gd;
     }
 
+    // As moments are added up.
+    __device__ double pivot() const { return 0.0; }
     struct Total;
 };
 
 struct WideSums::Total {
     WideSums sums;
 
-    __device__ static Total around(const WideSums &) { return {empty()}; }
-    __device__ void add(const WideSums &part) { sums.merge(part); }
+    __device__ void add(const WideSums &part, double) { sums.merge(part); }
     __device__ void add(const Total &other) { sums.merge(other.sums); }
-    __device__ WideSums result() const { return sums; }
+    __device__ WideSums result(double) const { return sums; }
 };
 
 // ---- dx

@@ -62,7 +62,8 @@ __device__ inline void finish_statistics(const Params &params, Extent channel,
     set_channel_value(params.mean_hi, channel, saved.mean_hi);
     set_channel_value(params.mean_lo, channel, saved.mean_lo);
     set_channel_value(params.invstd, channel, saved.invstd);
-    if (!params.running_mean) return;
+    // One value has no unbiased variance. Where ranks are merged, nobody has refused it.
+    if (!params.running_mean || moments.count <= 1.0) return;
     const double factor = running_factor(params);
     advance(params.running_mean, channel, factor, moments.mean);
     advance(params.running_var, channel, factor, moments.m2 / (moments.count - 1.0));

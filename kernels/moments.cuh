@@ -245,14 +245,14 @@ struct WideMoments {
         return {narrow.count, (double)moments.mean_hi + moments.mean_lo, moments.m2 * unit * unit};
     }
 
-    // Moments of several sets, added up without a division for each: around the mean of one of them,
-    // from which that of all is not far in units of their spread.
+    // Around which the moments of several sets are added up, without a division for each: the mean of
+    // one of them, from which that of all is not far in units of their spread.
+    __device__ double pivot() const { return mean; }
+
     struct Total {
-        double pivot, count, sum, squares;
+        double count, sum, squares;
 
-        __device__ static Total around(const WideMoments &one) { return {one.mean, 0.0, 0.0, 0.0}; }
-
-        __device__ void add(const WideMoments &set) {
+        __device__ void add(const WideMoments &set, double pivot) {
             const double delta = set.mean - pivot, weighted = set.count * delta;
             count += set.count;
             sum += weighted;
@@ -265,7 +265,7 @@ struct WideMoments {
             squares += other.squares;
         }
 
-        __device__ WideMoments result() const {
+        __device__ WideMoments result(double pivot) const {
             if (count == 0.0) return empty();
             const double shift = sum / count, m2 = squares - sum * shift;
             return {count, pivot + shift, m2 < 0.0 ? 0.0 : m2};

@@ -21,10 +21,11 @@ __device__ inline WideMoments moments_of_ranks(const Params &params, Extent chan
     // An empty rank has no mean.
     Extent first = 0;
     while (first + 1 < params.ranks && of(first).count == 0.0) ++first;
-    auto total = WideMoments::Total::around(of(first));
+    const double pivot = of(first).pivot();
+    WideMoments::Total total = {};
 #pragma unroll 4
-    for (Extent rank = first; rank < params.ranks; ++rank) total.add(of(rank));
-    return total.result();
+    for (Extent rank = first; rank < params.ranks; ++rank) total.add(of(rank), pivot);
+    return total.result(pivot);
 }
 
 // One block, so that the batch is counted when every channel has read the count.

@@ -162,29 +162,30 @@ __device__ inline unsigned lanes_for(unsigned parts) {
 }
 
 // The total of one channel's partial results in each of the lanes that share it; of none where it is not
-// `there`. `partial(part)` points at one, of which a few are on their way at a time.
+// `there`. `partial(part)` points at one, of which a few are on their way to each lane at a time.
 template <class Item, class Partial>
 __device__ inline Item total_of(unsigned parts, unsigned lanes, bool there, const Partial &partial) {
-    constexpr unsigned AT_ONCE = 4;
+    constexpr int AT_ONCE = 4;
     if (parts == 1) return there ? load_item(partial(0)) : Item::empty();
-    typename Item::Total total;
+    typename Item::Total total = {};
+    double pivot = 0.0;
 #pragma unroll 1
     for (unsigned begin = 0; begin < parts; begin += AT_ONCE * lanes) {
         Item items[AT_ONCE];
 #pragma unroll
-        for (unsigned u = 0; u < AT_ONCE; ++u) {
+        for (int u = 0; u < AT_ONCE; ++u) {
             const unsigned part = begin + u * lanes + threadIdx.x % lanes;
             items[u] = there && part < parts ? load_item(partial(part)) : Item::empty();
         }
-        if (begin == 0) total = Item::Total::around(from_first_lane(items[0], lanes));
+        if (begin == 0) pivot = from_first_lane(items[0].pivot(), lanes);
 #pragma unroll
-        for (const Item &item : items) total.add(item);
+        for (const Item &item : items) total.add(item, pivot);
     }
 #pragma unroll 1
     for (unsigned across = lanes / 2; across > 0; across /= 2) {
         total.add(from_lane_across(total, across));
     }
-    return total.result();
+    return total.result(pivot);
 }
 
 // Which of a block's channels are meant: from the first on, every `step`-th.
@@ -207,9 +208,8 @@ __device__ inline void merge_parts(unsigned channels, unsigned parts, const Part
 #pragma unroll 1
         for (unsigned turn = 0; turn < lanes && first + turn * step < channels; ++turn) {
             const unsigned channel = begin + turn * step;
-            const Item total = total_of<Item>(parts, lanes, channel < channels, [&](unsigned part) {
-                return partial(channel, part);
-            });
+            const auto part_of = [&](unsigned part) { return partial(channel, part); };
+            const Item total = total_of<Item>(parts, lanes, channel < channels, part_of);
             if (lane == turn) mine = total;
         }
         const unsigned channel = begin + lane * step;

@@ -465,7 +465,9 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// the running statistics.
     ///
     /// # Errors
-    /// An argument that does not fit; one value per channel over all ranks, or none.
+    /// An argument that does not fit; on the CPU, one value per channel over all ranks, or none. (A
+    /// GPU's calls cannot see the counts: there the running statistics of such channels stay as they
+    /// are. [`Problem::check_trainable`] is the check to make before.)
     fn merge_statistics<E: Element>(
         &self,
         channels: usize,

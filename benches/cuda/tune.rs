@@ -176,7 +176,7 @@ fn table(gpu: &Gpu, id: &Id, measured: &[Measured]) -> Table {
         "tier",
         "kernel",
         "blocks",
-        "a team",
+        "blocks per group",
         "on chip",
         "predicted",
         "measured",

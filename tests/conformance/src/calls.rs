@@ -42,7 +42,7 @@ fn check_ranks<S: Subject, E: Element<Param = f32>>(subject: &S, case: Case) {
     let data = Data::<E>::new(case).without_gradients_at_kinks(Mode::Train);
     let expected = data.expected(Mode::Train);
     let (n, c, _) = case.dim;
-    let cuts = [0, 1, 1, n];
+    let cuts = [0, 0, 1, 1, n];
     let mut ranks: Vec<Buffers<E>> =
         cuts.windows(2).map(|cut| Buffers::dense(&rank_of(&data, cut[0], cut[1]))).collect();
     let mut spaces: Vec<_> =
@@ -96,6 +96,21 @@ pub(crate) fn ranks<S: Subject, E: Element<Param = f32>>(subject: &S) {
             check_ranks::<S, E>(subject, plain);
         }
     }
+}
+
+/// Nobody can refuse it before it is too late: the count is in the device's memory.
+pub(crate) fn one_value_over_all_ranks<S: Subject>(subject: &S) {
+    let case = Case::new((1, 3, 1), LAYOUTS[0], Epilogue::NONE);
+    let mut rank = Buffers::<f32>::dense(&Data::new(case));
+    let before = (rank.running_mean.clone(), rank.running_var.clone());
+    call(&mut rank, &subject.device(2), |on| {
+        let mut moments = vec![f64::NAN; MOMENT_ROWS * 3];
+        on.statistics(&mut moments)?;
+        on.merge_statistics(&moments)
+    })
+    .unwrap();
+    assert_eq!((rank.running_mean, rank.running_var), before);
+    assert!(rank.mean_hi.iter().all(|mean| mean.is_finite()));
 }
 
 /// In the input's place inference gives the bits that it gives elsewhere.

@@ -68,7 +68,7 @@ type Run<S> = fn(&S);
 
 /// Every check; those that take longest come first.
 pub fn checks<S: Subject>() -> Vec<Check<S>> {
-    let checks: [(&str, Run<S>); 31] = [
+    let checks: [(&str, Run<S>); 32] = [
         ("long_shares::lose_no_digits::f32", long_shares::in_f32),
         ("long_shares::lose_no_digits::bf16", long_shares::in_bf16),
         ("long_shares::lose_no_digits::f16", long_shares::in_f16),
@@ -95,6 +95,7 @@ pub fn checks<S: Subject>() -> Vec<Check<S>> {
         ("calls::inference_in_place::f16", calls::inference_in_place::<S, f16>),
         ("calls::inference_in_place::bf16", calls::inference_in_place::<S, bf16>),
         ("calls::a_batch_of_nothing", calls::a_batch_of_nothing),
+        ("calls::one_value_over_all_ranks", calls::one_value_over_all_ranks),
         ("calls::refused_calls_change_nothing", calls::refused_calls_change_nothing),
         ("calls::a_workspace_of_a_smaller_problem", calls::a_workspace_of_a_smaller_problem),
         ("calls::what_a_gpu_does_not_do", calls::what_a_gpu_does_not_do),
