@@ -745,6 +745,30 @@ fn any_number_of_threads_gives_the_same_bits() {
     }
 }
 
+/// Few channels and many, few samples and many: cut along either, or not, in tasks of one channel or
+/// several.
+#[test]
+fn shapes_that_nobody_chose_give_the_same_bits_on_any_number_of_threads() {
+    let mut random = Random::new(17);
+    for round in 0..16 {
+        let mut below = |end: f64| random.uniform(1.0, end) as usize;
+        let (n, c, threads) = (below(9.0), below(40.0), 1 + below(8.0));
+        let dim = (n, c, (70_000 + below(1e6)) / (n * c));
+        let backends = [Cpu::with_threads(threads).unwrap()];
+        let activation = [Activation::Identity, RELU, Activation::Relu6][round % 3];
+        let epilogue = Epilogue { activation, residual: round % 2 == 0 };
+        for layout in LAYOUTS {
+            let case = Case::new(dim, layout, epilogue);
+            match round % 4 {
+                0 => same_bits(&Data::<f32>::new(case), &backends),
+                1 => same_bits(&Data::<f64>::new(case), &backends),
+                2 => same_bits(&Data::<f16>::new(case), &backends),
+                _ => same_bits(&Data::<bf16>::new(case), &backends),
+            }
+        }
+    }
+}
+
 fn same_bits<E: Element>(data: &Data<E>, backends: &[Cpu]) {
     let one = results(data, Cpu::with_threads(1).unwrap());
     assert!(results(data, Cpu::with_threads(1).unwrap()) == one, "repeated");
