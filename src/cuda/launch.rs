@@ -564,7 +564,7 @@ impl Drop for BoundOnDrop {
     fn drop(&mut self) {
         let earlier = self.0.check_err();
         let bound = self.0.bind_to_thread();
-        // The next call reports what has gone wrong, and before that what had.
+        // For the next call to report; of two errors the earlier.
         self.0.record_err(bound);
         self.0.record_err(earlier);
     }

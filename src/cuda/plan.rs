@@ -389,14 +389,14 @@ pub(super) fn columns(
         }
     };
     let writes_mask = pass.writes_mask() && problem.epilogue().has_mask();
-    let touches_mask = problem.epilogue().has_mask() && (writes_mask || pass.reads_mask());
     let tile = match (writes_mask, pack) {
         // Lanes are bits: a warp sees 32 columns of one row.
         (true, 1) => 32,
         _ if pass.leaves_partials() && pack > 1 => {
             // Whole sectors, and of a mask not too small a piece: the last block of each of many groups
             // has little to merge.
-            let widest = if touches_mask { 8 } else { 4 };
+            let reads_mask = pass.reads_mask() && problem.epilogue().has_mask();
+            let widest = if reads_mask { 8 } else { 4 };
             packs_per_tile(columns, u64::from(pack), columns_per_channel, widest)
         }
         _ => packs_per_tile(columns, u64::from(pack), columns_per_channel, WARP),
@@ -415,7 +415,7 @@ pub(super) fn columns(
     (groups, geometry)
 }
 
-/// Packs for each thread of a warp: 512 bytes of a row.
+/// A pack for each lane of a warp: 512 bytes of a row.
 const WARP: u64 = 32;
 
 /// Packs of a row for one block, `widest` at most: whole channels, and pairs (two packs of f32 share a

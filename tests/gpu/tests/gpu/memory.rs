@@ -5,12 +5,14 @@ use cudarc::driver::sys::{CUcontext, CUdevice, CUresult};
 use cudarc::driver::{CudaContext, DriverError};
 use libtest_mimic::{Completion, Failed};
 use std::sync::Arc;
+use std::thread;
 use warpnorm::cuda::{Cuda, CudaLauncher, GpuBuffer, GpuSlice, GpuSliceMut, Launcher, devices};
 use warpnorm::{Affine, Backend, DType, Epilogue, Inference, Layout, Norm, Problem, Running};
 
 pub fn tests() -> Vec<Test> {
     vec![
         test("memory::there_and_back", there_and_back),
+        test("memory::freed_by_another_thread", freed_by_another_thread),
         test("memory::parts_lie_where_they_should", parts_lie_where_they_should),
         test("memory::of_another_context_is_refused", of_another_context_is_refused),
         test("memory::of_another_device_is_refused", of_another_device_is_refused),
@@ -26,6 +28,16 @@ fn there_and_back() -> Outcome {
     assert_eq!(gpu.download(&gpu.duplicate(&buffer)?)?, values);
     assert_eq!(gpu.download(&gpu.zeros::<u8>(3)?)?, [0; 3]);
     assert!(gpu.download(&gpu.upload::<f32>(&[])?)?.is_empty());
+    PASSED
+}
+
+/// One that has called nothing of CUDA, and so has no context to free it in: what fails there, the next
+/// call reports.
+fn freed_by_another_thread() -> Outcome {
+    let gpu = Cuda::open(0)?;
+    let buffer = gpu.upload(&[1.0f32; 1000])?;
+    thread::spawn(move || drop(buffer)).join().expect("no panic");
+    assert_eq!(gpu.download(&gpu.upload(&[2.0f32])?)?, [2.0]);
     PASSED
 }
 
