@@ -7,6 +7,7 @@ pub mod suite;
 
 mod batch_norm;
 mod calls;
+pub mod devices;
 mod long_shares;
 mod views;
 

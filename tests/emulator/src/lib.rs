@@ -10,6 +10,8 @@
 
 mod buffer;
 mod counters;
+#[path = "../../conformance/src/devices.rs"]
+mod devices;
 mod launcher;
 mod options;
 mod runtime;
@@ -17,6 +19,7 @@ mod source;
 
 pub use buffer::{Buffer, Slice, SliceMut};
 pub use counters::{BufferTraffic, Counters, SharedTraffic, Traffic};
+pub use devices::{clustered_facts, cramped_facts, default_facts};
 pub use launcher::Emulator;
-pub use options::{Options, clustered_facts, cramped_facts, default_facts};
+pub use options::Options;
 pub use runtime::{KernelFacts, kernels};

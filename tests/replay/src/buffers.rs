@@ -96,7 +96,7 @@ impl<B: Backend> Subject for Buffers<B> {
         saved: &Saved<B, E::Param>,
     ) -> Result<Gradients<E, IxDyn>> {
         let mut call = Call::new(self, bn, input, Some(dy))?;
-        let mut gradients = GradientBuffers::of(self, bn, input)?;
+        let mut gradients = GradientBuffers::new(self, bn, input)?;
         bn.backward_into::<E>(
             &call.problem,
             B::slice(&call.x),
@@ -114,7 +114,7 @@ impl<B: Backend> Subject for Buffers<B> {
         bn: &BatchNorm<B, E::Param>,
         input: Input<'_, E>,
     ) -> Result<ArrayD<E>> {
-        if bn.state()?.running_mean.is_none() {
+        if bn.running_mean_buffer().is_none() {
             return Ok(self.forward_batch(bn, input)?.0);
         }
         let Call { problem, x, residual, mut workspace, .. } = Call::new(self, bn, input, None)?;
@@ -135,12 +135,12 @@ impl<B: Backend> Subject for Buffers<B> {
         input: Input<'_, E>,
         dy: &Tensor<E>,
     ) -> Result<Gradients<E, IxDyn>> {
-        if bn.state()?.running_mean.is_none() {
+        if bn.running_mean_buffer().is_none() {
             let (_, saved) = self.forward_batch(bn, input)?;
             return self.backward(bn, input, dy, &saved);
         }
         let mut call = Call::new(self, bn, input, Some(dy))?;
-        let mut gradients = GradientBuffers::of(self, bn, input)?;
+        let mut gradients = GradientBuffers::new(self, bn, input)?;
         bn.backward_eval_into::<E>(
             &call.problem,
             B::slice(&call.x),
@@ -214,21 +214,16 @@ impl<B: Backend, E: Element> GradientBuffers<B, E> {
     /// Room for all gradients that the call has.
     pub(crate) fn new(
         on: &Buffers<B>,
-        channels: usize,
-        affine: bool,
+        bn: &BatchNorm<B, E::Param>,
         Input { x, residual }: Input<'_, E>,
     ) -> Result<Self> {
-        let parameter = || on.unwritten::<E::Param>(channels);
+        let parameter = |_| on.unwritten::<E::Param>(bn.channels());
         Ok(GradientBuffers {
             dx: on.unwritten(x.len())?,
             dresidual: residual.map(|_| on.unwritten(x.len())).transpose()?,
-            dweight: affine.then(parameter).transpose()?,
-            dbias: affine.then(parameter).transpose()?,
+            dweight: bn.weight_buffer().map(parameter).transpose()?,
+            dbias: bn.bias_buffer().map(parameter).transpose()?,
         })
-    }
-
-    fn of(on: &Buffers<B>, bn: &BatchNorm<B, E::Param>, input: Input<'_, E>) -> Result<Self> {
-        Self::new(on, bn.channels(), bn.state()?.weight.is_some(), input)
     }
 
     fn as_mut(&mut self) -> GradientsMut<'_, B, E> {
