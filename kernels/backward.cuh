@@ -17,24 +17,19 @@ struct WideSums {
     double g, gd;
 
     __device__ static WideSums empty() { return {0.0, 0.0}; }
+    __device__ bool is_empty() const { return false; }
     __device__ static WideSums from(const WideSums &sums) { return sums; }
 
+    // As moments are added up, but about nothing.
+    static constexpr bool HAS_PIVOT = false;
+    __device__ double pivot() const { return 0.0; }
+    __device__ static Sums sums_of(const WideSums &sums, float) { return {sums.g, sums.gd}; }
+    __device__ static WideSums from(const Sums &sums, double, float) { return {sums.first, sums.second}; }
     __device__ void merge(const WideSums &other) {
         g += other.g;
         gd += other.gd;
     }
-
-    // As moments are added up.
-    __device__ double pivot() const { return 0.0; }
-    struct Total;
-};
-
-struct WideSums::Total {
-    WideSums sums;
-
-    __device__ void add(const WideSums &part, double) { sums.merge(part); }
-    __device__ void add(const Total &other) { sums.merge(other.sums); }
-    __device__ WideSums result(double) const { return sums; }
+    typedef PlainTotal<WideSums> Total;
 };
 
 // ---- dx

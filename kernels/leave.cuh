@@ -13,56 +13,91 @@ __device__ inline Wide *partials(const Params &params, Extent first_channel) {
     return reinterpret_cast<Wide *>(params.partials) + first_channel * params.parts;
 }
 
-// Merges the threads' items and puts those of each channel of the group at `place(channel)`.
+// Shared memory for what a block adds up.
+template <class Walk>
+struct Scratch {};
+
+template <int V>
+struct Scratch<Columns<V>> {
+    Sums columns[MAX_COLUMNS];
+    Sums rows[TOGETHER<V> * THREADS];
+    float pivots[MAX_COLUMNS];
+
+    static_assert(V == 1 || MAX_COLUMNS / V <= THREADS / TOGETHER<V>, "a row for those who add it");
+};
+
+// In words, as neighbouring threads write them.
+template <class Walk>
+constexpr int SCRATCH_WORDS = (sizeof(Scratch<Walk>) + 3) / 4;
+
+// Adds up the threads' items and puts those of each channel of the group at `place(channel)`.
 template <class Wide, class Item, int V, class At>
-__device__ inline void leave(const Params &, const Planes<V> &, Item (&items)[1],
-                             Words<Item> *, const At &place) {
-    block_reduce<THREADS>(items[0]);
-    if (threadIdx.x == 0) *place(0) = Wide::from(items[0]);
+__device__ inline void leave(const Params &, const Planes<V> &, const Item (&items)[1],
+                             Scratch<Planes<V>> &, const At &place) {
+    const Wide total = block_total<THREADS>(Wide::from(items[0]));
+    if (threadIdx.x == 0) *place(0) = total;
 }
 
-// `columns` is shared memory for MAX_COLUMNS.
-template <class Wide, class Item, int V, class At>
-__device__ inline void leave(const Params &params, const Columns<V> &walk,
-                             Item (&items)[V], Words<Item> *columns, const At &place) {
-    rows_reduce<THREADS>(items, walk.width);
-    const bool is_first_row = walk.y == 0 && walk.column < params.columns;
+// What the sums of each of a thread's columns are about: what the first row has found of the channel's
+// first column. The first row has some of the values if any has.
+template <class Wide, class Item, int V>
+__device__ inline void share_pivots(const Params &params, const Columns<V> &walk,
+                                    const Item (&items)[V], float *on_shelf, float (&pivots)[V]) {
     const unsigned fold = params.columns_per_channel;
+    if (walk.y == 0 && walk.has_columns()) {
 #pragma unroll
-    for (int v = 0; v < V; ++v) {
-        if (!is_first_row) continue;
-        if (fold == 1) {
-            *place(walk.x * V + v) = Wide::from(items[v]);
-        } else {
-            columns[walk.x * V + v].item = items[v];
-        }
+        for (int v = 0; v < V; ++v) on_shelf[walk.turned(walk.x * V + v)] = Wide::pivot_of(items[v]);
     }
     __syncthreads();
-    if (fold == 1) return;
-#pragma unroll 1
-    for (unsigned channel = threadIdx.x / 32; channel < walk.channels(); channel += THREADS / 32) {
-        Item item = Item::empty();
-#pragma unroll 1
-        for (unsigned i = threadIdx.x % 32; i < fold; i += 32) {
-            item = merged(item, columns[channel * fold + i].item);
-        }
-        warp_reduce(item);
-        if (threadIdx.x % 32 == 0) *place(channel) = Wide::from(item);
+    if (!walk.has_columns()) return;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+        const unsigned column = walk.x * V + v;
+        pivots[v] = on_shelf[walk.turned(fold == 1 ? column : column / fold * fold)];
     }
+}
+
+template <class Wide, class Item, int V, class At>
+__device__ inline void leave(const Params &params, const Columns<V> &walk, const Item (&items)[V],
+                             Scratch<Columns<V>> &scratch, const At &place) {
+    float pivots[V] = {};
+    if constexpr (Wide::HAS_PIVOT) share_pivots<Wide>(params, walk, items, scratch.pivots, pivots);
+    Sums sums[V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) sums[v] = Wide::sums_of(items[v], pivots[v]);
+
+    const unsigned fold = params.columns_per_channel, columns = walk.columns();
+    const double count = (double)((Extent)walk.rest * fold);
+    const auto finish = [&](unsigned channel, const Sums &total) {
+        const float pivot = Wide::HAS_PIVOT ? scratch.pivots[walk.turned(channel * fold)] : 0.0f;
+        *place(channel) = Wide::from(total, count, pivot);
+    };
+    rows_total<THREADS>(sums, walk.width, scratch.rows, [&](unsigned x, unsigned v, const Sums &total) {
+        const unsigned column = x * V + v;
+        if (column >= columns) return;
+        if (fold == 1) finish(column, total);
+        else scratch.columns[walk.turned(column)] = total;
+    });
+    if (fold == 1) return;
+    const auto of = [&](unsigned channel, unsigned i) {
+        return &scratch.columns[walk.turned(channel * fold + i)];
+    };
+    merge_parts<THREADS, Sums>(walk.channels(), fold, of, finish);
 }
 
 // Reduces the items of all blocks of this block's group and hands each channel's result to
 // `finish(channel, result)`, in the block that comes last.
 template <class Wide, class Walk, class Item, int COUNT, class Finish>
-__device__ inline void finish_group(const Params &params, const Walk &walk, Item (&items)[COUNT],
+__device__ inline void finish_group(const Params &params, const Walk &walk, const Item (&items)[COUNT],
                                     const Finish &finish) {
-    SHARED_ARRAY(Words<Item>, columns, Walk::MAX_PLACES);
+    SHARED_ARRAY(float, scratch, SCRATCH_WORDS<Walk>);
     const Extent first = walk.first_channel();
     Wide *results = partials<Wide>(params, first);
     const auto of = [&](unsigned channel, unsigned part) {
         return results + (size_t)channel * params.parts + part;
     };
-    leave<Wide>(params, walk, items, columns, [&](unsigned channel) { return of(channel, walk.part); });
+    leave<Wide>(params, walk, items, reinterpret_cast<Scratch<Walk> &>(scratch),
+                [&](unsigned channel) { return of(channel, walk.part); });
     if (!arrives_last(params.counters, walk.group(), params.parts)) return;
     merge_parts<THREADS, Wide>(
         walk.channels(), params.parts, of,
@@ -74,13 +109,13 @@ __device__ inline void finish_group(const Params &params, const Walk &walk, Item
 constexpr unsigned MERGED_ALONE = 512;
 
 // The same in every block of a team: `use(channel, result)` gets the channel's number within the
-// group, and whatever it writes may be read at once.
+// group, and whatever it writes may be read at once. The scratch may be of what it writes.
 template <class Wide, class Walk, class Item, int COUNT, class Use>
-__device__ inline void share_group(const Params &params, const Walk &walk, Item (&items)[COUNT],
-                                   Words<Item> *columns, const Use &use) {
+__device__ inline void share_group(const Params &params, const Walk &walk, const Item (&items)[COUNT],
+                                   Scratch<Walk> &scratch, const Use &use) {
     const Team<Wide, Walk> team(params, walk);
     const auto of = [&](unsigned channel, unsigned part) { return team.of(channel, part); };
-    leave<Wide>(params, walk, items, columns, [&](unsigned channel) { return team.own(channel); });
+    leave<Wide>(params, walk, items, scratch, [&](unsigned channel) { return team.own(channel); });
     const unsigned parts = params.parts, channels = walk.channels();
     team.meet(true);
     if (parts == 1 || parts * channels <= MERGED_ALONE) {

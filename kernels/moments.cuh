@@ -1,6 +1,7 @@
 // Moments: the mean and the spread of a set of values, taken batch by batch and merged.
 #pragma once
 #include "device.cuh"
+#include "reduce.cuh"
 
 // The rounded sum of a and b, and what rounding took off (Knuth).
 __device__ inline float two_sum(float a, float b, float &rest) {
@@ -223,11 +224,6 @@ struct CountedMoments {
         }
         count += added;
     }
-
-    __device__ void merge(const CountedMoments &other) {
-        if (other.count == 0.0f) return;
-        take(other.moments, other.count, share_of(other.count, count + other.count));
-    }
 };
 
 // Moments in f64, where no gear is needed: what blocks leave for each other, and what a channel
@@ -236,6 +232,7 @@ struct WideMoments {
     double count, mean, m2;
 
     __device__ static WideMoments empty() { return {0.0, 0.0, 0.0}; }
+    __device__ bool is_empty() const { return count == 0.0; }
 
     __device__ static WideMoments from(const CountedMoments &narrow) {
         const Moments &moments = narrow.moments;
@@ -243,6 +240,18 @@ struct WideMoments {
                             : moments.gear == GEAR_HIGH ? 0x1p60
                                                         : 0x1p-60;
         return {narrow.count, (double)moments.mean_hi + moments.mean_lo, moments.m2 * unit * unit};
+    }
+
+    // The same as sums about a pivot that is shared, the count aside, and back.
+    static constexpr bool HAS_PIVOT = true;
+    __device__ static float pivot_of(const CountedMoments &narrow) { return narrow.moments.mean_hi; }
+    __device__ static Sums sums_of(const CountedMoments &narrow, float pivot) {
+        Total total = {};
+        total.add(from(narrow), pivot);
+        return {total.sum, total.squares};
+    }
+    __device__ static WideMoments from(const Sums &sums, double count, float pivot) {
+        return Total{count, sums.first, sums.second}.result(pivot);
     }
 
     // Around which the moments of several sets are added up, without a division for each: the mean of

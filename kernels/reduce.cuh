@@ -1,7 +1,8 @@
 // Reductions: lanes -> warp -> block -> grid, each in a fixed order, so that the same input gives
 // the same bits. Their loops are kept as loops: a merge is long, and done once in a while.
 //
-// An item is a small struct with `static Item empty()` and `void merge(const Item &)`.
+// What is reduced is added up in f64, moments about a pivot: so nothing is divided on the way. An item
+// is a small struct with `static Item empty()`, `is_empty()`, `pivot()`, and a Total to add items to.
 #pragma once
 #include "device.cuh"
 #include "params.h"
@@ -26,85 +27,107 @@ __device__ inline Item from_lane_across(const Item &item, unsigned across) {
     return theirs.item;
 }
 
-// The item of the first of `width` neighbouring lanes.
+// The item of another lane.
 template <class Item>
-__device__ inline Item from_first_lane(const Item &item, int width) {
-    Words<Item> mine, first;
+__device__ inline Item from_lane(const Item &item, unsigned lane) {
+    Words<Item> mine, theirs;
     mine.item = item;
 #pragma unroll
     for (int i = 0; i < Words<Item>::COUNT; ++i) {
-        first.words[i] = __shfl_sync(0xffffffffu, mine.words[i], 0, width);
+        theirs.words[i] = __shfl_sync(0xffffffffu, mine.words[i], lane);
     }
-    return first.item;
+    return theirs.item;
 }
 
-// Apart from its callers: a merge is long, and done once in a while.
+// The total of items that are sums.
 template <class Item>
-__device__ __noinline__ Item merged(Item item, Item other) {
-    item.merge(other);
-    return item;
-}
+struct PlainTotal {
+    Item sums;
 
-// Merges the items of `width` neighbouring lanes (a power of two) into the first of them. All
-// lanes of the warp take part.
-template <class Item>
-__device__ inline void warp_reduce(Item &item, int width = 32) {
+    __device__ void add(const Item &part, double) { sums.merge(part); }
+    __device__ void add(const PlainTotal &other) { sums.merge(other.sums); }
+    __device__ Item result(double) const { return sums; }
+};
+
+// What a block adds up of a channel.
+struct __align__(16) Sums {
+    double first, second;
+
+    __device__ static Sums empty() { return {0.0, 0.0}; }
+    __device__ double pivot() const { return 0.0; }
+    __device__ void merge(const Sums &other) {
+        first += other.first;
+        second += other.second;
+    }
+    typedef PlainTotal<Sums> Total;
+};
+
+// The total of `width` neighbouring lanes (a power of two), in each of them.
+template <class Total>
+__device__ inline void add_lanes(Total &total, unsigned width) {
 #pragma unroll 1
-    for (int offset = width / 2; offset > 0; offset /= 2) {
-        item = merged(item, from_lane_across(item, offset));
+    for (unsigned across = width / 2; across > 0; across /= 2) {
+        total.add(from_lane_across(total, across));
     }
 }
 
-// Merges an item of every thread into that of thread 0.
+// The same of items, about the first that is not empty. All lanes of the warp take part, and those
+// beyond the width hold the same again.
+template <class Item>
+__device__ inline Item total_of_lanes(const Item &mine, unsigned width) {
+    const unsigned full = __ballot_sync(0xffffffffu, !mine.is_empty());
+    const double pivot = from_lane(mine.pivot(), full ? __ffs(full) - 1 : 0);
+    typename Item::Total total = {};
+    total.add(mine, pivot);
+    add_lanes(total, width);
+    return total.result(pivot);
+}
+
+// The total of every thread's item, in thread 0.
 template <int THREADS, class Item>
-__device__ inline void block_reduce(Item &item) {
+__device__ inline Item block_total(const Item &mine) {
     constexpr int WARPS = THREADS / 32;
     SHARED_ARRAY(Words<Item>, of_warp, WARPS);
     const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    warp_reduce(item);
-    if (lane == 0) of_warp[warp].item = item;
+    const Item of_mine = total_of_lanes(mine, 32);
+    if (lane == 0) of_warp[warp].item = of_mine;
     __syncthreads();
-    if (warp == 0) {
-        item = of_warp[lane % WARPS].item;
-        warp_reduce(item, WARPS);
-    }
+    return warp == 0 ? total_of_lanes(of_warp[lane % WARPS].item, WARPS) : of_mine;
 }
 
-// Merges COUNT items of each thread down the rows of a block that is laid out as rows of `width`
-// threads, into the threads of the first row. Threads beyond the last whole row hold empty items.
-template <int THREADS, int COUNT, class Item>
-__device__ inline void rows_reduce(Item (&items)[COUNT], unsigned width) {
-    // So many at a time: shared memory is scarce.
-    constexpr int CHUNK = COUNT < 2 ? COUNT : 2;
-    constexpr int WORDS = Words<Item>::COUNT, HALF = THREADS / 2;
-    // Word by word, so that neighbouring threads use neighbouring banks.
-    SHARED_ARRAY(unsigned, shelf, CHUNK *WORDS *HALF);
-    const unsigned thread = threadIdx.x, row = thread / width;
+// So many of a thread's sums go through shared memory together: it is scarce.
+template <int COUNT>
+constexpr int TOGETHER = COUNT < 2 ? COUNT : 2;
+
+// Adds up COUNT sums of each thread down the rows of a block that is laid out as rows of `width`
+// threads, and hands them to `give(column, i, total)`. Threads beyond the last whole row have none.
+// `shelf` is shared memory for TOGETHER<COUNT> sums of each thread.
+template <int THREADS, int COUNT, class Give>
+__device__ inline void rows_total(const Sums (&sums)[COUNT], unsigned width, Sums *shelf,
+                                  const Give &give) {
+    constexpr int ADDED = TOGETHER<COUNT>, ADDING = THREADS / ADDED;
+    // Rows that are left when each thread has added up its part of them.
+    constexpr unsigned LEFT = 8;
+    const unsigned all = THREADS / width * width, left = min(ADDING / width, LEFT) * width;
+    const unsigned i = threadIdx.x / ADDING, place = threadIdx.x % ADDING;
+    Sums *own = shelf + i * THREADS;
+    const auto add_rows = [&](unsigned step, unsigned end) {
+        Sums total = own[place];
+        for (unsigned at = place + step; at < end; at += step) total.merge(own[at]);
+        return total;
+    };
 #pragma unroll
-    for (int first = 0; first < COUNT; first += CHUNK) {
-#pragma unroll 1
-        for (unsigned rows = (THREADS + width - 1) / width; rows > 1; rows = (rows + 1) / 2) {
-            const unsigned kept = (rows + 1) / 2, moved = kept * width;
-            if (row >= kept && row < rows) {
+    for (int first = 0; first < COUNT; first += ADDED) {
 #pragma unroll
-                for (int i = 0; i < CHUNK * WORDS; ++i) {
-                    Words<Item> mine;
-                    mine.item = items[first + i / WORDS];
-                    shelf[i * HALF + thread - moved] = mine.words[i % WORDS];
-                }
-            }
-            __syncthreads();
-            if (row < rows - kept && thread + moved < THREADS) {
-#pragma unroll
-                for (int i = 0; i < CHUNK; ++i) {
-                    Words<Item> theirs;
-#pragma unroll
-                    for (int w = 0; w < WORDS; ++w) theirs.words[w] = shelf[(i * WORDS + w) * HALF + thread];
-                    items[first + i] = merged(items[first + i], theirs.item);
-                }
-            }
-            __syncthreads();
+        for (int a = 0; a < ADDED; ++a) {
+            if (threadIdx.x < all) shelf[a * THREADS + threadIdx.x] = sums[first + a];
         }
+        __syncthreads();
+        // Nobody else reads the place that the part goes to.
+        if (place < left) own[place] = add_rows(left, all);
+        __syncthreads();
+        if (place < width) give(place, first + i, add_rows(width, left));
+        __syncthreads();
     }
 }
 
@@ -115,10 +138,14 @@ __device__ inline bool arrives_last(Address counters, Extent group, unsigned blo
     __syncthreads();
     if (threadIdx.x == 0) {
         unsigned *counter = reinterpret_cast<unsigned *>(counters) + group;
-        // The fences speak for the whole block: barriers stand on either side of them.
-        __threadfence();
-        is_last[0] = blocks == 1 || atomicInc(counter, blocks - 1) == blocks - 1;
-        __threadfence();
+        bool last = blocks == 1;
+        if (!last) {
+            // The fences speak for the whole block: barriers stand on either side of them.
+            __threadfence();
+            last = atomicInc(counter, blocks - 1) == blocks - 1;
+            if (last) __threadfence();
+        }
+        is_last[0] = last;
     }
     __syncthreads();
     return is_last[0];
@@ -154,10 +181,12 @@ __device__ inline Item load_item(const Item *place) {
     return loaded.item;
 }
 
-// How many lanes share the merging of `parts` partial results: a power of two.
-__device__ inline unsigned lanes_for(unsigned parts) {
+// How many of a block's lanes share the merging of `parts` partial results of each of its channels: a
+// power of two.
+template <int THREADS>
+__device__ inline unsigned lanes_for(unsigned channels, unsigned parts) {
     unsigned lanes = 1;
-    while (lanes < 32 && lanes < parts) lanes *= 2;
+    while (lanes < 32 && lanes < parts && lanes * channels < THREADS) lanes *= 2;
     return lanes;
 }
 
@@ -177,14 +206,11 @@ __device__ inline Item total_of(unsigned parts, unsigned lanes, bool there, cons
             const unsigned part = begin + u * lanes + threadIdx.x % lanes;
             items[u] = there && part < parts ? load_item(partial(part)) : Item::empty();
         }
-        if (begin == 0) pivot = from_first_lane(items[0].pivot(), lanes);
+        if (begin == 0) pivot = from_lane(items[0].pivot(), threadIdx.x % 32 / lanes * lanes);
 #pragma unroll
         for (const Item &item : items) total.add(item, pivot);
     }
-#pragma unroll 1
-    for (unsigned across = lanes / 2; across > 0; across /= 2) {
-        total.add(from_lane_across(total, across));
-    }
+    add_lanes(total, lanes);
     return total.result(pivot);
 }
 
@@ -199,7 +225,8 @@ struct Every {
 template <int THREADS, class Item, class Partial, class Finish>
 __device__ inline void merge_parts(unsigned channels, unsigned parts, const Partial &partial,
                                    const Finish &finish, const Every &some = {0, 1}) {
-    const unsigned lanes = lanes_for(parts), lane = threadIdx.x % lanes;
+    const unsigned meant = (channels + some.step - 1) / some.step;
+    const unsigned lanes = lanes_for<THREADS>(meant, parts), lane = threadIdx.x % lanes;
     const unsigned step = THREADS / lanes * some.step;
 #pragma unroll 1
     for (unsigned first = some.first; first < channels; first += lanes * step) {

@@ -122,9 +122,9 @@ __device__ inline void walk_tiles(unsigned first, unsigned last, Walk &walk,
 }
 
 // What dx of a channel is made of, from its sums. One block of a team also writes the gradients of
-// its parameters. Apart from its callers: it is long, and done once a channel.
+// its parameters.
 template <class T>
-__device__ __noinline__ Gradient<T> finish_channel(const Params &params, Extent channel,
+__device__ inline Gradient<T> finish_channel(const Params &params, Extent channel,
                                                    WideSums total, bool writes) {
     const double gd = sum_gd(params, channel, total);
     if (writes) write_parameter_gradients(params, channel, total.g, gd);
@@ -136,20 +136,25 @@ template <class T, int V, template <int> class WalkOf>
 __device__ void backward(const Params &params) {
     typedef WalkOf<V> Walk;
     constexpr int CHANNELS = Walk::CHANNELS;
-    // For the sums it holds Coefficients, and then a Gradient.
-    SHARED_ARRAY(float, shelf, (SHELF_WORDS<Gradient<T>, Walk>));
+    // It holds Coefficients for the sums, then their totals, and then a Gradient.
+    constexpr int ON_SHELF = SHELF_WORDS<Gradient<T>, Walk>, ADDED = SCRATCH_WORDS<Walk>;
+    SHARED_ARRAY(float, shelf, (ON_SHELF > ADDED ? ON_SHELF : ADDED));
     const InputTiles<T, V> tiles(params);
     each_group(params, [&](Extent group) {
         const Walk start(params, place_in_group(params, group));
         const Rounds rounds(params, start);
-        fill_shelf<Coefficients<T>>(
-            shelf, start, [&](Extent channel) { return channel_coefficients<T>(params, channel); });
         ThreadSums<CHANNELS> sums = {};
 #pragma unroll 1
         for (unsigned round = 0; round < rounds.count; ++round) {
             const Walk of_round(params, place_in_group(params, group, rounds.begin(round)));
             const unsigned packs = rounds.packs(round);
             bring_inputs<T, V>(params, of_round, packs, tiles);
+            // While the copies are under way.
+            if (round == 0) {
+                fill_shelf<Coefficients<T>>(shelf, start, [&](Extent channel) {
+                    return channel_coefficients<T>(params, channel);
+                });
+            }
             with_gate<ALL_GATES>(params, [&](auto gate) {
                 constexpr Gate GATE = gate.GATE;
                 constexpr int TOGETHER = SUMMED<GATE, Walk, V>;
@@ -162,14 +167,14 @@ __device__ void backward(const Params &params) {
             });
         }
 
-        auto *columns = reinterpret_cast<Words<WideSums> *>(shelf);
+        auto &scratch = reinterpret_cast<Scratch<Walk> &>(shelf);
         const Walk walk(params, place_in_group(params, group));
         WideSums wide[CHANNELS];
         widen_all(walk, sums, wide);
         const Extent first = walk.first_channel();
         __syncthreads();
         share_group<WideSums>(
-            params, walk, wide, columns, [&](unsigned channel, const WideSums &total) {
+            params, walk, wide, scratch, [&](unsigned channel, const WideSums &total) {
                 put_on_shelf<Walk::MAX_PLACES>(
                     shelf, walk.place_of(channel),
                     finish_channel<T>(params, first + channel, total, walk.part == 0));

@@ -229,10 +229,10 @@ __device__ inline void apply_round(const Params &params, const Walk &walk, unsig
 }
 
 // What normalizes a channel, from its moments: the bits that backward makes of what is saved. One
-// block of a team also saves them. Apart from its callers: it is long, and done once a channel.
+// block of a team also saves them.
 template <class T>
-__device__ __noinline__ Coefficients<T> finish_channel(const Params &params, Extent channel,
-                                                       WideMoments moments, bool saves) {
+__device__ inline Coefficients<T> finish_channel(const Params &params, Extent channel,
+                                                 const WideMoments &moments, bool saves) {
     if (saves) finish_statistics(params, channel, moments);
     const SavedStatistics saved = saved_statistics(params, moments);
     return channel_coefficients<T>(params, channel, saved.mean_hi, saved.mean_lo, saved.invstd);
@@ -242,10 +242,9 @@ template <class T, int V, template <int> class WalkOf>
 __device__ void forward(const Params &params) {
     typedef WalkOf<V> Walk;
     constexpr int CHANNELS = Walk::CHANNELS;
-    // The shelf's memory serves the columns first.
-    constexpr int ON_SHELF = SHELF_WORDS<Coefficients<T>, Walk>;
-    constexpr int OF_COLUMNS = Words<CountedMoments>::COUNT * Walk::MAX_PLACES;
-    SHARED_ARRAY(float, shelf, (ON_SHELF > OF_COLUMNS ? ON_SHELF : OF_COLUMNS));
+    // It holds what the totals are made of, and then Coefficients.
+    constexpr int ON_SHELF = SHELF_WORDS<Coefficients<T>, Walk>, ADDED = SCRATCH_WORDS<Walk>;
+    SHARED_ARRAY(float, shelf, (ON_SHELF > ADDED ? ON_SHELF : ADDED));
     const Tile<T, V> tile(params, 0);
     each_group(params, [&](Extent group) {
         const Rounds rounds(params, Walk(params, place_in_group(params, group)));
@@ -253,11 +252,11 @@ __device__ void forward(const Params &params) {
         for (CountedMoments &of : moments) of = CountedMoments::empty();
         take_rounds<T, V, Walk>(params, group, rounds, tile, moments);
 
-        auto *columns = reinterpret_cast<Words<CountedMoments> *>(shelf);
+        auto &scratch = reinterpret_cast<Scratch<Walk> &>(shelf);
         const Walk walk(params, place_in_group(params, group));
         const Extent first = walk.first_channel();
         share_group<WideMoments>(
-            params, walk, moments, columns, [&](unsigned channel, const WideMoments &total) {
+            params, walk, moments, scratch, [&](unsigned channel, const WideMoments &total) {
                 put_on_shelf<Walk::MAX_PLACES>(
                     shelf, walk.place_of(channel),
                     finish_channel<T>(params, first + channel, total, walk.part == 0));

@@ -348,10 +348,15 @@ struct Columns {
         return first_place + v * anew(step) + (anew(places_on) >> 4 * v & 15u);
     }
     __device__ unsigned place_of(unsigned channel) const {
-        return params.columns_per_channel == 1 ? channel % V * width + channel / V : channel;
+        return params.columns_per_channel == 1 ? turned(channel) : channel;
     }
+    __device__ unsigned turned(unsigned column) const { return column % V * width + column / V; }
     __device__ bool has_columns() const { return y < height && column < params.columns; }
 
+    // Of the tile that the tensor has.
+    __device__ unsigned columns() const {
+        return (unsigned)min((Extent)width * V, params.columns - tile * width * V);
+    }
     __device__ Extent group() const { return tile; }
     __device__ Extent first_channel() const { return channel; }
     __device__ unsigned channels() const {

@@ -536,6 +536,9 @@ impl<'a> FunctionDecoder<'a> {
                 let operands = [operand(a)?, operand(b)?, operand(c)?];
                 Ok(Operation::MultiplyAdd { of, to, operands })
             }
+            ("prmt", [], [a, b, c]) => {
+                Ok(Operation::Permute { to, operands: [operand(a)?, operand(b)?, operand(c)?] })
+            }
             (_, _, [a]) => {
                 let operation = unary(base, modifiers).ok_or("not known here")?;
                 Ok(Operation::Unary { operation, of, to, a: operand(a)? })
@@ -567,6 +570,8 @@ fn unary(base: &str, modifiers: &[&str]) -> Option<Unary> {
         ("neg", []) => Unary::Neg,
         ("abs", []) => Unary::Abs,
         ("popc", []) => Unary::PopulationCount,
+        ("brev", []) => Unary::ReverseBits,
+        ("bfind", ["shiftamt"]) => Unary::FindShift,
         ("sqrt", ["rn"]) => Unary::Sqrt,
         ("rcp", ["rn"] | ["approx", "ftz"]) => Unary::Reciprocal,
         ("ex2", ["approx", "ftz"]) => Unary::Exp2,

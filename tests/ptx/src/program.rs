@@ -164,6 +164,10 @@ pub enum Operation {
         to: Register,
         operands: [Operand; 3],
     },
+    Permute {
+        to: Register,
+        operands: [Operand; 3],
+    },
     /// A word's parts, the lowest first; `_` takes none.
     Unpack {
         to: Vec<Option<Register>>,

@@ -4,7 +4,7 @@ use crate::machine::{Event, Machine};
 use crate::memory::value_of;
 use crate::program::{Address, Operand, Operation, Register, Space, Special};
 use crate::thread::{PendingCopy, State, Thread};
-use crate::value::{Binary, Type, fused};
+use crate::value::{Binary, Type, fused, permute};
 
 /// Where the spaces lie among generic addresses; global memory is above them all.
 const PARAMS: u64 = 1 << 40;
@@ -80,6 +80,9 @@ impl Machine<'_> {
                     let [a, b, c] = operands.map(|it| self.value(thread, it));
                     let product = Binary::Mul.apply(of, a, b).ok_or_else(undefined)?;
                     (to, Binary::Add.apply(of, product, c).ok_or_else(undefined)?)
+                }
+                &Operation::Permute { to, operands } => {
+                    (to, permute(operands.map(|it| self.value(thread, it))))
                 }
                 Operation::Unpack { to, part, a } => {
                     let mut whole = self.value(thread, *a);

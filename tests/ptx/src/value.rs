@@ -199,6 +199,9 @@ pub enum Unary {
     Neg,
     Abs,
     PopulationCount,
+    ReverseBits,
+    /// How far the highest bit that is set is from the top; all bits where there is none.
+    FindShift,
     Sqrt,
     Reciprocal,
     /// 2 to the power of it. Of approximations the correctly rounded result is taken.
@@ -244,6 +247,9 @@ impl Unary {
             Unary::Neg => a.wrapping_neg(),
             Unary::Abs => of.integer(a).unsigned_abs() as u64,
             Unary::PopulationCount => a.count_ones().into(),
+            Unary::ReverseBits => a.reverse_bits() >> (64 - 8 * of.bytes()),
+            Unary::FindShift if a == 0 => u64::MAX,
+            Unary::FindShift => a.leading_zeros() as u64 + 8 * of.bytes() as u64 - 64,
             _ => return None,
         })
     }
@@ -267,6 +273,18 @@ pub fn fused(of: Type, down: bool, [a, b, c]: [u64; 3]) -> Option<u64> {
         }
         _ => None,
     }
+}
+
+/// `prmt`: a word of four of the eight bytes of a and b, or of their signs.
+pub fn permute([a, b, selector]: [u64; 3]) -> u64 {
+    let bytes = (b << 32 | a).to_le_bytes();
+    let select = |index: u32| {
+        let chosen = selector >> (4 * index);
+        let byte = bytes[chosen as usize & 7];
+        let byte = if chosen & 8 == 0 { byte } else { ((byte as i8) >> 7) as u8 };
+        u64::from(byte) << (8 * index)
+    };
+    (0..4).map(select).sum()
 }
 
 /// How `setp` compares.
@@ -374,6 +392,8 @@ mod tests {
         assert_eq!(Binary::Min.apply(U32, 0xffff_ffff, 1), Some(1));
         assert_eq!(Binary::MulWide.apply(U32, 0xffff_ffff, 2), Some(0x1_ffff_fffe));
         assert_eq!(Binary::Div.apply(U32, 1, 0), None);
+        assert_eq!(Unary::ReverseBits.apply(U32, 6), Some(0x6000_0000));
+        assert_eq!(Unary::FindShift.apply(U32, 0x6000_0000), Some(1));
     }
 
     #[test]
@@ -405,6 +425,12 @@ mod tests {
         assert_eq!(down(1.0, 1.0, -1e-30), 1.0_f32.next_down());
         assert_eq!(down(1.0, 1.0, 1e-30), 1.0);
         assert_eq!(down(1.0 + ulp, 1.0 + ulp, 0.0), 1.0 + 2.0 * ulp);
+    }
+
+    #[test]
+    fn bytes_are_permuted() {
+        assert_eq!(permute([0x3322_1180, 0x7766_5544, 0x7610]), 0x7766_1180);
+        assert_eq!(permute([0x3322_1180, 0x7766_5544, 0x9842]), 0x00ff_4422);
     }
 
     #[test]
