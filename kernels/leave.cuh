@@ -35,7 +35,7 @@ template <class Wide, class Item, int V, class At>
 __device__ inline void leave(const Params &, const Planes<V> &, const Item (&items)[1],
                              Scratch<Planes<V>> &, const At &place) {
     const Wide total = block_total<THREADS>(Wide::from(items[0]));
-    if (threadIdx.x == 0) *place(0) = total;
+    if (threadIdx.x == 0) store_item(place(0), total);
 }
 
 // What the sums of each of a thread's columns are about: what the first row has found of the channel's
@@ -70,7 +70,7 @@ __device__ inline void leave(const Params &params, const Columns<V> &walk, const
     const double count = (double)((Extent)walk.rest * fold);
     const auto finish = [&](unsigned channel, const Sums &total) {
         const float pivot = Wide::HAS_PIVOT ? scratch.pivots[walk.turned(channel * fold)] : 0.0f;
-        *place(channel) = Wide::from(total, count, pivot);
+        store_item(place(channel), Wide::from(total, count, pivot));
     };
     rows_total<THREADS>(sums, walk.width, scratch.rows, [&](unsigned x, unsigned v, const Sums &total) {
         const unsigned column = x * V + v;
@@ -122,11 +122,11 @@ __device__ inline void share_group(const Params &params, const Walk &walk, const
         merge_parts<THREADS, Wide>(channels, parts, of, use);
     } else {
         // Each block merges its share of the channels, and all meet again.
-        const auto keep = [&](unsigned channel, const Wide &total) { *team.own(channel) = total; };
+        const auto keep = [&](unsigned channel, const Wide &total) { store_item(team.own(channel), total); };
         merge_parts<THREADS, Wide>(channels, parts, of, keep, Every{walk.part, parts});
         team.meet(false);
         for (unsigned channel = threadIdx.x; channel < channels; channel += THREADS) {
-            use(channel, *team.of(channel, channel % parts));
+            use(channel, load_item(team.of(channel, channel % parts)));
         }
     }
     __syncthreads();

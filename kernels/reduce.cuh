@@ -1,8 +1,6 @@
-// Reductions: lanes -> warp -> block -> grid, each in a fixed order, so that the same input gives
-// the same bits. Their loops are kept as loops: a merge is long, and done once in a while.
-//
-// What is reduced is added up in f64, moments about a pivot: so nothing is divided on the way. An item
-// is a small struct with `static Item empty()`, `is_empty()`, `pivot()`, and a Total to add items to.
+// Reductions: threads -> block -> grid, each in a fixed order, so that the same input gives the same
+// bits. What is reduced is added up in f64, moments about a pivot: so nothing is divided on the way. An
+// item is a small struct with `static Item empty()`, `pivot()` and a Total that items are added to.
 #pragma once
 #include "device.cuh"
 #include "params.h"
@@ -168,17 +166,29 @@ __device__ inline void team_barrier(Address counters, Extent team, unsigned bloc
     __syncthreads();
 }
 
-// What a block has left, of f64 only: each word is loaded once, whatever is made of it.
+// What a block leaves, of f64 only and aligned as they are: each word is moved once, whatever is made
+// of it.
+template <class Item>
+union Doubles {
+    static constexpr int COUNT = sizeof(Item) / sizeof(double);
+    double words[COUNT];
+    Item item;
+};
+
 template <class Item>
 __device__ inline Item load_item(const Item *place) {
-    constexpr int COUNT = sizeof(Item) / sizeof(double);
-    union {
-        double words[COUNT];
-        Item item;
-    } loaded;
+    Doubles<Item> loaded;
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) loaded.words[i] = reinterpret_cast<const double *>(place)[i];
+    for (int i = 0; i < loaded.COUNT; ++i) loaded.words[i] = reinterpret_cast<const double *>(place)[i];
     return loaded.item;
+}
+
+template <class Item>
+__device__ inline void store_item(Item *place, const Item &item) {
+    Doubles<Item> stored;
+    stored.item = item;
+#pragma unroll
+    for (int i = 0; i < stored.COUNT; ++i) reinterpret_cast<double *>(place)[i] = stored.words[i];
 }
 
 // How many of a block's lanes share the merging of `parts` partial results of each of its channels: a

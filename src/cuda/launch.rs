@@ -5,6 +5,7 @@
 
 use super::images;
 use super::launcher::{Clusters, DeviceFacts, Launch, Launched, Launcher, MemoryRef};
+use super::params::Params;
 use super::plan::{BLOCK, Pass, Walk};
 use super::resident::static_shared_bytes;
 use super::target::Target;
@@ -110,7 +111,7 @@ fn driver_version() -> Result<(u32, u32)> {
 
 /// What cudarc calls, directly or when it drops something. It looks a function up when it first
 /// calls it, and panics where library or function is missing.
-const DRIVER_FUNCTIONS: [&str; 40] = [
+const DRIVER_FUNCTIONS: [&str; 41] = [
     "cuCtxDestroy_v2",
     "cuCtxGetCurrent",
     "cuCtxGetExecAffinity",
@@ -151,6 +152,7 @@ const DRIVER_FUNCTIONS: [&str; 40] = [
     "cuStreamIsCapturing",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
+    "cuThreadExchangeStreamCaptureMode",
 ];
 
 /// An error where cudarc would panic.
@@ -422,6 +424,8 @@ impl Kernels {
 
     fn find(&self, name: &str, keeps: bool) -> Result<CudaFunction> {
         let what = || format!("looking up the kernel {name:?}");
+        // It may load code, which would end a capture under way.
+        let _anything = AllowedInCapture::begin();
         // cudarc panics on a NUL.
         let modules = self.modules.iter().filter(|_| !name.contains('\0'));
         for module in modules {
@@ -461,6 +465,29 @@ impl Kernels {
         let of_its_own = function.shared_size_bytes()?;
         let limit = self.facts.shared_bytes_per_block.saturating_sub(of_its_own.unsigned_abs());
         function.set_attribute(LIMIT, limit.try_into().unwrap_or(i32::MAX))
+    }
+}
+
+/// For as long as it lives, this thread may call what no graph can hold while a stream is captured.
+struct AllowedInCapture {
+    before: sys::CUstreamCaptureMode,
+}
+
+impl AllowedInCapture {
+    fn begin() -> Self {
+        Self { before: Self::exchange(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED) }
+    }
+
+    fn exchange(mut mode: sys::CUstreamCaptureMode) -> sys::CUstreamCaptureMode {
+        // SAFETY: the driver reads the mode and writes the one before. It fails for no valid mode.
+        let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) };
+        mode
+    }
+}
+
+impl Drop for AllowedInCapture {
+    fn drop(&mut self) {
+        Self::exchange(self.before);
     }
 }
 
@@ -909,9 +936,14 @@ unsafe impl Launcher for CudaLauncher {
         if launch.cluster > 1 && launch.cluster > facts.clusters.largest() {
             return Err(Error::system(what(), "the device holds no cluster of so many blocks"));
         }
+        // Every kernel takes this struct, and the driver would read beyond a shorter one.
+        if launch.params.len() != size_of::<Params>() {
+            return Err(Error::system(what(), "its parameters are of another size"));
+        }
         self.context().bind_to_thread().or_fail(&what())?;
         let function = self.kernels.function(launch.kernel, launch.shared_bytes > 0)?;
-        let mut params = Params::new(launch.params);
+        // By pointer: of cooperative launches nobody promises that they may be given another way.
+        let mut params = launch.params.as_ptr().cast_mut().cast::<c_void>();
         let (mut attributes, count) = attributes(launch, self.kernels.begin_early);
         let config = sys::CUlaunchConfig {
             hStream: self.stream.cu_stream(),
@@ -919,15 +951,16 @@ unsafe impl Launcher for CudaLauncher {
             numAttrs: count,
             ..config(launch.grid, launch.block, launch.shared_bytes)
         };
-        // SAFETY: function and stream are of the context that is current; config and `params`
-        // outlive the call, which copies them. The addresses in it are those of memory that the
-        // caller holds: only `Device` makes a launch, of what `memory` gave it.
-        let outcome = unsafe {
-            sys::cuLaunchKernelEx(&config, function, ptr::null_mut(), params.extra().as_mut_ptr())
-        };
+        // SAFETY: function and stream are of the context that is current; config and parameters, of
+        // the size that was checked, outlive the call, which copies them. The addresses in them are
+        // those of memory that the caller holds: only `Device` makes a launch, of what `memory` gave it.
+        let outcome =
+            unsafe { sys::cuLaunchKernelEx(&config, function, &mut params, ptr::null_mut()) };
+        let are_together = launch.is_cooperative || launch.cluster > 1;
         match outcome {
             CUresult::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE
             | CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE => Ok(Launched::TooLarge),
+            CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES if are_together => Ok(Launched::TooLarge),
             outcome => outcome.result().or_fail(&what()).map(|()| Launched::Enqueued),
         }
     }
@@ -991,31 +1024,6 @@ fn cooperative() -> sys::CUlaunchAttribute {
         id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
         pad: [0; 4],
         value: sys::CUlaunchAttributeValue { cooperative: 1 },
-    }
-}
-
-/// A kernel's parameters as bytes with their number, so that the driver reads no byte beyond
-/// them: a mere pointer it would follow for as long as the kernel declares.
-struct Params<'a> {
-    bytes: &'a [u8],
-    size: usize,
-}
-
-impl<'a> Params<'a> {
-    fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, size: bytes.len() }
-    }
-
-    /// The list that `cuLaunchKernelEx` takes as `extra`; the numbers are cuda.h's
-    /// `CU_LAUNCH_PARAM_BUFFER_POINTER`, `_BUFFER_SIZE` and `_END`.
-    fn extra(&mut self) -> [*mut c_void; 5] {
-        [
-            ptr::without_provenance_mut(1),
-            self.bytes.as_ptr().cast_mut().cast(),
-            ptr::without_provenance_mut(2),
-            (&raw mut self.size).cast(),
-            ptr::null_mut(),
-        ]
     }
 }
 

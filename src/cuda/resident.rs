@@ -24,10 +24,11 @@ const MERGED_ALONE: u64 = 512;
 
 /// Seconds of a launch.
 const LAUNCH: f64 = 2.5e-6;
-/// Seconds of an exchange within a block, within a cluster, and by way of memory.
-const BLOCK_EXCHANGE: f64 = 0.3e-6;
-const CLUSTER_EXCHANGE: f64 = 1.0e-6;
-const GRID_EXCHANGE: f64 = 2.5e-6;
+/// Seconds of an exchange within a block, within a cluster, and by way of memory, with what a block
+/// adds up before it and finishes after it: reckoned from the machine code.
+const BLOCK_EXCHANGE: f64 = 0.8e-6;
+const CLUSTER_EXCHANGE: f64 = 1.5e-6;
+const GRID_EXCHANGE: f64 = 3.0e-6;
 /// Seconds in which memory idles where nothing overlaps an exchange.
 const RAMP: f64 = 1.5e-6;
 /// Of the multiprocessors, what saturates memory.
@@ -40,8 +41,8 @@ pub const fn static_shared_bytes(pass: Pass, walk: Walk) -> u32 {
     match (pass, walk) {
         // With what blocks leave for each other, less than a kilobyte.
         (_, Walk::Planes) => 768,
-        (Pass::Backward, Walk::Columns) => 24 << 10,
-        (_, Walk::Columns) => 14 << 10,
+        (Pass::Backward, Walk::Columns) => 20 << 10,
+        (_, Walk::Columns) => 17 << 10,
     }
 }
 

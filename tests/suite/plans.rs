@@ -306,13 +306,13 @@ fn the_chosen_tier_should_take_the_least_time() {
     }
 }
 
-/// 2048 channels of 7 x 7 leave blocks without work in their last turn, which costs the more the more
+/// 128 channels of 28 x 28 leave blocks without work in their last turn, which costs the more the more
 /// bytes there are: with a residual, grids that meet in memory should be faster.
 #[test]
 fn a_residual_decides_between_tiers() {
     let tier = |residual| {
         let epilogue = Epilogue { activation: Activation::Identity, residual };
-        let problem = Problem::new(&[4, 2048, 7, 7], LAYOUTS[0], DType::F32, epilogue).unwrap();
+        let problem = Problem::new(&[4, 128, 28, 28], LAYOUTS[0], DType::F32, epilogue).unwrap();
         plans_for(Pass::Forward, &problem, &profiles::T4, None)[0].tier
     };
     assert_eq!([false, true].map(tier), [Tier::Block, Tier::Grid]);

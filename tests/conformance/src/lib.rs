@@ -23,6 +23,11 @@ pub trait Subject: 'static {
     /// Where its training passes are to keep their tensors. What has no such plan streams.
     fn tier(&self) -> Tier;
 
+    /// Of cases that are much alike it checks one in so many: more where each takes long.
+    fn one_in(&self) -> usize {
+        1
+    }
+
     /// A device of that tier. The emulator's schedule follows from `seed`; a GPU has its own.
     fn device(&self, seed: u64) -> Device<Self::Launcher>;
 

@@ -103,18 +103,19 @@ fn train<S: Subject, E: Element<Param = f32>>(
 /// All tensors alike off the boundaries of packs (whole packs but for the ends of planes), and each
 /// in its own way (single elements).
 pub(crate) fn tensors_begin_anywhere<S: Subject, E: Element<Param = f32>>(subject: &S) {
+    let mut cases = Vec::new();
     for dim in [(3, 5, 520), (2, 3, 1031), (3, 8, 49), (5, 16, 1)] {
         for layout in LAYOUTS {
             for epilogue in [Epilogue::NONE, ADD_RELU] {
-                let case = Case::new(dim, layout, epilogue);
-                let data = Data::<E>::new(case).without_gradients_at_kinks(Mode::Train);
-                let expected = data.expected(Mode::Train);
-                for offsets in [[1; 6], [7; 6], [8; 6], [0, 1, 2, 3, 4, 5]] {
-                    let mut buffers = Buffers::dense(&data);
-                    train::<S, E>(&subject.device(3), &mut buffers, offsets);
-                    buffers.assert_results(&expected, Bars::of(E::DTYPE));
-                }
+                let offsets = [[1; 6], [7; 6], [8; 6], [0, 1, 2, 3, 4, 5]].into_iter();
+                cases.extend(offsets.map(|offsets| (Case::new(dim, layout, epilogue), offsets)));
             }
         }
+    }
+    for (case, offsets) in cases.into_iter().skip(subject.one_in() / 2).step_by(subject.one_in()) {
+        let data = Data::<E>::new(case).without_gradients_at_kinks(Mode::Train);
+        let mut buffers = Buffers::dense(&data);
+        train::<S, E>(&subject.device(3), &mut buffers, offsets);
+        buffers.assert_results(&data.expected(Mode::Train), Bars::of(E::DTYPE));
     }
 }

@@ -32,8 +32,8 @@ pub fn program<'a>(units: impl IntoIterator<Item = &'a str>) -> Result<Program, 
 /// What a name stands for.
 #[derive(Debug, Clone)]
 enum Named {
-    /// The first of so many registers: `%r<8>` is `%r0` to `%r7`.
-    Registers(Register),
+    /// `%r<8>` is `%r0` to `%r7`.
+    Registers(Range<Register>),
     Register(Register),
     Param(Range<usize>),
     Local(u64),
@@ -170,7 +170,10 @@ impl<'a> FunctionDecoder<'a> {
                 let first = self.widths.len() as Register;
                 self.widths
                     .resize(self.widths.len() + variable.count.max(1) as usize, variable.size * 8);
-                if variable.count > 0 { Named::Registers(first) } else { Named::Register(first) }
+                match variable.count {
+                    0 => Named::Register(first),
+                    count => Named::Registers(first..first + count),
+                }
             }
             "param" => Named::Param(place(&mut self.function.param_bytes, variable)),
             "local" => Named::Local(place(&mut self.function.local_bytes, variable).start as u64),
@@ -192,7 +195,10 @@ impl<'a> FunctionDecoder<'a> {
         }
         let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
         match self.find(stem)? {
-            Named::Registers(first) => Some(first + name[stem.len()..].parse::<Register>().ok()?),
+            Named::Registers(range) => {
+                let number: usize = name[stem.len()..].parse().ok()?;
+                range.clone().nth(number)
+            }
             _ => None,
         }
     }

@@ -56,8 +56,8 @@ impl PtxMachine {
 
     /// What a GPU would refuse.
     fn refusal(&self, launch: &cuda::Launch<'_>) -> Option<String> {
-        let &(module, kernel) = self.program.kernels.get(launch.kernel())?;
-        let kernel = &self.program.modules[module].functions[kernel];
+        let (module, kernel) = self.program.kernel(launch.kernel())?;
+        let kernel = &module.functions[kernel];
         let params = kernel.params.first().map_or(0, |range| range.len());
         let most = self.facts.shared_bytes_per_block;
         if launch.params().len() != params {

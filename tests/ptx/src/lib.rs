@@ -1,6 +1,6 @@
 //! Runs the PTX that NVRTC made of `warpnorm`'s kernels, on the CPU.
 //!
-//! The [emulator](https://docs.rs/warpnorm) compiles the kernels with a C++ compiler, which sees
+//! The emulator (`tests/emulator`) compiles the kernels with a C++ compiler, which sees
 //! neither their inline assembly nor what NVRTC makes of the rest. Here the compiler's own output
 //! runs, instruction by instruction: [`program`] takes PTX apart, and [`PtxMachine`] implements
 //! [`warpnorm::cuda::Launcher`] over it. It checks that accesses are within an allocation and
@@ -11,6 +11,8 @@ mod decode;
 mod device;
 mod machine;
 mod memory;
+#[cfg(test)]
+mod mistakes;
 mod program;
 mod step;
 mod text;

@@ -45,6 +45,7 @@ pub struct Machine<'a> {
 }
 
 /// A block that runs.
+#[derive(Default)]
 pub(crate) struct Block {
     /// Of the grid.
     pub(crate) index: u32,
@@ -125,13 +126,13 @@ pub fn run(
     seed: u64,
     budget: u64,
 ) -> Result<(), String> {
-    let &(module, kernel) = program.kernels.get(launch.kernel).ok_or("there is no such kernel")?;
+    let (module, kernel) = program.kernel(launch.kernel).ok_or("there is no such kernel")?;
     let at_a_time = match launch.is_cooperative {
         true => launch.grid,
         false => launch.cluster * (1 + seed as u32 % 2),
     };
     let mut machine = Machine {
-        module: &program.modules[module],
+        module,
         memory,
         launch,
         threads: Vec::new(),
@@ -150,23 +151,26 @@ pub fn run(
         machine.start(kernel, first, at_a_time.min(launch.grid - first));
         machine.run()?;
     }
+    program.has_run(launch.kernel);
     Ok(())
 }
 
 impl Machine<'_> {
+    /// Begins some blocks; the memory of those before serves again.
     fn start(&mut self, kernel: usize, first: u32, blocks: u32) {
-        let Launch { block: threads, cluster, .. } = self.launch;
+        let Launch { block: threads, cluster, shared_bytes, params, .. } = self.launch;
         let function = &self.module.functions[kernel];
-        self.threads.clear();
-        self.blocks.clear();
-        for index in 0..blocks {
-            let shared =
-                vec![u8::MAX; self.module.shared_bytes + self.launch.shared_bytes as usize];
-            let alive = threads as usize;
-            self.blocks.push(Block { index: first + index, shared, alive, at_barrier: 0 });
-            self.threads.extend((0..threads).map(|thread| {
-                Thread::new(thread, index as usize, kernel, function, self.launch.params)
-            }));
+        self.threads.resize_with((blocks * threads) as usize, Thread::default);
+        self.blocks.resize_with(blocks as usize, Block::default);
+        for (index, block) in self.blocks.iter_mut().enumerate() {
+            block.index = first + index as u32;
+            block.shared.clear();
+            block.shared.resize(self.module.shared_bytes + shared_bytes as usize, u8::MAX);
+            (block.alive, block.at_barrier) = (threads as usize, 0);
+        }
+        for (index, thread) in self.threads.iter_mut().enumerate() {
+            let (block, index) = (index / threads as usize, index as u32 % threads);
+            thread.start(index, block, (kernel, function), params);
         }
         let clusters = (0..blocks).step_by(cluster as usize);
         self.clusters = clusters
@@ -349,8 +353,7 @@ impl Machine<'_> {
 
     fn set(&mut self, index: usize, register: Register, value: u64) {
         let thread = &mut self.threads[index];
-        let base = thread.frame().registers;
-        thread.registers[base + register as usize] = value;
+        thread.registers[thread.base + register as usize] = value;
     }
 }
 

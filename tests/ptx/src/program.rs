@@ -1,8 +1,9 @@
 //! Kernels as the machine takes them: names resolved to numbers, opcodes to what they do.
 
 use crate::value::{Binary, Comparison, Conversion, Type, Unary};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// All units of a target.
 #[derive(Debug, Default)]
@@ -11,12 +12,34 @@ pub struct Program {
     pub(crate) modules: Vec<Module>,
     /// Where kernels are: module and function.
     pub(crate) kernels: HashMap<String, (usize, usize)>,
+    have_run: Mutex<HashSet<String>>,
 }
 
 impl Program {
-    /// The names of all kernels.
-    pub fn kernels(&self) -> Vec<&str> {
-        self.kernels.keys().map(String::as_str).collect()
+    /// A kernel and its module.
+    pub(crate) fn kernel(&self, name: &str) -> Option<(&Module, usize)> {
+        self.kernels.get(name).map(|&(module, function)| (&self.modules[module], function))
+    }
+
+    /// Whether there is nothing to launch.
+    pub fn is_empty(&self) -> bool {
+        self.kernels.is_empty()
+    }
+
+    /// Kernels that no launch has run to its end, by name.
+    pub fn never_run(&self) -> Vec<&str> {
+        let have_run = self.have_run.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = self.kernels.keys().map(String::as_str);
+        let mut names: Vec<&str> = names.filter(|name| !have_run.contains(*name)).collect();
+        names.sort_unstable();
+        names
+    }
+
+    pub(crate) fn has_run(&self, kernel: &str) {
+        let mut have_run = self.have_run.lock().unwrap_or_else(PoisonError::into_inner);
+        if !have_run.contains(kernel) {
+            have_run.insert(kernel.to_owned());
+        }
     }
 }
 

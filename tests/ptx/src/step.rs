@@ -24,16 +24,22 @@ enum Place {
 }
 
 impl Machine<'_> {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn value(&self, thread: &Thread, operand: Operand) -> u64 {
         match operand {
-            Operand::Register(register) => {
-                thread.registers[thread.frame().registers + register as usize]
-            }
+            Operand::Register(register) => thread.registers[thread.base + register as usize],
             Operand::Value(value) => value,
+            other => self.place_value(thread, other),
+        }
+    }
+
+    /// What follows from where a thread is.
+    fn place_value(&self, thread: &Thread, operand: Operand) -> u64 {
+        match operand {
             Operand::Param(offset) => thread.frame().params as u64 + offset,
             Operand::Local(offset) => thread.frame().local as u64 + offset,
             Operand::Special(special) => self.special(thread, special).into(),
+            Operand::Register(_) | Operand::Value(_) => unreachable!("these are known without"),
         }
     }
 
@@ -371,8 +377,7 @@ impl Machine<'_> {
 
 #[inline]
 fn set(thread: &mut Thread, register: Register, value: u64) {
-    let base = thread.frame().registers;
-    thread.registers[base + register as usize] = value;
+    thread.registers[thread.base + register as usize] = value;
 }
 
 #[inline]

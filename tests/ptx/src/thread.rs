@@ -16,6 +16,8 @@ pub struct Thread {
     pub frames: Vec<Frame>,
     /// Of all frames.
     pub registers: Vec<u64>,
+    /// Where those of the innermost frame begin.
+    pub base: usize,
     /// The parameter space of all frames.
     pub params: Vec<u8>,
     /// The same of local memory.
@@ -82,18 +84,18 @@ const UNWRITTEN: u64 = u64::MAX;
 const MOST_ALIGNED: usize = 16;
 
 impl Thread {
-    /// At the head of a kernel.
-    pub fn new(
-        index: u32,
-        block: usize,
-        kernel: usize,
-        function: &Function,
-        params: &[u8],
-    ) -> Self {
-        let mut thread = Thread { index, block, copies: vec![Vec::new()], ..Thread::default() };
-        thread.enter(Frame { function: kernel, ..Frame::default() }, function);
-        thread.params[..params.len()].copy_from_slice(params);
-        thread
+    /// Goes to the head of a kernel, as a thread that has just begun.
+    pub fn start(&mut self, index: u32, block: usize, kernel: (usize, &Function), params: &[u8]) {
+        let (number, function) = kernel;
+        (self.index, self.block) = (index, block);
+        (self.cluster_round, self.state) = (0, State::Ready);
+        self.registers.clear();
+        self.params.clear();
+        self.local.clear();
+        self.copies.clear();
+        self.copies.push(Vec::new());
+        self.enter(Frame { function: number, ..Frame::default() }, function);
+        self.params[..params.len()].copy_from_slice(params);
     }
 
     /// Its lane.
@@ -110,11 +112,10 @@ impl Thread {
     /// Makes room for a frame and goes to its function's head.
     pub fn enter(&mut self, frame: Frame, function: &Function) {
         self.registers.resize(frame.registers + function.registers, UNWRITTEN);
-        // Of a frame that was here before, too.
-        self.registers[frame.registers..].fill(UNWRITTEN);
         self.params.resize(frame.params + function.param_bytes, u8::MAX);
         self.local.resize(frame.local + function.local_bytes, u8::MAX);
         self.at = 0;
+        self.base = frame.registers;
         self.frames.push(frame);
     }
 
@@ -163,6 +164,7 @@ impl Thread {
         self.params.truncate(frame.params);
         self.local.truncate(frame.local);
         self.at = frame.return_to;
+        self.base = self.frames.last().map_or(0, |frame| frame.registers);
         !self.frames.is_empty()
     }
 }

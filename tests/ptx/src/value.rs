@@ -165,29 +165,37 @@ impl Binary {
         })
     }
 
+    #[inline]
     fn integer(self, of: Type, a: u64, b: u64) -> Option<u64> {
-        let bits = 8 * of.bytes() as u64;
-        // A shift's distance is a u32 in any type.
-        let distance = u64::from(b as u32).min(bits);
-        let (wide_a, wide_b) = (of.integer(a), of.integer(b));
         let value = match self {
             Binary::Add => a.wrapping_add(b),
             Binary::Sub => a.wrapping_sub(b),
             Binary::Mul => a.wrapping_mul(b),
-            Binary::MulWide => return Some((wide_a * wide_b) as u64),
-            Binary::MulHigh => (wide_a * wide_b >> bits) as u64,
-            Binary::Div => wide_a.checked_div(wide_b)? as u64,
-            Binary::Rem => wide_a.checked_rem(wide_b)? as u64,
-            Binary::Min => wide_a.min(wide_b) as u64,
-            Binary::Max => wide_a.max(wide_b) as u64,
-            Binary::MaxNan => return None,
             Binary::And => a & b,
             Binary::Or => a | b,
             Binary::Xor => a ^ b,
-            Binary::ShiftLeft => a.checked_shl(distance as u32).unwrap_or(0),
-            Binary::ShiftRight => (wide_a >> distance) as u64,
+            Binary::ShiftLeft => a.unbounded_shl(b as u32),
+            _ => return self.wide_integer(of, a, b),
         };
         Some(of.truncate(value))
+    }
+
+    /// What depends on more than the type's bits.
+    fn wide_integer(self, of: Type, a: u64, b: u64) -> Option<u64> {
+        let bits = 8 * of.bytes() as u64;
+        let (wide_a, wide_b) = (of.integer(a), of.integer(b));
+        let value = match self {
+            Binary::MulWide => return Some((wide_a * wide_b) as u64),
+            Binary::MulHigh => wide_a * wide_b >> bits,
+            Binary::Div => wide_a.checked_div(wide_b)?,
+            Binary::Rem => wide_a.checked_rem(wide_b)?,
+            Binary::Min => wide_a.min(wide_b),
+            Binary::Max => wide_a.max(wide_b),
+            // A shift's distance is a u32 in any type.
+            Binary::ShiftRight => wide_a >> u64::from(b as u32).min(bits),
+            _ => return None,
+        };
+        Some(of.truncate(value as u64))
     }
 }
 
