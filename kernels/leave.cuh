@@ -19,8 +19,8 @@ struct Scratch {};
 
 template <int V>
 struct Scratch<Columns<V>> {
-    Sums columns[MAX_COLUMNS];
-    Sums rows[TOGETHER<V> * THREADS];
+    SumsArray<MAX_COLUMNS> columns;
+    SumsArray<TOGETHER<V> * THREADS> rows;
     float pivots[MAX_COLUMNS];
 
     static_assert(V == 1 || MAX_COLUMNS / V <= THREADS / TOGETHER<V>, "a row for those who add it");
@@ -38,49 +38,43 @@ __device__ inline void leave(const Params &, const Planes<V> &, const Item (&ite
     if (threadIdx.x == 0) store_item(place(0), total);
 }
 
-// What the sums of each of a thread's columns are about: what the first row has found of the channel's
-// first column. The first row has some of the values if any has.
-template <class Wide, class Item, int V>
-__device__ inline void share_pivots(const Params &params, const Columns<V> &walk,
-                                    const Item (&items)[V], float *on_shelf, float (&pivots)[V]) {
-    const unsigned fold = params.columns_per_channel;
-    if (walk.y == 0 && walk.has_columns()) {
-#pragma unroll
-        for (int v = 0; v < V; ++v) on_shelf[walk.turned(walk.x * V + v)] = Wide::pivot_of(items[v]);
-    }
-    __syncthreads();
-    if (!walk.has_columns()) return;
-#pragma unroll
-    for (int v = 0; v < V; ++v) {
-        const unsigned column = walk.x * V + v;
-        pivots[v] = on_shelf[walk.turned(fold == 1 ? column : column / fold * fold)];
-    }
-}
-
 template <class Wide, class Item, int V, class At>
 __device__ inline void leave(const Params &params, const Columns<V> &walk, const Item (&items)[V],
                              Scratch<Columns<V>> &scratch, const At &place) {
-    float pivots[V] = {};
-    if constexpr (Wide::HAS_PIVOT) share_pivots<Wide>(params, walk, items, scratch.pivots, pivots);
-    Sums sums[V];
-#pragma unroll
-    for (int v = 0; v < V; ++v) sums[v] = Wide::sums_of(items[v], pivots[v]);
-
     const unsigned fold = params.columns_per_channel, columns = walk.columns();
+    // What a channel's sums are about: what the first row has found of its first column. The first row
+    // has some of the values if any has.
+    if constexpr (Wide::HAS_PIVOT) {
+        if (walk.y == 0 && walk.has_columns()) {
+#pragma unroll
+            for (int v = 0; v < V; ++v) {
+                scratch.pivots[walk.turned(walk.x * V + v)] = Wide::pivot_of(items[v]);
+            }
+        }
+        __syncthreads();
+    }
+    const auto pivot_of = [&](unsigned channel) {
+        return Wide::HAS_PIVOT ? scratch.pivots[walk.turned(channel * fold)] : 0.0f;
+    };
+    const auto sums_of = [&](int v) {
+        if (!walk.has_columns()) return Sums::empty();
+        const unsigned column = walk.x * V + v;
+        return Wide::sums_of(items[v], pivot_of(fold == 1 ? column : column / fold));
+    };
     const double count = (double)((Extent)walk.rest * fold);
     const auto finish = [&](unsigned channel, const Sums &total) {
-        const float pivot = Wide::HAS_PIVOT ? scratch.pivots[walk.turned(channel * fold)] : 0.0f;
-        store_item(place(channel), Wide::from(total, count, pivot));
+        store_item(place(channel), Wide::from(total, count, pivot_of(channel)));
     };
-    rows_total<THREADS>(sums, walk.width, scratch.rows, [&](unsigned x, unsigned v, const Sums &total) {
+    const auto give = [&](unsigned x, unsigned v, const Sums &total) {
         const unsigned column = x * V + v;
         if (column >= columns) return;
         if (fold == 1) finish(column, total);
-        else scratch.columns[walk.turned(column)] = total;
-    });
+        else scratch.columns.put(walk.turned(column), total);
+    };
+    rows_total<THREADS, V>(walk.width, scratch.rows, sums_of, give);
     if (fold == 1) return;
     const auto of = [&](unsigned channel, unsigned i) {
-        return &scratch.columns[walk.turned(channel * fold + i)];
+        return scratch.columns.get(walk.turned(channel * fold + i));
     };
     merge_parts<THREADS, Sums>(walk.channels(), fold, of, finish);
 }
@@ -100,7 +94,8 @@ __device__ inline void finish_group(const Params &params, const Walk &walk, cons
                 [&](unsigned channel) { return of(channel, walk.part); });
     if (!arrives_last(params.counters, walk.group(), params.parts)) return;
     merge_parts<THREADS, Wide>(
-        walk.channels(), params.parts, of,
+        walk.channels(), params.parts,
+        [&](unsigned channel, unsigned part) { return load_item(of(channel, part)); },
         [&](unsigned channel, const Wide &total) { finish(first + channel, total); });
 }
 
@@ -114,7 +109,7 @@ template <class Wide, class Walk, class Item, int COUNT, class Use>
 __device__ inline void share_group(const Params &params, const Walk &walk, const Item (&items)[COUNT],
                                    Scratch<Walk> &scratch, const Use &use) {
     const Team<Wide, Walk> team(params, walk);
-    const auto of = [&](unsigned channel, unsigned part) { return team.of(channel, part); };
+    const auto of = [&](unsigned channel, unsigned part) { return load_item(team.of(channel, part)); };
     leave<Wide>(params, walk, items, scratch, [&](unsigned channel) { return team.own(channel); });
     const unsigned parts = params.parts, channels = walk.channels();
     team.meet(true);
@@ -126,7 +121,7 @@ __device__ inline void share_group(const Params &params, const Walk &walk, const
         merge_parts<THREADS, Wide>(channels, parts, of, keep, Every{walk.part, parts});
         team.meet(false);
         for (unsigned channel = threadIdx.x; channel < channels; channel += THREADS) {
-            use(channel, load_item(team.of(channel, channel % parts)));
+            use(channel, of(channel, channel % parts));
         }
     }
     __syncthreads();

@@ -48,7 +48,7 @@ struct PlainTotal {
 };
 
 // What a block adds up of a channel.
-struct __align__(16) Sums {
+struct Sums {
     double first, second;
 
     __device__ static Sums empty() { return {0.0, 0.0}; }
@@ -58,6 +58,15 @@ struct __align__(16) Sums {
         second += other.second;
     }
     typedef PlainTotal<Sums> Total;
+};
+
+// COUNT of them in shared memory. Apart, so that neighbouring threads use neighbouring banks.
+template <int COUNT>
+struct SumsArray {
+    double first[COUNT], second[COUNT];
+
+    __device__ Sums get(unsigned i) const { return {first[i], second[i]}; }
+    __device__ void put(unsigned i, const Sums &sums) { first[i] = sums.first, second[i] = sums.second; }
 };
 
 // The total of `width` neighbouring lanes (a power of two), in each of them.
@@ -97,32 +106,31 @@ __device__ inline Item block_total(const Item &mine) {
 template <int COUNT>
 constexpr int TOGETHER = COUNT < 2 ? COUNT : 2;
 
-// Adds up COUNT sums of each thread down the rows of a block that is laid out as rows of `width`
-// threads, and hands them to `give(column, i, total)`. Threads beyond the last whole row have none.
-// `shelf` is shared memory for TOGETHER<COUNT> sums of each thread.
-template <int THREADS, int COUNT, class Give>
-__device__ inline void rows_total(const Sums (&sums)[COUNT], unsigned width, Sums *shelf,
-                                  const Give &give) {
+// Adds up COUNT sums of each thread, `sums_of(i)`, down the rows of a block that is laid out as rows of
+// `width` threads, and hands them to `give(column, i, total)`. Threads beyond the last whole row have
+// none.
+template <int THREADS, int COUNT, class SumsOf, class Give>
+__device__ inline void rows_total(unsigned width, SumsArray<TOGETHER<COUNT> * THREADS> &shelf,
+                                  const SumsOf &sums_of, const Give &give) {
     constexpr int ADDED = TOGETHER<COUNT>, ADDING = THREADS / ADDED;
     // Rows that are left when each thread has added up its part of them.
     constexpr unsigned LEFT = 8;
     const unsigned all = THREADS / width * width, left = min(ADDING / width, LEFT) * width;
-    const unsigned i = threadIdx.x / ADDING, place = threadIdx.x % ADDING;
-    Sums *own = shelf + i * THREADS;
+    const unsigned i = threadIdx.x / ADDING, place = threadIdx.x % ADDING, own = i * THREADS;
     const auto add_rows = [&](unsigned step, unsigned end) {
-        Sums total = own[place];
-        for (unsigned at = place + step; at < end; at += step) total.merge(own[at]);
+        Sums total = shelf.get(own + place);
+        for (unsigned at = place + step; at < end; at += step) total.merge(shelf.get(own + at));
         return total;
     };
 #pragma unroll
     for (int first = 0; first < COUNT; first += ADDED) {
 #pragma unroll
         for (int a = 0; a < ADDED; ++a) {
-            if (threadIdx.x < all) shelf[a * THREADS + threadIdx.x] = sums[first + a];
+            if (threadIdx.x < all) shelf.put(a * THREADS + threadIdx.x, sums_of(first + a));
         }
         __syncthreads();
         // Nobody else reads the place that the part goes to.
-        if (place < left) own[place] = add_rows(left, all);
+        if (place < left) shelf.put(own + place, add_rows(left, all));
         __syncthreads();
         if (place < width) give(place, first + i, add_rows(width, left));
         __syncthreads();
@@ -201,11 +209,11 @@ __device__ inline unsigned lanes_for(unsigned channels, unsigned parts) {
 }
 
 // The total of one channel's partial results in each of the lanes that share it; of none where it is not
-// `there`. `partial(part)` points at one, of which a few are on their way to each lane at a time.
+// `there`. `partial(part)` loads one, and a few of them are on their way to each lane at a time.
 template <class Item, class Partial>
 __device__ inline Item total_of(unsigned parts, unsigned lanes, bool there, const Partial &partial) {
     constexpr int AT_ONCE = 4;
-    if (parts == 1) return there ? load_item(partial(0)) : Item::empty();
+    if (parts == 1) return there ? partial(0) : Item::empty();
     typename Item::Total total = {};
     double pivot = 0.0;
 #pragma unroll 1
@@ -214,7 +222,7 @@ __device__ inline Item total_of(unsigned parts, unsigned lanes, bool there, cons
 #pragma unroll
         for (int u = 0; u < AT_ONCE; ++u) {
             const unsigned part = begin + u * lanes + threadIdx.x % lanes;
-            items[u] = there && part < parts ? load_item(partial(part)) : Item::empty();
+            items[u] = there && part < parts ? partial(part) : Item::empty();
         }
         if (begin == 0) pivot = from_lane(items[0].pivot(), threadIdx.x % 32 / lanes * lanes);
 #pragma unroll
@@ -230,7 +238,7 @@ struct Every {
 };
 
 // Hands the merged partial results of each of `channels` channels, or of `some` of them, to
-// `finish(channel, item)`. `partial(channel, part)` points at one. Lanes that share channels merge as
+// `finish(channel, item)`. `partial(channel, part)` loads one. Lanes that share channels merge as
 // many as they are, and each finishes one of them: that takes as long as merging.
 template <int THREADS, class Item, class Partial, class Finish>
 __device__ inline void merge_parts(unsigned channels, unsigned parts, const Partial &partial,
