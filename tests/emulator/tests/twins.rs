@@ -301,7 +301,7 @@ fn bf16_counts_as_f16_does() {
 #[test]
 fn on_chip_banks_do_not_conflict() {
     for ((kernel, tier), row) in ROWS.iter().filter(|((_, tier), _)| *tier != "streaming") {
-        assert!(row.conflicts <= Some(1), "percent: {:?}, {kernel}, {tier}", row.conflicts);
+        assert!(row.conflicts <= Some(2), "percent: {:?}, {kernel}, {tier}", row.conflicts);
     }
 }
 
