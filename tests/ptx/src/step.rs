@@ -219,7 +219,7 @@ impl Machine<'_> {
         len: usize,
     ) -> Result<Place, String> {
         let at = self.value(thread, address.base).wrapping_add_signed(address.offset);
-        if at % len as u64 != 0 {
+        if !at.is_multiple_of(len as u64) {
             return Err(format!("{len} bytes at {at:#x}, which is no multiple of them"));
         }
         Ok(match space {
@@ -342,7 +342,7 @@ impl Machine<'_> {
         }
         let at = |address: Address| {
             let at = self.value(thread, address.base).wrapping_add_signed(address.offset);
-            let is_aligned = at % bytes == 0;
+            let is_aligned = at.is_multiple_of(bytes);
             is_aligned.then_some(at).ok_or_else(|| format!("a copy of {len} bytes at {at:#x}"))
         };
         // The source is not read where nothing of it is there.

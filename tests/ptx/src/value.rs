@@ -186,7 +186,7 @@ impl Binary {
         let (wide_a, wide_b) = (of.integer(a), of.integer(b));
         let value = match self {
             Binary::MulWide => return Some((wide_a * wide_b) as u64),
-            Binary::MulHigh => wide_a * wide_b >> bits,
+            Binary::MulHigh => (wide_a * wide_b) >> bits,
             Binary::Div => wide_a.checked_div(wide_b)?,
             Binary::Rem => wide_a.checked_rem(wide_b)?,
             Binary::Min => wide_a.min(wide_b),
