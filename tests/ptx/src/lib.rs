@@ -2,7 +2,7 @@
 //!
 //! The emulator (`tests/emulator`) compiles the kernels with a C++ compiler, which sees
 //! neither their inline assembly nor what NVRTC makes of the rest. Here the compiler's own output
-//! runs, instruction by instruction: [`program`] takes PTX apart, and [`PtxMachine`] implements
+//! runs, instruction by instruction: [`program()`] takes PTX apart, and [`PtxMachine`] implements
 //! [`warpnorm::cuda::Launcher`] over it. It checks that accesses are within an allocation and
 //! aligned, that the lanes of a warp meet at one instruction, and that nobody reads the shared memory
 //! of a block that has returned. It knows the instructions that the kernels have, and refuses others.
