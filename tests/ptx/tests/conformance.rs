@@ -1,6 +1,5 @@
 //! Every kernel as NVRTC compiled it: checks that the emulator runs on their source, and a GPU on their
-//! machine code. The emulator is thorough; here they are so many that each kernel has run with whatever
-//! epilogue, alignment and team it was made for.
+//! machine code. The emulator is thorough; here they are so many that every kernel runs.
 
 use conformance::devices::{clustered_facts, cramped_facts, default_facts};
 use conformance::{Check, Subject, checks};
