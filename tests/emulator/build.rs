@@ -27,6 +27,8 @@ fn main() {
         .include("runtime")
         .flag("-fsanitize=thread")
         .flag("-fsanitize-coverage=trace-pc")
+        // Nobody listens to those.
+        .flag_if_supported("--param=tsan-instrument-func-entry-exit=0")
         .flag("-fno-exceptions")
         .flag("-Wno-unknown-pragmas")
         // Else nobody asks for them: they make themselves known in static initialisers.

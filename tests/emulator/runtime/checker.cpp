@@ -26,8 +26,9 @@ static const char *verb(Access access) {
          what_other_did);
 }
 
+// `now` is what `me` leaves there.
 static void check_cell(Cell &cell, const Region &region, Access access, const char *address,
-                       const char *space, ThreadId me) {
+                       const char *space, const Thread &me, Stamp now) {
     const Ordering &ordering = active->ordering;
     const uintptr_t number = reinterpret_cast<uintptr_t>(address);
     // What a former block did in the same shared memory is nothing to this one.
@@ -36,17 +37,16 @@ static void check_cell(Cell &cell, const Region &region, Access access, const ch
         fail("read of uninitialised %s memory at %p", space, address);
 
     const bool both_atomic = access == Access::atomic && cell.writer.atomic;
-    if (written && !both_atomic && !ordering.ordered(cell.writer, *current, number))
+    if (written && !both_atomic && !ordering.ordered(cell.writer, me, number))
         race(access, space, address, cell.writer, "written");
 
-    const Stamp now{me, ordering.now(), access == Access::atomic};
     if (access == Access::read) {
-        if (warp_of(cell.readers[0].thread) != warp_of(me)) cell.readers[1] = cell.readers[0];
+        if (warp_of(cell.readers[0].thread) != warp_of(now.thread)) cell.readers[1] = cell.readers[0];
         cell.readers[0] = now;
         return;
     }
     for (const Stamp &reader : cell.readers)
-        if (reader.time > region.born && !ordering.ordered(reader, *current, number))
+        if (reader.time > region.born && !ordering.ordered(reader, me, number))
             race(access, space, address, reader, "read");
     cell.writer = now;
     // Who comes after this write comes after those readers too; atomics order nobody.
@@ -55,11 +55,13 @@ static void check_cell(Cell &cell, const Region &region, Access access, const ch
 
 static void check_cells(const Region &region, const char *address, size_t bytes, Access access,
                         const char *space) {
-    const ThreadId me = thread_id(current->block->index, current->index);
+    const Thread &me = *current;
+    const ThreadId id = thread_id(me.block->index, me.index);
+    const Stamp now{id, active->ordering.now(), access == Access::atomic};
     const unsigned granule = 1u << region.granule_log2;
     const Cell *last = region.cell(address + bytes - 1);
     for (Cell *cell = region.cell(address); cell <= last; ++cell, address += granule)
-        check_cell(*cell, region, access, address, space, me);
+        check_cell(*cell, region, access, address, space, me, now);
 }
 
 // ---- shared memory ----------------------------------------------------------------------------
@@ -131,7 +133,7 @@ static bool constant(const char *address) {
 }
 
 static void count_global(Allocation &allocation, const char *address, size_t bytes, Access access,
-                         unsigned site) {
+                         const void *site) {
     AllocationCounters &counters = active->counters.allocation(allocation.id);
     if (access == Access::atomic) {
         ++counters.atomics;
@@ -139,7 +141,7 @@ static void count_global(Allocation &allocation, const char *address, size_t byt
     }
     const bool write = access == Access::write;
     (write ? counters.written : counters.read).bytes += bytes;
-    current->warp->requests.add(site, current->lane, allocation.id, write,
+    current->warp->requests.add(active->sites.index(site), current->lane, allocation.id, write,
                                 reinterpret_cast<uintptr_t>(address),
                                 static_cast<unsigned>(bytes));
 }
@@ -148,10 +150,9 @@ static void observe_global(const char *address, size_t bytes, Access access, con
     const Options &options = active->device.options;
     if (!current->has_waited && options.checks)
         fail("%s of global memory before it has waited for the launch before", verb(access));
-    const unsigned index = active->sites.index(site);
-    if (index >= active->latest_allocation.size()) active->latest_allocation.resize(index + 1);
     // A place in the code mostly stays with one allocation.
-    Allocation *&allocation = active->latest_allocation[index];
+    const size_t hash = reinterpret_cast<uintptr_t>(site) % active->latest_allocation.size();
+    Allocation *&allocation = active->latest_allocation[hash];
     if (!allocation || !allocation->holds(address)) {
         Allocation *found = active->device.memory.near(address);
         if (!found || !found->holds(address)) {
@@ -168,7 +169,7 @@ static void observe_global(const char *address, size_t bytes, Access access, con
         if (!region.cells && !Memory::shadow(*allocation)) fail("no memory for the checker's cells");
         check_cells(region, address, bytes, access, "global");
     }
-    if (options.counters) count_global(*allocation, address, bytes, access, index);
+    if (options.counters) count_global(*allocation, address, bytes, access, site);
 }
 
 // ---- any memory -------------------------------------------------------------------------------
@@ -178,7 +179,7 @@ void observe(const void *pointer, size_t bytes, Access access, const void *site)
     active->latest_site = site;
     if (!active->observed) return;
     const char *address = static_cast<const char *>(pointer);
-    if (static_cast<size_t>(address - current->fiber.stack) < stack_bytes) return;
+    if (on_own_stack(address)) return;
     const std::vector<char> &params = active->params;
     if (access == Access::read && static_cast<size_t>(address - params.data()) < params.size())
         return;
@@ -192,7 +193,9 @@ void observe(const void *pointer, size_t bytes, Access access, const void *site)
 
 void observe_aligned(const void *address, size_t bytes, Access access, const void *site) {
     active->latest_site = site;
-    if (reinterpret_cast<uintptr_t>(address) % bytes != 0 && active->device.options.checks)
+    // A power of two: a division would take longer than all the rest.
+    const bool aligned = (reinterpret_cast<uintptr_t>(address) & (bytes - 1)) == 0;
+    if (!aligned && active->device.options.checks)
         fail("%s of %zu bytes at %p, which is not a multiple of %zu", verb(access), bytes, address,
              bytes);
     observe(address, bytes, access, site);

@@ -3,7 +3,6 @@
 
 #include <string.h>
 
-#include <utility>
 #include <vector>
 
 #include "checker.h"
@@ -26,17 +25,15 @@ void async_copy(void *to, const void *from, size_t bytes, bool is_there, const v
 void async_copy_commit() { ++current->stages; }
 
 void async_copy_wait(unsigned stages) {
-    std::vector<PendingCopy> under_way;
-    for (const PendingCopy &copy : current->copies) {
-        if (copy.stage + stages >= current->stages) {
-            under_way.push_back(copy);
-            continue;
-        }
-        observe_aligned(copy.to, copy.bytes, Access::write, copy.site);
-        if (copy.from) memcpy(copy.to, copy.from, copy.bytes);
-        else memset(copy.to, 0, copy.bytes);
+    std::vector<PendingCopy> &copies = current->copies;
+    // Their stages ascend.
+    auto copy = copies.begin();
+    for (; copy != copies.end() && copy->stage + stages < current->stages; ++copy) {
+        observe_aligned(copy->to, copy->bytes, Access::write, copy->site);
+        if (copy->from) memcpy(copy->to, copy->from, copy->bytes);
+        else memset(copy->to, 0, copy->bytes);
     }
-    current->copies = std::move(under_way);
+    copies.erase(copies.begin(), copy);
 }
 
 }  // namespace emulator

@@ -11,26 +11,39 @@ using emulator::Access;
 // Kernels' static initialisers run outside any launch.
 static inline bool inside_launch() { return emulator::current != nullptr; }
 
+static inline void access(void *address, size_t bytes, Access what, const void *site) {
+    if (!emulator::on_own_stack(address) && inside_launch())
+        emulator::observe(address, bytes, what, site);
+}
+
+// Most accesses are to a thread's own variables: those take no call from here.
+template <size_t bytes>
+static inline void aligned_access(void *address, Access what, const void *site) {
+    const bool aligned = reinterpret_cast<uintptr_t>(address) % bytes == 0;
+    if (!(aligned && emulator::on_own_stack(address)) && inside_launch())
+        emulator::observe_aligned(address, bytes, what, site);
+}
+
 #define SITE __builtin_return_address(0)
 
 #define ACCESS_HOOKS(bytes)                                                                        \
     extern "C" void __tsan_read##bytes(void *address) {                                            \
-        if (inside_launch()) emulator::observe_aligned(address, bytes, Access::read, SITE);        \
+        aligned_access<bytes>(address, Access::read, SITE);                                        \
     }                                                                                              \
     extern "C" void __tsan_write##bytes(void *address) {                                           \
-        if (inside_launch()) emulator::observe_aligned(address, bytes, Access::write, SITE);       \
+        aligned_access<bytes>(address, Access::write, SITE);                                       \
     }                                                                                              \
     extern "C" void __tsan_volatile_read##bytes(void *address) {                                   \
-        if (inside_launch()) emulator::observe_aligned(address, bytes, Access::read, SITE);        \
+        aligned_access<bytes>(address, Access::read, SITE);                                        \
     }                                                                                              \
     extern "C" void __tsan_volatile_write##bytes(void *address) {                                  \
-        if (inside_launch()) emulator::observe_aligned(address, bytes, Access::write, SITE);       \
+        aligned_access<bytes>(address, Access::write, SITE);                                       \
     }                                                                                              \
     extern "C" void __tsan_unaligned_read##bytes(void *address) {                                  \
-        if (inside_launch()) emulator::observe(address, bytes, Access::read, SITE);                \
+        access(address, bytes, Access::read, SITE);                                                \
     }                                                                                              \
     extern "C" void __tsan_unaligned_write##bytes(void *address) {                                 \
-        if (inside_launch()) emulator::observe(address, bytes, Access::write, SITE);               \
+        access(address, bytes, Access::write, SITE);                                               \
     }
 
 ACCESS_HOOKS(1)
@@ -40,11 +53,11 @@ ACCESS_HOOKS(8)
 ACCESS_HOOKS(16)
 
 extern "C" void __tsan_read_range(void *address, size_t bytes) {
-    if (inside_launch()) emulator::observe(address, bytes, Access::read, SITE);
+    access(address, bytes, Access::read, SITE);
 }
 
 extern "C" void __tsan_write_range(void *address, size_t bytes) {
-    if (inside_launch()) emulator::observe(address, bytes, Access::write, SITE);
+    access(address, bytes, Access::write, SITE);
 }
 
 extern "C" void __tsan_init() {}
@@ -55,5 +68,5 @@ extern "C" void __tsan_vptr_read(void **) {}
 
 // Once in every basic block: a loop that touches no memory ends here too.
 extern "C" void __sanitizer_cov_trace_pc() {
-    if (inside_launch()) emulator::spend();
+    emulator::spend();
 }

@@ -52,6 +52,7 @@ void fail_launch(const char *format, ...) {
 }
 
 void budget_spent() {
+    if (!current) return;
     fail("the launch took more than its budget of %llu steps: does a loop not end?",
          static_cast<unsigned long long>(active->device.options.budget));
 }
@@ -128,7 +129,7 @@ Outcome run(Device &device, const LaunchSpec &spec) {
     budget_left = static_cast<int64_t>(device.options.budget);
     if (!launch.scheduler.run_all()) launch.failure = "no memory for its blocks";
     active = nullptr;
-    current = nullptr;
+    set_current(nullptr);
     stack_pool().reclaim();
 
     device.clock = launch.ordering.now() + 1;

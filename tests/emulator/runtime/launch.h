@@ -1,6 +1,7 @@
 // One launch, from its validation to its end.
 #pragma once
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -54,7 +55,7 @@ struct Launch {
     Scheduler scheduler;
     Sites sites;
     LaunchCounters counters;
-    std::vector<Allocation *> latest_allocation;  // by site
+    std::array<Allocation *, 256> latest_allocation = {};  // by a hash of the site
     bool observed;  // whether anything looks at accesses
     const void *latest_site = nullptr;  // of an access
     std::string failure;
@@ -63,11 +64,11 @@ struct Launch {
 };
 
 // The launch of this host thread, null outside one.
-extern thread_local Launch *active __attribute__((tls_model("initial-exec")));
+extern __thread Launch *active __attribute__((tls_model("initial-exec")));
 
 // What is left of the budget.
-extern thread_local int64_t budget_left __attribute__((tls_model("initial-exec")));
-[[noreturn]] void budget_spent();
+extern __thread int64_t budget_left __attribute__((tls_model("initial-exec")));
+void budget_spent();  // outside a launch, nothing
 inline void spend() {
     if (--budget_left < 0) budget_spent();
 }

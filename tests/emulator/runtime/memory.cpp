@@ -1,5 +1,6 @@
 #include "memory.h"
 
+#include <stdlib.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -7,7 +8,7 @@
 namespace emulator {
 
 constexpr size_t page = 4096;
-constexpr size_t most_small_pages = 4 << 20;
+constexpr size_t most_on_heap = 4 << 20;
 // On both sides of an allocation: an index that is off by less than this meets no neighbour.
 constexpr size_t gap = 1 << 20;
 
@@ -22,9 +23,25 @@ static size_t cell_bytes(const Region &region) {
     return ((region.bytes >> region.granule_log2) + 1) * sizeof(Cell);
 }
 
+// The heap keeps small ones: page faults would take longer than the checks. Of large ones only what
+// is touched takes memory.
+static Cell *zeroed_cells(const Region &region) {
+    const size_t bytes = cell_bytes(region);
+    if (bytes <= most_on_heap) return static_cast<Cell *>(calloc(1, bytes));
+    char *cells = reserve(bytes, PROT_READ | PROT_WRITE);
+    if (cells) madvise(cells, bytes, MADV_HUGEPAGE);
+    return reinterpret_cast<Cell *>(cells);
+}
+
+static void free_cells(const Region &region) {
+    const size_t bytes = cell_bytes(region);
+    if (bytes <= most_on_heap) free(region.cells);
+    else if (region.cells) munmap(region.cells, bytes);
+}
+
 static void unmap(const Allocation &allocation) {
     munmap(allocation.reserved, allocation.reserved_bytes);
-    if (allocation.region.cells) munmap(allocation.region.cells, cell_bytes(allocation.region));
+    free_cells(allocation.region);
 }
 
 Memory::~Memory() {
@@ -73,10 +90,7 @@ Allocation *Memory::near(const void *address) const {
 bool Memory::shadow(Allocation &allocation) {
     Region &region = allocation.region;
     if (region.cells) return true;
-    const size_t bytes = cell_bytes(region);
-    region.cells = reinterpret_cast<Cell *>(reserve(bytes, PROT_READ | PROT_WRITE));
-    // Page faults would take longer than the checks.
-    if (region.cells && bytes > most_small_pages) madvise(region.cells, bytes, MADV_HUGEPAGE);
+    region.cells = zeroed_cells(region);
     return region.cells != nullptr;
 }
 

@@ -12,7 +12,8 @@
 
 namespace emulator {
 
-thread_local Thread *current;
+__thread Thread *current;
+__thread const char *current_stack;
 
 uint32_t Random::below(uint32_t bound) {
     // xorshift64*
@@ -263,7 +264,7 @@ void Scheduler::run_next() {
     if (next == me) return;
     ++switches_;
     if (next && !next->fiber.stack) begin(*next, stack_pool().take());
-    current = next;
+    set_current(next);
     switch_fiber(me ? me->fiber : host_, next ? next->fiber : host_);
 }
 
@@ -278,11 +279,12 @@ void Scheduler::thread_main() {
         scheduler.finish(*current);
         Thread *next = scheduler.pick();
         ++scheduler.switches_;
-        current = next;
         if (next && !next->fiber.stack) {
             next->fiber.stack = stack;
+            set_current(next);
             continue;
         }
+        set_current(next);
         stack_pool().give(stack);
         Fiber dead;
         switch_fiber(dead, next ? next->fiber : scheduler.host_);
@@ -300,7 +302,7 @@ void Scheduler::reshuffle() {
 
 void Scheduler::abandon() {
     Fiber dead;
-    current = nullptr;
+    set_current(nullptr);
     switch_fiber(dead, host_);
     __builtin_unreachable();
 }

@@ -95,7 +95,19 @@ struct Cluster {
     ClusterTimes times;
 };
 
-// The thread that runs on this host thread, null outside a launch.
-extern thread_local Thread *current __attribute__((tls_model("initial-exec")));
+// The thread that runs on this host thread, null outside a launch. Not `thread_local`: of that, other
+// files ask at every use whether it has been initialised.
+extern __thread Thread *current __attribute__((tls_model("initial-exec")));
+extern __thread const char *current_stack __attribute__((tls_model("initial-exec")));
+
+inline void set_current(Thread *thread) {
+    current = thread;
+    current_stack = thread ? thread->fiber.stack : nullptr;
+}
+
+// Whether an address is of the current thread's own variables.
+inline bool on_own_stack(const void *address) {
+    return static_cast<size_t>(static_cast<const char *>(address) - current_stack) < stack_bytes;
+}
 
 }  // namespace emulator

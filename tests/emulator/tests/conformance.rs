@@ -25,7 +25,8 @@ mod emulated {
         }
 
         fn device(&self, seed: u64) -> Device<Emulator> {
-            let options = Options { seed, facts: self.facts, ..Options::default() };
+            let options =
+                Options { seed, facts: self.facts, counters: false, ..Options::default() };
             Device::new(Emulator::new(options)).with_tier(Some(self.tier))
         }
 
