@@ -15,6 +15,7 @@ mod emulated {
     struct Emulated {
         tier: Tier,
         facts: DeviceFacts,
+        one_in: usize,
     }
 
     impl Subject for Emulated {
@@ -22,6 +23,10 @@ mod emulated {
 
         fn tier(&self) -> Tier {
             self.tier
+        }
+
+        fn one_in(&self) -> usize {
+            self.one_in
         }
 
         fn device(&self, seed: u64) -> Device<Emulator> {
@@ -52,13 +57,14 @@ mod emulated {
 
     pub fn trials() -> Vec<Trial> {
         let facts = default_facts();
-        let streaming = Emulated { tier: Tier::Streaming, facts };
-        let block = Emulated { tier: Tier::Block, facts };
-        let grid = Emulated { tier: Tier::Grid, facts: cramped_facts() };
-        // Others are those of `tests/cluster_sizes.rs`.
-        let clusters = [2, 7].into_iter().flat_map(|size| {
+        let streaming = Emulated { tier: Tier::Streaming, facts, one_in: 1 };
+        let block = Emulated { tier: Tier::Block, facts, one_in: 1 };
+        let grid = Emulated { tier: Tier::Grid, facts: cramped_facts(), one_in: 1 };
+        // The same kernels: of the larger clusters, which take long, a share. Others are those of
+        // `tests/cluster_sizes.rs`.
+        let clusters = [(2, 1), (7, 3)].into_iter().flat_map(|(size, one_in)| {
             let facts = clustered_facts(size);
-            trials_of(&format!("cluster_{size}"), Emulated { tier: Tier::Cluster, facts })
+            trials_of(&format!("cluster_{size}"), Emulated { tier: Tier::Cluster, facts, one_in })
         });
         trials_of("streaming", streaming)
             .chain(trials_of("block", block))

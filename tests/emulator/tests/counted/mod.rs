@@ -36,12 +36,13 @@ impl Setting {
         Setting { facts: default_facts(), tier }
     }
 
+    /// One that checks and counts.
     pub fn device(&self) -> Device<Emulator> {
-        self.device_with_seed(1)
+        self.device_with(Options { seed: 1, ..Options::default() })
     }
 
-    pub fn device_with_seed(&self, seed: u64) -> Device<Emulator> {
-        let options = Options { seed, facts: self.facts, ..Options::default() };
+    pub fn device_with(&self, options: Options) -> Device<Emulator> {
+        let options = Options { facts: self.facts, ..options };
         Device::new(Emulator::new(options)).with_tier(self.tier)
     }
 
