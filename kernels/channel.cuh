@@ -54,6 +54,9 @@ __device__ inline SavedStatistics saved_statistics(const Params &params,
             invstd > LARGEST_FLOAT ? LARGEST_FLOAT : (float)invstd};
 }
 
+// One value has no unbiased variance. Where ranks are merged, nobody has refused it.
+__device__ inline bool has_variance(const WideMoments &moments) { return moments.count > 1.0; }
+
 // Saves what backward needs and advances the running statistics. Batches are counted apart, when
 // every channel has read their number.
 __device__ inline void finish_statistics(const Params &params, Extent channel,
@@ -62,8 +65,7 @@ __device__ inline void finish_statistics(const Params &params, Extent channel,
     set_channel_value(params.mean_hi, channel, saved.mean_hi);
     set_channel_value(params.mean_lo, channel, saved.mean_lo);
     set_channel_value(params.invstd, channel, saved.invstd);
-    // One value has no unbiased variance. Where ranks are merged, nobody has refused it.
-    if (!params.running_mean || moments.count <= 1.0) return;
+    if (!params.running_mean || !has_variance(moments)) return;
     const double factor = running_factor(params);
     advance(params.running_mean, channel, factor, moments.mean);
     advance(params.running_var, channel, factor, moments.m2 / (moments.count - 1.0));

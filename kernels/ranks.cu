@@ -1,5 +1,4 @@
 // The split form's merging of what the ranks of a synchronized batch norm have gathered.
-#include "backward.cuh"
 #include "channel.cuh"
 #include "device.cuh"
 #include "moments.cuh"
@@ -34,7 +33,7 @@ __device__ void merge_statistics(const Params &params) {
         finish_statistics(params, channel, moments_of_ranks(params, channel));
     }
     __syncthreads();
-    if (threadIdx.x == 0) count_batch(params);
+    if (threadIdx.x == 0 && has_variance(moments_of_ranks(params, 0))) count_batch(params);
 }
 
 // `moments` holds the gathered [R, 3, C], `sums` takes [3, C].

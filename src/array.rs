@@ -6,6 +6,7 @@ use crate::cpu::{Cpu, CpuSlice, CpuSliceMut};
 use crate::element::{Element, Param};
 use crate::error::{Error, Result};
 use crate::layer::BatchNorm;
+use crate::memory::filled;
 use crate::problem::{Operand, Problem};
 use crate::saved::Saved;
 use ndarray::{
@@ -28,15 +29,15 @@ pub struct Gradients<E: Element, D: Dimension> {
 }
 
 impl<E: Element, D: Dimension> Gradients<E, D> {
-    fn zeros(like: &ArrayRef<E, D>, residual: bool, affine: bool, layout: Layout) -> Self {
+    fn zeros(like: &ArrayRef<E, D>, residual: bool, affine: bool, layout: Layout) -> Result<Self> {
         let channels = like.shape()[1];
         let parameter = || affine.then(|| Array1::from_elem(channels, E::Param::default()));
-        Gradients {
-            dx: zeros(like, layout),
-            dresidual: residual.then(|| zeros(like, layout)),
+        Ok(Gradients {
+            dx: zeros(like, layout)?,
+            dresidual: residual.then(|| zeros(like, layout)).transpose()?,
             dweight: parameter(),
             dbias: parameter(),
-        }
+        })
     }
 
     pub(crate) fn as_mut(&mut self) -> Result<GradientsMut<'_, Cpu, E>> {
@@ -104,7 +105,7 @@ fn common_layout<E, D: Dimension>(tensors: &[(Operand, &ArrayRef<E, D>)]) -> Res
             };
             return Err(Error::argument(
                 operand.name(),
-                format_args!("{expected}; `as_standard_layout` copies into channels-first"),
+                format_args!("{expected}; `to_layout` copies into either"),
                 format_args!("shape {:?}, strides {:?}", array.shape(), array.strides()),
             ));
         }
@@ -180,24 +181,50 @@ pub(crate) fn view_mut<'a, E: Element, D: Dimension>(
 pub(crate) fn zeros<E: Element, D: Dimension>(
     like: &ArrayRef<E, D>,
     layout: Layout,
-) -> Array<E, D> {
+) -> Result<Array<E, D>> {
     let shape = like.raw_dim();
     if like.is_empty() {
-        return Array::from_elem(shape, E::default());
+        return Ok(Array::from_elem(shape, E::default()));
     }
     let mut strides = shape.clone();
     let rank = shape.ndim();
     let order: Vec<usize> = match layout {
-        Layout::ChannelsFirst => (0..rank).rev().collect(),
-        Layout::ChannelsLast => [1].into_iter().chain((2..rank).rev()).chain([0]).collect(),
+        Layout::ChannelsLast if rank >= 2 => {
+            [1].into_iter().chain((2..rank).rev()).chain([0]).collect()
+        }
+        _ => (0..rank).rev().collect(),
     };
     let mut stride = 1;
     for axis in order {
         strides[axis] = stride;
         stride *= shape[axis].max(1);
     }
-    let values = vec![E::default(); like.len()];
-    Array::from_shape_vec(shape.strides(strides), values).expect("strides of a dense array")
+    let values = filled(like.len(), E::default())?;
+    Ok(Array::from_shape_vec(shape.strides(strides), values).expect("strides of a dense array"))
+}
+
+/// A copy of `array` whose memory is in the order of `layout`; its axes stay, channels on axis 1. For
+/// what a call refuses for its strides.
+///
+/// ```
+/// use ndarray::Array4;
+/// use warpnorm::{Layout, to_layout};
+///
+/// let nchw = Array4::<f32>::zeros((8, 3, 5, 7));
+/// let nhwc = to_layout(&nchw, Layout::ChannelsLast)?;
+/// assert_eq!((nhwc.shape(), nhwc.strides()), (&[8, 3, 5, 7][..], &[105, 1, 21, 3][..]));
+/// # Ok::<(), warpnorm::Error>(())
+/// ```
+///
+/// # Errors
+/// There is no memory left.
+pub fn to_layout<E: Element, D: Dimension>(
+    array: &ArrayRef<E, D>,
+    layout: Layout,
+) -> Result<Array<E, D>> {
+    let mut copy = zeros(array, layout)?;
+    copy.assign(array);
+    Ok(copy)
 }
 
 /// A call's tensors, checked against each other.
@@ -218,7 +245,7 @@ impl<P: Param> BatchNorm<Cpu, P> {
         for &(operand, array) in tensors {
             check_shape(operand, shape, array)?;
         }
-        Ok(Call { problem: self.problem::<E>(shape, layout, adds_residual)?, layout })
+        Ok(Call { problem: self.problem_of::<E>("x", shape, layout, adds_residual)?, layout })
     }
 
     /// gamma, `[C]`.
@@ -332,7 +359,7 @@ impl<P: Param> BatchNorm<Cpu, P> {
         residual: Option<&ArrayRef<E, D>>,
     ) -> Result<(Array<E, D>, Saved<Cpu, P>)> {
         let Call { problem, layout } = self.call(&inputs(x, residual, None), residual.is_some())?;
-        let mut y = zeros(x, layout);
+        let mut y = zeros(x, layout)?;
         let mut saved = Saved::new(&self.backend, &problem)?;
         let mut workspace = self.backend.workspace(&problem)?;
         self.forward_train_into(
@@ -377,7 +404,7 @@ impl<P: Param> BatchNorm<Cpu, P> {
         residual: Option<&ArrayRef<E, D>>,
     ) -> Result<(Array<E, D>, Option<Saved<Cpu, P>>)> {
         let Call { problem, layout } = self.call(&inputs(x, residual, None), residual.is_some())?;
-        let mut y = zeros(x, layout);
+        let mut y = zeros(x, layout)?;
         let mut workspace = self.backend.workspace(&problem)?;
         let residual = residual.map(view).transpose()?;
         let saved = if self.running.is_some() {
@@ -495,7 +522,7 @@ impl<P: Param> BatchNorm<Cpu, P> {
         saved: &Saved<Cpu, P>,
     ) -> Result<Gradients<E, D>> {
         let mut workspace = self.backend.workspace(&call.problem)?;
-        let mut gradients = self.gradients(&call, x);
+        let mut gradients = self.gradients(&call, x)?;
         self.backward_into(
             &call.problem,
             view(x)?,
@@ -549,7 +576,7 @@ impl<P: Param> BatchNorm<Cpu, P> {
             return self.train_backward(call, x, residual, dy, &saved);
         }
         let mut workspace = self.backend.workspace(&call.problem)?;
-        let mut gradients = self.gradients(&call, x);
+        let mut gradients = self.gradients(&call, x)?;
         self.backward_eval_into(
             &call.problem,
             view(x)?,
@@ -566,7 +593,7 @@ impl<P: Param> BatchNorm<Cpu, P> {
         &self,
         call: &Call,
         x: &ArrayRef<E, D>,
-    ) -> Gradients<E, D> {
+    ) -> Result<Gradients<E, D>> {
         let residual = call.problem.epilogue().residual;
         Gradients::zeros(x, residual, self.config.affine, call.layout)
     }

@@ -61,6 +61,12 @@ impl Activation {
     pub fn is_piecewise_linear(self) -> bool {
         matches!(self, Activation::Relu | Activation::LeakyRelu { .. } | Activation::Relu6)
     }
+
+    /// Whether the derivative takes any value, so that backward needs the pre-activation: true of
+    /// sigmoid, tanh, SiLU and both kinds of GELU.
+    pub fn is_smooth(self) -> bool {
+        self != Activation::Identity && !self.is_piecewise_linear()
+    }
 }
 
 impl fmt::Display for Activation {
@@ -107,9 +113,13 @@ impl Epilogue {
 
     /// Whether backward reads the residual again: for a smooth activation over a residual.
     pub fn backward_reads_residual(self) -> bool {
-        self.residual
-            && !self.activation.is_piecewise_linear()
-            && self.activation != Activation::Identity
+        self.residual && self.activation.is_smooth()
+    }
+
+    /// The same of the backward of inference, whose forward keeps no mask: for any activation over a
+    /// residual.
+    pub fn inference_backward_reads_residual(self) -> bool {
+        self.residual && self.activation != Activation::Identity
     }
 }
 

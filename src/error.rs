@@ -8,8 +8,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Why a call failed.
 ///
 /// After [`Error::Argument`] nothing has changed: outputs, parameters and running statistics are as
-/// they were. After [`Error::System`] that holds on the CPU, too, where it means that memory or
-/// threads were not to be had. On a GPU the fault may have come in the middle of the call or from
+/// they were. After [`Error::OutOfMemory`] and [`Error::System`] that holds on the CPU, too. On a GPU the fault may have come in the middle of the call or from
 /// an earlier one: the contents of outputs, [`Saved`](crate::Saved) and running statistics are then
 /// undefined.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -18,12 +17,22 @@ pub enum Error {
     /// An argument does not fit the call.
     #[error("`{argument}`: expected {expected}, found {found}")]
     Argument {
-        /// The argument's name as it stands in the signature, e.g. `x` or `running_mean`.
+        /// The argument's name as it stands in the signature or in a struct that is passed, e.g. `x`
+        /// or `running_mean`; or that of the layer's setting which does not go with the call, e.g.
+        /// `track_running_stats`.
         argument: String,
         /// What would have been accepted.
         expected: String,
         /// What was passed.
         found: String,
+    },
+    /// There was no memory left: on the device, or on the host.
+    #[error("{what}: {reason}")]
+    OutOfMemory {
+        /// What it was for.
+        what: String,
+        /// What the system said.
+        reason: String,
     },
     /// The device, or a file, failed to do its part.
     #[error("{what}: {reason}")]
@@ -57,6 +66,11 @@ impl Error {
             }
             other => other,
         }
+    }
+
+    /// An [`Error::OutOfMemory`].
+    pub fn out_of_memory(what: impl Into<String>, reason: impl Display) -> Self {
+        Error::OutOfMemory { what: what.into(), reason: reason.to_string() }
     }
 
     /// An [`Error::System`].

@@ -62,7 +62,7 @@ use crate::saved::Saved;
 /// apart (a slice of a larger array, but not one run backwards or broadcast). Outputs have the
 /// layout of `x`. Nothing is copied: what fits neither layout, such as a transposed matrix or a
 /// broadcast gradient, or another layout than the call's first tensor, is refused. To pass it all
-/// the same, copy it: `x.as_standard_layout()`.
+/// the same, copy it: [`to_layout`](crate::to_layout).
 pub struct BatchNorm<B: Backend = crate::Cpu, P: Param = f32> {
     pub(crate) backend: B,
     pub(crate) config: BatchNormConfig,
@@ -397,6 +397,32 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         Ok(copy)
     }
 
+    /// The same layer once more, with buffers of its own on the same backend: on a GPU nothing goes
+    /// through the host's memory. A layer whose buffers can be cloned, as on the CPU, is `Clone` too.
+    ///
+    /// # Errors
+    /// The device has no memory left, or fails to copy.
+    pub fn duplicate(&self) -> Result<Self> {
+        let copy = |buffer: &Option<B::Buffer<P>>| {
+            buffer.as_ref().map(|buffer| self.backend.duplicate(buffer)).transpose()
+        };
+        let running = self.running.as_ref().map(|running| {
+            Ok::<_, Error>(RunningBuffers {
+                mean: self.backend.duplicate(&running.mean)?,
+                var: self.backend.duplicate(&running.var)?,
+                num_batches_tracked: self.backend.duplicate(&running.num_batches_tracked)?,
+            })
+        });
+        Ok(BatchNorm {
+            backend: self.backend.clone(),
+            config: self.config,
+            weight: copy(&self.weight)?,
+            bias: copy(&self.bias)?,
+            running: running.transpose()?,
+            training: self.training,
+        })
+    }
+
     /// eps and momentum.
     pub fn norm(&self) -> Norm {
         Norm { eps: self.config.eps, momentum: self.config.momentum }
@@ -412,16 +438,27 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         layout: Layout,
         residual: bool,
     ) -> Result<Problem> {
+        self.problem_of::<E>("extents", extents, layout, residual)
+    }
+
+    /// `argument` is what has these extents.
+    pub(crate) fn problem_of<E: Element<Param = P>>(
+        &self,
+        argument: &str,
+        extents: &[usize],
+        layout: Layout,
+        residual: bool,
+    ) -> Result<Problem> {
         let epilogue = Epilogue { activation: self.config.activation, residual };
         let problem = Problem::new(extents, layout, E::DTYPE, epilogue)?;
-        self.check_problem(&problem)?;
+        self.check_problem(argument, &problem)?;
         Ok(problem)
     }
 
-    fn check_problem(&self, problem: &Problem) -> Result<()> {
+    fn check_problem(&self, argument: &str, problem: &Problem) -> Result<()> {
         if problem.channels() != self.config.channels {
             return Err(Error::argument(
-                "x",
+                argument,
                 format_args!("{} channels", self.config.channels),
                 problem.channels(),
             ));
@@ -515,7 +552,7 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         saved: &'a mut Saved<B, P>,
         workspace: &'a mut B::Workspace,
     ) -> Result<()> {
-        self.check_problem(problem)?;
+        self.check_problem("problem", problem)?;
         let norm = self.norm();
         let args = ForwardTrain {
             x,
@@ -546,7 +583,7 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         saved: &'a mut Saved<B, P>,
         workspace: &'a mut B::Workspace,
     ) -> Result<()> {
-        self.check_problem(problem)?;
+        self.check_problem("problem", problem)?;
         let args = ForwardTrain {
             x,
             residual,
@@ -576,7 +613,7 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         gradients: GradientsMut<'a, B, E>,
         workspace: &'a mut B::Workspace,
     ) -> Result<()> {
-        self.check_problem(problem)?;
+        self.check_problem("problem", problem)?;
         let args = BackwardTrain {
             x,
             residual,
@@ -602,7 +639,7 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         y: B::SliceMut<'a, E>,
         workspace: &'a mut B::Workspace,
     ) -> Result<()> {
-        self.check_problem(problem)?;
+        self.check_problem("problem", problem)?;
         let (affine, running) = (self.affine(), self.running()?);
         let args = Inference { x, residual, affine, running, y, workspace };
         self.backend.inference::<E>(problem, &self.norm(), args)
@@ -619,7 +656,7 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         residual: Option<B::Slice<'a, E>>,
         workspace: &'a mut B::Workspace,
     ) -> Result<()> {
-        self.check_problem(problem)?;
+        self.check_problem("problem", problem)?;
         let (affine, running) = (self.affine(), self.running()?);
         let args = InferenceInplace { x, residual, affine, running, workspace };
         self.backend.inference_inplace::<E>(problem, &self.norm(), args)
@@ -639,7 +676,7 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         gradients: GradientsMut<'a, B, E>,
         workspace: &'a mut B::Workspace,
     ) -> Result<()> {
-        self.check_problem(problem)?;
+        self.check_problem("problem", problem)?;
         let (affine, running) = (self.affine(), self.running()?);
         let args = InferenceBackward { x, residual, dy, affine, running, gradients, workspace };
         self.backend.inference_backward::<E>(problem, &self.norm(), args)

@@ -1,6 +1,7 @@
 #![doc = include_str!("../docs/front-page.md")]
 #![deny(unsafe_code, missing_docs)]
 
+mod arguments;
 mod array;
 mod backend;
 #[cfg(feature = "safetensors")]
@@ -18,7 +19,7 @@ pub mod reference;
 mod saved;
 mod sync;
 
-pub use array::Gradients;
+pub use array::{Gradients, to_layout};
 pub use backend::{
     Affine, Apply, Backend, BackwardApply, BackwardReduce, BackwardTrain, ForwardTrain,
     GradientsMut, Inference, InferenceBackward, InferenceInplace, MOMENT_ROWS, MergeStatistics,

@@ -7,7 +7,7 @@ pub(crate) fn filled<T: Clone>(len: usize, value: T) -> Result<Vec<T>> {
     let mut values = Vec::new();
     values
         .try_reserve_exact(len)
-        .map_err(|error| Error::system(format!("memory for {len} values"), error))?;
+        .map_err(|error| Error::out_of_memory(format!("memory for {len} values"), error))?;
     values.resize(len, value);
     Ok(values)
 }

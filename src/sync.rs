@@ -133,7 +133,7 @@ impl<P: Param> SyncBatchNorm<P> {
         let mut outputs = parts
             .iter()
             .map(|Part { call, x, .. }| {
-                Ok((zeros(x, call.layout), Saved::new(&backend, &call.problem)?))
+                Ok((zeros(x, call.layout)?, Saved::new(&backend, &call.problem)?))
             })
             .collect::<Result<Vec<_>>>()?;
         self.merge::<E>(&moments, outputs.iter_mut().map(|(_, saved)| saved))?;
@@ -219,8 +219,8 @@ impl<P: Param> SyncBatchNorm<P> {
         let (layer, backend) = (&self.layer, &self.layer.backend);
         let len = SUM_ROWS * layer.channels();
         let mut gathered = filled(len * parts.len(), 0.0)?;
-        let mut gradients: Vec<_> =
-            parts.iter().map(|part| layer.gradients(&part.call, part.x)).collect();
+        let gradients = parts.iter().map(|part| layer.gradients(&part.call, part.x));
+        let mut gradients = gradients.collect::<Result<Vec<_>>>()?;
         let mut workspaces = workspaces(backend, parts)?;
         let shares = gathered.chunks_mut(len).zip(&mut gradients);
         let tasks = parts.iter().zip(&saved.parts).zip(shares).zip(&mut workspaces);

@@ -76,23 +76,23 @@ run_test() {
     step 'public cases' env REPLAY_CASES=cases bin/public_cases cuda::
     step 'replay, channels-first' bin/replay --device cuda --layout channels-first cases
     step 'replay, channels-last' bin/replay --device cuda --layout channels-last cases
-    if has_cublas; then
+    if has_library cublas && has_library nvrtc; then
         step 'operations of the training example' bin/train-tests
         step 'training against the CPU' bin/train --device cuda --check-against-cpu
     else
-        printf '\ncuBLAS is not here: the training example was not run\n'
+        printf '\ncuBLAS or NVRTC is not here: the training example was not run\n'
     fi
     conclude
 }
 
 # Where the loader looks.
-has_cublas() {
-    local directory directories
+has_library() {
+    local name=$1 directory directories
     IFS=: read -ra directories <<<"${LD_LIBRARY_PATH:-}"
     for directory in "${directories[@]}"; do
-        if compgen -G "$directory/libcublas.so*" >/dev/null; then return 0; fi
+        if compgen -G "$directory/lib$name.so*" >/dev/null; then return 0; fi
     done
-    ldconfig -p 2>/dev/null | grep -q 'libcublas\.so'
+    ldconfig -p 2>/dev/null | grep -q "lib$name\.so"
 }
 
 sanitizer() {

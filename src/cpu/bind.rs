@@ -3,11 +3,14 @@
 use super::channel::{Channels, SavedChannel, Statistics, advance_running, running_factor};
 use super::moments::Moments;
 use super::parallel::{Along, Bits};
-use super::tensor::{CpuSlice, CpuSliceMut, mask_shape};
+use super::tensor::{BackwardTensors, CpuSlice, CpuSliceMut, GradientTensors, mask_shape};
 use super::tile::Pass;
 use super::{Cpu, CpuWorkspace, planes, rows};
+use crate::arguments::{
+    check_dresidual, check_norm, check_residual, missing_mask, missing_residual,
+};
 use crate::backend::*;
-use crate::config::{Layout, check_eps, check_factor};
+use crate::config::{Layout, check_eps};
 use crate::element::{Element, Param, Scalar};
 use crate::error::{Error, Result};
 use crate::problem::{Operand, Problem};
@@ -81,16 +84,8 @@ impl<'p> Call<'p> {
         &self,
         residual: Option<CpuSlice<'a, E>>,
     ) -> Result<Option<ArrayView3<'a, E>>> {
-        match (self.problem.epilogue().residual, residual) {
-            (true, Some(residual)) => self.bind(Operand::Residual, residual).map(Some),
-            (false, None) => Ok(None),
-            (true, None) => {
-                Err(Error::argument("residual", "a tensor (the epilogue has a residual)", "none"))
-            }
-            (false, Some(_)) => {
-                Err(Error::argument("residual", "none (the epilogue has no residual)", "a tensor"))
-            }
-        }
+        check_residual(self.problem, residual.is_some())?;
+        residual.map(|residual| self.bind(Operand::Residual, residual)).transpose()
     }
 
     /// The residual, where backward needs it to know the pre-activation.
@@ -102,14 +97,7 @@ impl<'p> Call<'p> {
         match (needed, residual) {
             (false, _) => Ok(None),
             (true, Some(residual)) => self.bind(Operand::Residual, residual).map(Some),
-            (true, None) => Err(Error::argument(
-                "residual",
-                format_args!(
-                    "forward's, for the derivative of {}",
-                    self.problem.epilogue().activation
-                ),
-                "none",
-            )),
+            (true, None) => Err(missing_residual(self.problem)),
         }
     }
 
@@ -128,7 +116,7 @@ impl<'p> Call<'p> {
         if self.problem.mask_len() == 0 {
             return Ok(None);
         }
-        let mask = mask.ok_or_else(|| self.missing_mask())?;
+        let mask = mask.ok_or_else(|| missing_mask(self.problem))?;
         let mask = mask.flat("saved.mask", self.problem.mask_len())?;
         let view = ArrayView3::from_shape(self.mask_shape(), mask);
         view.map(|view| Some(Bits(view)))
@@ -142,15 +130,11 @@ impl<'p> Call<'p> {
         if self.problem.mask_len() == 0 {
             return Ok(None);
         }
-        let mask = mask.ok_or_else(|| self.missing_mask())?;
+        let mask = mask.ok_or_else(|| missing_mask(self.problem))?;
         let mask = mask.flat("saved.mask", self.problem.mask_len())?;
         let view = ArrayViewMut3::from_shape(self.mask_shape(), mask);
         view.map(|view| Some(Bits(view)))
             .map_err(|error| Error::argument("saved.mask", "mask_len bytes", error))
-    }
-
-    pub(super) fn missing_mask(&self) -> Error {
-        Error::argument("saved.mask", format_args!("{} bytes", self.problem.mask_len()), "none")
     }
 
     pub(super) fn pass(&self) -> Pass {
@@ -287,10 +271,7 @@ impl<'a, P: Param> BoundSavedMut<'a, P> {
         saved: SavedMut<'a, Cpu, E>,
         running: Option<RunningMut<'a, Cpu, E>>,
     ) -> Result<(Self, Option<CpuSliceMut<'a, u8>>)> {
-        check_eps(norm.eps)?;
-        if let Some(momentum) = norm.momentum {
-            check_factor("momentum", momentum)?;
-        }
+        check_norm(norm)?;
         let running = running
             .map(|running| {
                 let tracked = running.num_batches_tracked.flat("num_batches_tracked", 1)?;
@@ -347,34 +328,11 @@ impl<'a, P: Param> BoundSavedMut<'a, P> {
     }
 }
 
-/// How many ranks a gathered buffer holds, `len` values each.
-pub(super) fn check_ranks(
-    argument: &str,
-    len: usize,
-    gathered: &CpuSlice<'_, f64>,
-) -> Result<usize> {
-    let found = match gathered {
-        CpuSlice::Flat(flat) => flat.len(),
-        CpuSlice::View(view) => view.len(),
-    };
-    if len == 0 {
-        return Err(Error::argument("channels", "at least 1", 0));
-    }
-    if found == 0 || found % len != 0 {
-        return Err(Error::argument(
-            argument,
-            format_args!("a multiple of {len} elements, one share per rank"),
-            found,
-        ));
-    }
-    Ok(found / len)
-}
-
 /// A backward call's arguments, checked.
 pub(super) struct Backward<'a, 'p, E: Element> {
     pub(super) call: Call<'p>,
-    pub(super) inputs: super::channels_first::BackwardTensors<'a, E>,
-    pub(super) outputs: super::channels_first::GradientTensors<'a, E>,
+    pub(super) inputs: BackwardTensors<'a, E>,
+    pub(super) outputs: GradientTensors<'a, E>,
     pub(super) channels: Channels<'a, E::Param>,
     pub(super) dweight: Option<&'a mut [E::Param]>,
     pub(super) dbias: Option<&'a mut [E::Param]>,
@@ -407,13 +365,7 @@ impl<'a, 'p, E: Element> Backward<'a, 'p, E> {
             dresidual.as_ref().is_none_or(|it| is_gapless_mut(problem, Operand::Dresidual, it)),
         ];
         let call = Call::new::<E>(cpu, problem, &gapless, workspace)?;
-        if dresidual.is_some() && !problem.epilogue().residual {
-            return Err(Error::argument(
-                "dresidual",
-                "none (the epilogue has no residual)",
-                "a tensor",
-            ));
-        }
+        check_dresidual(problem, dresidual.is_some())?;
         let inputs = (
             call.bind(Operand::X, x)?,
             call.bind(Operand::Dy, dy)?,

@@ -3,11 +3,12 @@
 use super::bind::*;
 use super::channel::{Channels, Sums};
 use super::channels_first::{self, ForwardSettings};
+use super::moments::{Moments, read};
 use super::passes::*;
 use super::tensor::{CpuSlice, CpuSliceMut};
 use super::{Cpu, CpuWorkspace, channels_last};
+use crate::arguments::rank_count;
 use crate::backend::*;
-use crate::config::Activation;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::problem::{Operand, Problem};
@@ -166,8 +167,7 @@ pub(super) fn inference_backward<E: Element>(
     args: InferenceBackward<'_, Cpu, E>,
 ) -> Result<()> {
     let InferenceBackward { x, residual, dy, affine, running, gradients, workspace } = args;
-    let epilogue = problem.epilogue();
-    let needs_residual = epilogue.residual && epilogue.activation != Activation::Identity;
+    let needs_residual = problem.epilogue().inference_backward_reads_residual();
     let statistics = bind_running(problem.channels(), running, norm.eps)?;
     let backward = Backward::bind(
         cpu,
@@ -243,6 +243,8 @@ pub(super) fn backward_reduce<E: Element>(
 ) -> Result<()> {
     let BackwardReduce { x, residual, dy, affine, saved, sums, dweight, dbias, workspace } = args;
     let count = problem.channels();
+    let needs_residual = problem.epilogue().backward_reads_residual();
+    let residual = residual.filter(|_| needs_residual);
     let (statistics, mask) = bind_saved(count, saved)?;
     let gapless = [
         is_gapless(problem, Operand::X, &x),
@@ -250,7 +252,6 @@ pub(super) fn backward_reduce<E: Element>(
         residual.is_none_or(|residual| is_gapless(problem, Operand::Residual, &residual)),
     ];
     let call = Call::new::<E>(cpu, problem, &gapless, workspace)?;
-    let needs_residual = problem.epilogue().backward_reads_residual();
     let inputs = (
         call.bind(Operand::X, x)?,
         call.bind(Operand::Dy, dy)?,
@@ -319,5 +320,50 @@ pub(super) fn backward_apply<E: Element>(
             call.pass(),
         );
     });
+    Ok(())
+}
+
+pub(super) fn merge_statistics<E: Element>(
+    channels: usize,
+    norm: &Norm,
+    args: MergeStatistics<'_, Cpu, E>,
+) -> Result<()> {
+    let MergeStatistics { moments, running, saved } = args;
+    let ranks = rank_count("moments", MOMENT_ROWS.saturating_mul(channels), moments.len())?;
+    let moments = moments.flat("moments", ranks * MOMENT_ROWS * channels)?;
+    let (mut saved, _) = BoundSavedMut::bind(channels, norm, saved, running)?;
+    let merged = |channel| {
+        moments
+            .chunks_exact(MOMENT_ROWS * channels)
+            .map(|rank| read(rank, channels, channel))
+            .fold(Moments::default(), Moments::merge)
+    };
+    let count = merged(0).count;
+    if count <= 1.0 {
+        return Err(Error::argument(
+            "moments",
+            "more than 1 value per channel to take statistics of",
+            format_args!("{count} over {ranks} ranks"),
+        ));
+    }
+    for channel in 0..channels {
+        saved.write(channel, merged(channel), norm.eps);
+    }
+    saved.count_batch();
+    Ok(())
+}
+
+pub(super) fn merge_sums(
+    channels: usize,
+    gathered: CpuSlice<'_, f64>,
+    sums: CpuSliceMut<'_, f64>,
+) -> Result<()> {
+    let len = SUM_ROWS.saturating_mul(channels);
+    let ranks = rank_count("gathered", len, gathered.len())?;
+    let gathered = gathered.flat("gathered", ranks * len)?;
+    let sums = sums.flat("sums", len)?;
+    for (index, sum) in sums.iter_mut().enumerate() {
+        *sum = gathered.iter().skip(index).step_by(len).sum();
+    }
     Ok(())
 }

@@ -14,9 +14,10 @@ use super::moments::Moments;
 use super::neighbours::{
     ForwardGroup, GradientGroup, Grouping, MAX_GROUP, apply_group, write_group,
 };
-use super::parallel::{Along, Bits};
+use super::parallel::Along;
 use super::planes::Partition;
 use super::simd::{finish_streaming, vectorized};
+use super::tensor::{BackwardTensors, ForwardTensors, GradientTensors};
 use super::tile::{
     BackwardInputs, Blocks, ChannelOutputs, ForwardChannel, Pass, TILE, summed_tiles, tiles,
 };
@@ -24,25 +25,6 @@ use crate::config::{Activation, Epilogue};
 use crate::element::Element;
 use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis, Slice};
 use std::ops::Range;
-
-/// The tensors of a forward call.
-pub type ForwardTensors<'a, E> = (
-    ArrayView3<'a, E>,
-    Option<ArrayView3<'a, E>>,
-    ArrayViewMut3<'a, E>,
-    Option<Bits<ArrayViewMut3<'a, u8>>>,
-);
-
-/// The tensors that backward reads.
-pub type BackwardTensors<'a, E> = (
-    ArrayView3<'a, E>,
-    ArrayView3<'a, E>,
-    Option<ArrayView3<'a, E>>,
-    Option<Bits<ArrayView3<'a, u8>>>,
-);
-
-/// The tensors that backward writes: dx and dresidual.
-pub type GradientTensors<'a, E> = (ArrayViewMut3<'a, E>, Option<ArrayViewMut3<'a, E>>);
 
 /// What a fused training forward writes per channel: mean hi, mean lo, invstd, and running mean
 /// and variance.
@@ -318,15 +300,6 @@ fn channel_inputs<'a, E>(
     }
 }
 
-/// How dx follows from g.
-#[derive(Debug, Clone, Copy)]
-pub enum Gradient<'a> {
-    /// Through the batch statistics; the sums of each channel over the whole batch.
-    Train(&'a [Sums]),
-    /// The statistics are constants.
-    Frozen,
-}
-
 /// Training backward with one part per channel; writes each channel's sums.
 pub fn backward_train<E: Element>(
     partition: &Partition,
@@ -516,7 +489,7 @@ vectorized! {
     }
 }
 
-/// Writes each channel's sums, merged over its parts in order.
+/// Writes the sums of each channel's parts, `[C, parts]`.
 pub fn reduce<E: Element>(
     partition: &Partition,
     inputs: BackwardTensors<'_, E>,
@@ -543,25 +516,26 @@ pub fn reduce<E: Element>(
     });
 }
 
-/// Writes dx and dresidual from known sums.
+/// Writes dx and dresidual: through the batch statistics, given each channel's sums, or with
+/// constant statistics.
 pub fn gradients<E: Element>(
     partition: &Partition,
     inputs: BackwardTensors<'_, E>,
     outputs: GradientTensors<'_, E>,
-    gradient: Gradient<'_>,
+    sums: Option<&[Sums]>,
     channels: &Channels<'_, E::Param>,
     pass: Pass,
 ) {
     let count = inputs.0.len_of(Axis(1));
     partition.for_each_part((inputs, outputs), count, &|start, (inputs, outputs), blocks| {
         let coefficients = |channel| channels.coefficients::<E>(start + channel);
-        let by = |channel: usize| match gradient {
-            Gradient::Train(sums) => {
+        let by = |channel: usize| match sums {
+            Some(sums) => {
                 GradientCoefficients::new(channels.invstd(start + channel), sums[start + channel])
             }
-            Gradient::Frozen => GradientCoefficients::default(),
+            None => GradientCoefficients::default(),
         };
-        let frozen = matches!(gradient, Gradient::Frozen);
+        let frozen = sums.is_none();
         if frozen && pass.epilogue.activation == Activation::Identity {
             scale_gradients(inputs.1, outputs, coefficients, pass, blocks);
             return finish_streaming();

@@ -15,6 +15,7 @@ use super::rows::Partition;
 use super::run::{Input, MAX_CHUNK, Output, at, bytes_of};
 use super::simd::{Isa, finish_streaming, vectorized};
 use super::strips::pieces;
+use super::tensor::{BackwardTensors, ForwardTensors, GradientTensors};
 use super::tile::{Blocks, Pass, TILE, with_blocks};
 use super::{LaneTables, epilogue};
 use crate::config::{Activation, Epilogue};
@@ -184,13 +185,6 @@ impl<E: Element, I: Isa> LanePairs for LaneDeviations<'_, E, I> {
         self.x.prefetch::<N>(at);
     }
 }
-
-/// The tensors of a forward call.
-pub type ForwardTensors<'a, E> = super::channels_first::ForwardTensors<'a, E>;
-/// The tensors that backward reads.
-pub type BackwardTensors<'a, E> = super::channels_first::BackwardTensors<'a, E>;
-/// The tensors that backward writes: dx and dresidual.
-pub type GradientTensors<'a, E> = super::channels_first::GradientTensors<'a, E>;
 
 /// Writes y (and the mask) from known statistics.
 pub fn apply<E: Element>(

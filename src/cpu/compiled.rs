@@ -3,14 +3,12 @@
 //! Its calls are compiled here, once for each element type: as generic functions they would be
 //! compiled again in every crate that uses them, for every instruction set.
 
-use super::bind::{BoundSavedMut, check_ranks};
 use super::calls;
-use super::moments::{Moments, read};
 use super::tensor::{CpuSlice, CpuSliceMut};
 use super::{Convert, Cpu, CpuWorkspace, WorkspaceSize};
 use crate::backend::*;
 use crate::element::{Element, Scalar};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::memory::filled;
 use crate::problem::Problem;
 use half::{bf16, f16};
@@ -181,29 +179,7 @@ impl Backend for Cpu {
         norm: &Norm,
         args: MergeStatistics<'_, Self, E>,
     ) -> Result<()> {
-        let MergeStatistics { moments, running, saved } = args;
-        let ranks = check_ranks("moments", MOMENT_ROWS.saturating_mul(channels), &moments)?;
-        let moments = moments.flat("moments", ranks * MOMENT_ROWS * channels)?;
-        let (mut saved, _) = BoundSavedMut::bind(channels, norm, saved, running)?;
-        let merged = |channel| {
-            moments
-                .chunks_exact(MOMENT_ROWS * channels)
-                .map(|rank| read(rank, channels, channel))
-                .fold(Moments::default(), Moments::merge)
-        };
-        let count = merged(0).count;
-        if count <= 1.0 {
-            return Err(Error::argument(
-                "moments",
-                "more than 1 value per channel to take statistics of",
-                format_args!("{count} over {ranks} ranks"),
-            ));
-        }
-        for channel in 0..channels {
-            saved.write(channel, merged(channel), norm.eps);
-        }
-        saved.count_batch();
-        Ok(())
+        calls::merge_statistics(channels, norm, args)
     }
 
     fn merge_sums(
@@ -212,13 +188,6 @@ impl Backend for Cpu {
         gathered: CpuSlice<'_, f64>,
         sums: CpuSliceMut<'_, f64>,
     ) -> Result<()> {
-        let len = SUM_ROWS.saturating_mul(channels);
-        let ranks = check_ranks("gathered", len, &gathered)?;
-        let gathered = gathered.flat("gathered", ranks * len)?;
-        let sums = sums.flat("sums", len)?;
-        for (index, sum) in sums.iter_mut().enumerate() {
-            *sum = gathered.iter().skip(index).step_by(len).sum();
-        }
-        Ok(())
+        calls::merge_sums(channels, gathered, sums)
     }
 }

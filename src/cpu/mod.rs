@@ -197,6 +197,15 @@ impl WorkspaceSize {
 }
 
 impl CpuWorkspace {
+    /// Bytes of memory.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self.moments[..])
+            + size_of_val(&self.sums[..])
+            + size_of_val(&self.partials[..])
+            + size_of_val(&self.lanes.double[..])
+            + size_of_val(&self.lanes.single[..])
+    }
+
     fn new(size: WorkspaceSize) -> Result<Self> {
         Ok(CpuWorkspace {
             moments: filled(size.moments, Moments::default())?,

@@ -2,7 +2,6 @@
 //! lie side by side in every sample, and are written together, sample by sample, in the order of
 //! memory.
 
-use super::channels_first::{BackwardTensors, ForwardTensors, GradientTensors};
 use super::direct::{
     BackwardRun, ChannelCoefficients, Direct, Forward, Gradient, with_forward, with_gradient,
     with_precision,
@@ -10,6 +9,7 @@ use super::direct::{
 use super::planes::SLAB;
 use super::run::{AHEAD, Input, Output};
 use super::simd::{Isa, vectorized};
+use super::tensor::{BackwardTensors, ForwardTensors, GradientTensors};
 use super::tile::{TILE, summed_rows};
 use crate::element::Element;
 use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis, Slice};

@@ -2,8 +2,9 @@
 
 use super::bind::Partition;
 use super::channel::{Channels, Sums};
-use super::channels_first::{self, Gradient};
+use super::channels_first;
 use super::moments::Moments;
+use super::tensor::{BackwardTensors, ForwardTensors, GradientTensors};
 use super::tile::Pass;
 use super::{CpuWorkspace, LaneTables, channels_last};
 use crate::config::Epilogue;
@@ -34,7 +35,7 @@ pub(super) fn moments_of<E: Element>(
 /// Writes y and the mask.
 pub(super) fn apply_to<E: Element>(
     partition: &Partition,
-    tensors: channels_first::ForwardTensors<'_, E>,
+    tensors: ForwardTensors<'_, E>,
     channels: &Channels<'_, E::Param>,
     workspace: &mut CpuWorkspace,
     pass: Pass,
@@ -53,7 +54,7 @@ pub(super) fn apply_to<E: Element>(
 /// Leaves each channel's sums in the first C of `workspace.sums`.
 pub(super) fn reduce_to_workspace<E: Element>(
     partition: &Partition,
-    inputs: channels_first::BackwardTensors<'_, E>,
+    inputs: BackwardTensors<'_, E>,
     channels: &Channels<'_, E::Param>,
     workspace: &mut CpuWorkspace,
     count: usize,
@@ -78,8 +79,8 @@ pub(super) fn reduce_to_workspace<E: Element>(
 /// Writes dx and dresidual; without sums the statistics are constants.
 pub(super) fn gradients_to<E: Element>(
     partition: &Partition,
-    inputs: channels_first::BackwardTensors<'_, E>,
-    outputs: channels_first::GradientTensors<'_, E>,
+    inputs: BackwardTensors<'_, E>,
+    outputs: GradientTensors<'_, E>,
     sums: Option<&[Sums]>,
     channels: &Channels<'_, E::Param>,
     lanes: &mut LaneTables,
@@ -87,8 +88,7 @@ pub(super) fn gradients_to<E: Element>(
 ) {
     match partition {
         Partition::First(partition) => {
-            let gradient = sums.map_or(Gradient::Frozen, Gradient::Train);
-            channels_first::gradients(partition, inputs, outputs, gradient, channels, pass);
+            channels_first::gradients(partition, inputs, outputs, sums, channels, pass);
         }
         Partition::Last(partition) => {
             channels_last::gradients(partition, inputs, outputs, sums, channels, lanes, pass)

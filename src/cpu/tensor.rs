@@ -4,11 +4,32 @@
 //! `[N, spatial, C]`, the last axis contiguous. Where channels-last leaves no gap between samples
 //! it is `[1, N * spatial, C]`: one long matrix.
 
+use super::parallel::Bits;
+use crate::arguments::check_span;
 use crate::config::Layout;
 use crate::element::Scalar;
 use crate::error::{Error, Result, check_len};
 use crate::problem::{Operand, Problem};
 use ndarray::{ArrayView3, ArrayViewMut3, Axis, RawData, ShapeBuilder, Slice};
+
+/// The tensors of a forward call.
+pub type ForwardTensors<'a, E> = (
+    ArrayView3<'a, E>,
+    Option<ArrayView3<'a, E>>,
+    ArrayViewMut3<'a, E>,
+    Option<Bits<ArrayViewMut3<'a, u8>>>,
+);
+
+/// The tensors that backward reads.
+pub type BackwardTensors<'a, E> = (
+    ArrayView3<'a, E>,
+    ArrayView3<'a, E>,
+    Option<ArrayView3<'a, E>>,
+    Option<Bits<ArrayView3<'a, u8>>>,
+);
+
+/// The tensors that backward writes: dx and dresidual.
+pub type GradientTensors<'a, E> = (ArrayViewMut3<'a, E>, Option<ArrayViewMut3<'a, E>>);
 
 /// Memory to read: flat, or an `ndarray` view `[N, C, spatial]` of any batch stride.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +74,13 @@ impl<'a, T> From<&'a mut Vec<T>> for CpuSliceMut<'a, T> {
 }
 
 impl<'a, T: Scalar> CpuSlice<'a, T> {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            CpuSlice::Flat(flat) => flat.len(),
+            CpuSlice::View(view) => view.len(),
+        }
+    }
+
     /// A parameter of `len` values.
     pub(super) fn flat(self, argument: &str, len: usize) -> Result<&'a [T]> {
         let flat = match self {
@@ -83,14 +111,7 @@ impl<'a, T: Scalar> CpuSlice<'a, T> {
                 view
             }
         };
-        let view = in_memory_order(with_values(view), problem.layout());
-        if merge && problem.layout() == Layout::ChannelsLast {
-            let rows = problem.values_per_channel();
-            return view
-                .into_shape_with_order((1, rows, problem.channels()))
-                .map_err(|error| Error::argument(operand.name(), "a dense tensor", error));
-        }
-        Ok(view)
+        in_memory_order(view, problem, operand, merge)
     }
 }
 
@@ -125,14 +146,7 @@ impl<'a, T: Scalar> CpuSliceMut<'a, T> {
                 view
             }
         };
-        let view = in_memory_order(with_values(view), problem.layout());
-        if merge && problem.layout() == Layout::ChannelsLast {
-            let rows = problem.values_per_channel();
-            return view
-                .into_shape_with_order((1, rows, problem.channels()))
-                .map_err(|error| Error::argument(operand.name(), "a dense tensor", error));
-        }
-        Ok(view)
+        in_memory_order(view, problem, operand, merge)
     }
 }
 
@@ -157,15 +171,6 @@ fn flat_shape(
         Layout::ChannelsFirst => shape.strides((stride, problem.spatial(), 1)),
         Layout::ChannelsLast => shape.strides((stride, 1, problem.channels())),
     }
-}
-
-fn check_span(problem: &Problem, operand: Operand, len: usize) -> Result<()> {
-    let span = problem.span(operand);
-    let dense = problem.batch_stride(operand) == problem.channels() * problem.spatial();
-    if len == span || (len > span && !dense) {
-        return Ok(());
-    }
-    Err(Error::argument(operand.name(), format_args!("{span} elements ({problem})"), len))
 }
 
 fn check_view(
@@ -214,18 +219,25 @@ fn with_values<S: RawData>(
     view.slice_axis_move(Axis(0), Slice::from(..samples))
 }
 
+/// Channels-last as `[N, spatial, C]`, or, to `merge`, as one matrix `[1, N * spatial, C]`.
 fn in_memory_order<S: RawData>(
     view: ndarray::ArrayBase<S, ndarray::Ix3>,
-    layout: Layout,
-) -> ndarray::ArrayBase<S, ndarray::Ix3> {
-    match layout {
-        Layout::ChannelsFirst => view,
-        Layout::ChannelsLast => {
-            let view = view.permuted_axes([0, 2, 1]);
-            // [N, C]: rows of whatever stride are still one matrix.
-            if view.len_of(Axis(1)) == 1 { view.permuted_axes([1, 0, 2]) } else { view }
-        }
+    problem: &Problem,
+    operand: Operand,
+    merge: bool,
+) -> Result<ndarray::ArrayBase<S, ndarray::Ix3>> {
+    let view = with_values(view);
+    if problem.layout() == Layout::ChannelsFirst {
+        return Ok(view);
     }
+    let view = view.permuted_axes([0, 2, 1]);
+    // [N, C]: rows of whatever stride are still one matrix.
+    let view = if view.len_of(Axis(1)) == 1 { view.permuted_axes([1, 0, 2]) } else { view };
+    if !merge {
+        return Ok(view);
+    }
+    view.into_shape_with_order((1, problem.values_per_channel(), problem.channels()))
+        .map_err(|error| Error::argument(operand.name(), "a dense tensor", error))
 }
 
 /// Whether samples of these strides follow each other without gaps.

@@ -5,8 +5,11 @@ use super::device::Device;
 use super::launcher::{Launcher, MemoryRef};
 use super::params::Params;
 use super::workspace::Size;
+use crate::arguments::{
+    check_dresidual, check_norm, check_residual, check_span, missing_mask, missing_residual,
+    rank_count,
+};
 use crate::backend::{Affine, Norm, Running, RunningMut, SavedMut, SavedRef};
-use crate::config::{check_eps, check_factor};
 use crate::element::{DType, Element, Scalar};
 use crate::error::{Error, Result, check_len};
 use crate::problem::{Operand, Problem};
@@ -123,18 +126,8 @@ impl<'a, L: Launcher> Bound<'a, L> {
         slice: &'a L::Slice<'_, f64>,
     ) -> Result<(u64, u64)> {
         let memory = self.memory(name, slice)?;
-        let found = memory.bytes / size_of::<f64>();
-        if len == 0 {
-            return Err(Error::argument("channels", "at least 1", 0));
-        }
-        if found == 0 || !found.is_multiple_of(len) {
-            return Err(Error::argument(
-                name,
-                format_args!("a multiple of {len} elements, one share per rank"),
-                found,
-            ));
-        }
-        Ok((self.keep(name, false, memory)?, (found / len) as u64))
+        let ranks = rank_count(name, len, memory.bytes / size_of::<f64>())?;
+        Ok((self.keep(name, false, memory)?, ranks as u64))
     }
 
     /// A tensor that is read.
@@ -145,7 +138,7 @@ impl<'a, L: Launcher> Bound<'a, L> {
         slice: &'a L::Slice<'_, E>,
     ) -> Result<u64> {
         let memory = self.memory(operand.name(), slice)?;
-        check_span(problem, operand, &memory)?;
+        check_span(problem, operand, memory.bytes / size_of::<E>())?;
         self.keep(operand.name(), false, memory)
     }
 
@@ -157,7 +150,7 @@ impl<'a, L: Launcher> Bound<'a, L> {
         slice: &'a mut L::SliceMut<'_, E>,
     ) -> Result<u64> {
         let memory = self.memory_mut(operand.name(), slice)?;
-        check_span(problem, operand, &memory)?;
+        check_span(problem, operand, memory.bytes / size_of::<E>())?;
         self.keep(operand.name(), true, memory)
     }
 }
@@ -223,6 +216,16 @@ impl<'a, L: Launcher> Bound<'a, L> {
         Ok(())
     }
 
+    /// The residual of forward.
+    pub(super) fn residual<E: Element>(
+        &mut self,
+        problem: &Problem,
+        residual: &'a Option<L::Slice<'_, E>>,
+    ) -> Result<u64> {
+        check_residual(problem, residual.is_some())?;
+        residual.as_ref().map_or(Ok(0), |it| self.tensor::<E>(problem, Operand::Residual, it))
+    }
+
     /// The residual, where backward needs it to know the pre-activation.
     pub(super) fn residual_for_backward<E: Element>(
         &mut self,
@@ -233,11 +236,7 @@ impl<'a, L: Launcher> Bound<'a, L> {
         match (needed, residual) {
             (false, _) => Ok(0),
             (true, Some(residual)) => self.tensor::<E>(problem, Operand::Residual, residual),
-            (true, None) => Err(Error::argument(
-                "residual",
-                format_args!("forward's, for the derivative of {}", problem.epilogue().activation),
-                "none",
-            )),
+            (true, None) => Err(missing_residual(problem)),
         }
     }
 
@@ -249,7 +248,7 @@ impl<'a, L: Launcher> Bound<'a, L> {
         match (problem.mask_len(), mask) {
             (0, _) => Ok(0),
             (len, Some(mask)) => self.read("saved.mask", len, mask),
-            (len, None) => Err(missing_mask(len)),
+            (_, None) => Err(missing_mask(problem)),
         }
     }
 
@@ -261,7 +260,7 @@ impl<'a, L: Launcher> Bound<'a, L> {
         match (problem.mask_len(), mask) {
             (0, _) => Ok(0),
             (len, Some(mask)) => self.write("saved.mask", len, mask),
-            (len, None) => Err(missing_mask(len)),
+            (_, None) => Err(missing_mask(problem)),
         }
     }
 
@@ -273,12 +272,9 @@ impl<'a, L: Launcher> Bound<'a, L> {
         dresidual: &'a mut Option<L::SliceMut<'_, E>>,
         params: &mut Params,
     ) -> Result<()> {
+        check_dresidual(problem, dresidual.is_some())?;
         params.dx = self.tensor_mut::<E>(problem, Operand::Dx, dx)?;
         let Some(dresidual) = dresidual else { return Ok(()) };
-        if !problem.epilogue().residual {
-            let expected = "none (the epilogue has no residual)";
-            return Err(Error::argument("dresidual", expected, "a tensor"));
-        }
         params.dresidual = self.tensor_mut::<E>(problem, Operand::Dresidual, dresidual)?;
         Ok(())
     }
@@ -306,14 +302,6 @@ fn check_address<T, H>(name: &str, memory: &MemoryRef<H>) -> Result<()> {
     Err(Error::argument(name, expected, format_args!("{:#x}", memory.address)))
 }
 
-fn check_span<H>(problem: &Problem, operand: Operand, memory: &MemoryRef<H>) -> Result<()> {
-    let (span, len) = (problem.span(operand), memory.bytes / problem.dtype().size());
-    if len == span || (len > span && !problem.is_gapless(operand)) {
-        return Ok(());
-    }
-    Err(Error::argument(operand.name(), format_args!("{span} elements ({problem})"), len))
-}
-
 /// The element type of a call: not f64, and the problem's.
 pub(super) fn check_element<E: Element>(problem: &Problem) -> Result<()> {
     problem.check_dtype(E::DTYPE)?;
@@ -329,28 +317,8 @@ pub(super) fn check_dtype(argument: &str, dtype: DType) -> Result<()> {
 
 /// eps and momentum as `Params` has them: a momentum below 0 is the cumulative average.
 pub(super) fn norm_values(norm: &Norm) -> Result<(f64, f64)> {
-    check_eps(norm.eps)?;
-    if let Some(momentum) = norm.momentum {
-        check_factor("momentum", momentum)?;
-    }
+    check_norm(norm)?;
     Ok((norm.eps, norm.momentum.unwrap_or(-1.0)))
-}
-
-/// The residual of forward: there exactly if the epilogue has one.
-pub(super) fn check_residual(problem: &Problem, is_there: bool) -> Result<()> {
-    match (problem.epilogue().residual, is_there) {
-        (true, false) => {
-            Err(Error::argument("residual", "a tensor (the epilogue has a residual)", "none"))
-        }
-        (false, true) => {
-            Err(Error::argument("residual", "none (the epilogue has no residual)", "a tensor"))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn missing_mask(len: usize) -> Error {
-    Error::argument("saved.mask", format_args!("{len} bytes"), "none")
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! [`Device`]: every call of [`Backend`] on a GPU, or whatever else launches the kernels.
 
-use super::bind::{Bound, check_dtype, check_element, check_residual, norm_values};
+use super::bind::{Bound, check_dtype, check_element, norm_values};
 use super::choice::Choice;
 use super::launcher::{Launch, Launched, Launcher};
 use super::params::Params;
@@ -242,7 +242,6 @@ impl<L: Launcher> Backend for Device<L> {
         let mut saved = SavedMut::<Self, E> { mean_hi, mean_lo, invstd, mask: None };
         check_element::<E>(problem)?;
         problem.check_trainable(problem.values_per_channel())?;
-        check_residual(problem, residual.is_some())?;
         let (channels, size) = (problem.channels(), workspace.size);
         let mut buffer = L::slice_mut(&mut workspace.buffer);
         let mut params = params_of(problem);
@@ -250,9 +249,7 @@ impl<L: Launcher> Backend for Device<L> {
 
         let mut bound = Bound::new(&self.launcher);
         params.x = bound.tensor::<E>(problem, Operand::X, &x)?;
-        if let Some(residual) = &residual {
-            params.residual = bound.tensor::<E>(problem, Operand::Residual, residual)?;
-        }
+        params.residual = bound.residual::<E>(problem, &residual)?;
         bound.affine(channels, &affine, &mut params)?;
         bound.running_mut(channels, &mut running, &mut params)?;
         params.y = bound.tensor_mut::<E>(problem, Operand::Y, &mut y)?;
@@ -306,15 +303,12 @@ impl<L: Launcher> Backend for Device<L> {
     ) -> Result<()> {
         let Inference { x, residual, affine, running, mut y, workspace } = args;
         check_element::<E>(problem)?;
-        check_residual(problem, residual.is_some())?;
         let mut params = params_of(problem);
         (params.eps, _) = norm_values(norm)?;
 
         let mut bound = Bound::new(&self.launcher);
         params.x = bound.tensor::<E>(problem, Operand::X, &x)?;
-        if let Some(residual) = &residual {
-            params.residual = bound.tensor::<E>(problem, Operand::Residual, residual)?;
-        }
+        params.residual = bound.residual::<E>(problem, &residual)?;
         bound.affine(problem.channels(), &affine, &mut params)?;
         bound.running(problem.channels(), &running, &mut params)?;
         params.y = bound.tensor_mut::<E>(problem, Operand::Y, &mut y)?;
@@ -329,16 +323,13 @@ impl<L: Launcher> Backend for Device<L> {
     ) -> Result<()> {
         let InferenceInplace { mut x, residual, affine, running, workspace } = args;
         check_element::<E>(problem)?;
-        check_residual(problem, residual.is_some())?;
         let mut params = params_of(problem);
         (params.eps, _) = norm_values(norm)?;
 
         let mut bound = Bound::new(&self.launcher);
         params.x = bound.tensor_mut::<E>(problem, Operand::X, &mut x)?;
         (params.y, params.y_stride) = (params.x, params.x_stride);
-        if let Some(residual) = &residual {
-            params.residual = bound.tensor::<E>(problem, Operand::Residual, residual)?;
-        }
+        params.residual = bound.residual::<E>(problem, &residual)?;
         bound.affine(problem.channels(), &affine, &mut params)?;
         bound.running(problem.channels(), &running, &mut params)?;
         self.launch_apply(problem, &mut workspace.remembered, &params)
@@ -352,10 +343,9 @@ impl<L: Launcher> Backend for Device<L> {
     ) -> Result<()> {
         let InferenceBackward { x, residual, dy, affine, running, gradients, workspace } = args;
         let GradientsMut { mut dx, mut dresidual, mut dweight, mut dbias } = gradients;
-        let epilogue = problem.epilogue();
         check_element::<E>(problem)?;
         let (channels, size) = (problem.channels(), workspace.size);
-        let needs_residual = epilogue.residual && epilogue.activation != Activation::Identity;
+        let needs_residual = problem.epilogue().inference_backward_reads_residual();
         let mut buffer = L::slice_mut(&mut workspace.buffer);
         let mut params = params_of(problem);
         (params.eps, _) = norm_values(norm)?;
@@ -409,6 +399,7 @@ impl<L: Launcher> Backend for Device<L> {
         args: MergeStatistics<'_, Self, E>,
     ) -> Result<()> {
         let MergeStatistics { moments, mut running, mut saved } = args;
+        check_dtype("saved", E::DTYPE)?;
         let mut params = Params { channels: channels as u64, ..Params::default() };
         (params.eps, params.momentum) = norm_values(norm)?;
 
@@ -423,14 +414,11 @@ impl<L: Launcher> Backend for Device<L> {
     fn apply<E: Element>(&self, problem: &Problem, args: Apply<'_, Self, E>) -> Result<()> {
         let Apply { x, residual, affine, mut y, saved, mut mask, workspace } = args;
         check_element::<E>(problem)?;
-        check_residual(problem, residual.is_some())?;
         let mut params = params_of(problem);
 
         let mut bound = Bound::new(&self.launcher);
         params.x = bound.tensor::<E>(problem, Operand::X, &x)?;
-        if let Some(residual) = &residual {
-            params.residual = bound.tensor::<E>(problem, Operand::Residual, residual)?;
-        }
+        params.residual = bound.residual::<E>(problem, &residual)?;
         bound.affine(problem.channels(), &affine, &mut params)?;
         bound.saved(problem.channels(), &saved, &mut params)?;
         params.y = bound.tensor_mut::<E>(problem, Operand::Y, &mut y)?;

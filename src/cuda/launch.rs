@@ -183,7 +183,10 @@ trait OrFail<T> {
 
 impl<T> OrFail<T> for std::result::Result<T, DriverError> {
     fn or_fail(self, what: &str) -> Result<T> {
-        self.map_err(|error| Error::system(what, reason(error)))
+        self.map_err(|error| match error.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::out_of_memory(what, reason(error)),
+            _ => Error::system(what, reason(error)),
+        })
     }
 }
 
@@ -1083,6 +1086,7 @@ mod tests {
     #[test]
     fn an_unknown_kernel_is_an_error_that_names_it() {
         let Some(gpu) = gpu() else { return };
+        let params = Params::default();
         for kernel in ["no_such_kernel", "nul\0"] {
             let launch = Launch {
                 kernel,
@@ -1092,7 +1096,7 @@ mod tests {
                 is_cooperative: false,
                 cluster: 1,
                 may_begin_early: false,
-                params: &[],
+                params: bytemuck::bytes_of(&params),
             };
             let error = gpu.launch(&launch).unwrap_err().to_string();
             assert!(error.contains("looking up the kernel"), "{error}");

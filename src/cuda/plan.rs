@@ -65,14 +65,22 @@ impl Pass {
         matches!(self, Pass::Statistics | Pass::Reduce | Pass::Frozen)
     }
 
-    /// Whether it reads the mask of a problem that has one.
-    pub(super) fn reads_mask(self) -> bool {
-        matches!(self, Pass::Reduce | Pass::Gradient | Pass::Backward)
+    pub(super) fn reads_dy(self) -> bool {
+        matches!(self, Pass::Reduce | Pass::Gradient | Pass::Frozen | Pass::Backward)
     }
 
-    /// Whether it writes the mask of a problem that has one.
-    pub(super) fn writes_mask(self) -> bool {
+    pub(super) fn writes_dx(self) -> bool {
+        matches!(self, Pass::Gradient | Pass::Frozen | Pass::Backward)
+    }
+
+    /// y, and the mask of a problem that has one.
+    pub(super) fn writes_y(self) -> bool {
         matches!(self, Pass::Apply | Pass::Forward)
+    }
+
+    /// Whether it reads the mask of a problem that has one.
+    pub(super) fn reads_mask(self) -> bool {
+        self.reads_dy() && self != Pass::Frozen
     }
 }
 
@@ -296,7 +304,7 @@ pub(super) fn pack_of(walk: Walk, pass: Pass, problem: &Problem, alignment: Alig
         Walk::Planes => problem.spatial() as u64,
         Walk::Columns => columns_of(problem),
     };
-    let touches_mask = problem.epilogue().has_mask() && (pass.reads_mask() || pass.writes_mask());
+    let touches_mask = problem.epilogue().has_mask() && (pass.reads_mask() || pass.writes_y());
     let fits = match (walk, alignment.offset) {
         (_, None) => false,
         // Planes may begin anywhere, but a mask's bytes begin with them.
@@ -388,7 +396,7 @@ pub(super) fn columns(
             (rows, rows_per_sample, 1)
         }
     };
-    let writes_mask = pass.writes_mask() && problem.epilogue().has_mask();
+    let writes_mask = pass.writes_y() && problem.epilogue().has_mask();
     let tile = match (writes_mask, pack) {
         // Lanes are bits: a warp sees 32 columns of one row.
         (true, 1) => 32,

@@ -20,8 +20,8 @@ pub const REMEDY: &str = "install NVRTC in the active virtual environment \
     (pip install 'nvidia-cuda-nvrtc-cu12==12.9.*') or with the CUDA toolkit, \
     or set WARPNORM_NVRTC to libnvrtc.so or to its directory";
 
-/// The names that the loader's own search is asked for. NVRTC 12 first: its images load on
-/// drivers of CUDA 12 and 13, those of NVRTC 13 are not known to load on 12.
+/// The names that the loader's own search is asked for. NVRTC 12 first: its machine code loads on
+/// drivers of CUDA 12 and 13, that of NVRTC 13 is not known to load on 12.
 const NAMES: [&str; 3] = ["libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so"];
 
 /// Libraries that may be NVRTC, best first: paths of files that exist, then bare names for the

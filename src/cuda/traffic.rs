@@ -3,7 +3,6 @@
 use super::launcher::DeviceFacts;
 use super::plan::{BLOCK, Geometry, Pass, Plan};
 use super::resident::SLOT_GRANULE;
-use crate::config::Activation;
 use crate::problem::{Operand, Problem};
 
 /// Bytes that a plan asks memory for, exactly, by tensor. What L2 serves of them is not taken off.
@@ -42,32 +41,29 @@ impl Plan {
         let tensor = problem.elements() as u64 * size;
         let when = |condition: bool| if condition { tensor } else { 0 };
         let (epilogue, pass) = (problem.epilogue(), self.pass);
-        let is_backward =
-            matches!(pass, Pass::Reduce | Pass::Gradient | Pass::Frozen | Pass::Backward);
-        let writes_dx = matches!(pass, Pass::Gradient | Pass::Frozen | Pass::Backward);
         let reads_residual = match pass {
             Pass::Statistics => false,
             Pass::Apply | Pass::Forward => epilogue.residual,
             Pass::Reduce | Pass::Gradient | Pass::Backward => epilogue.backward_reads_residual(),
-            Pass::Frozen => epilogue.residual && epilogue.activation != Activation::Identity,
+            Pass::Frozen => epilogue.inference_backward_reads_residual(),
         };
         // What did not stay on chip is read a second time: all inputs of a backward, but only x of
         // a forward, whose residual waits.
         let again = self.evicted_elements(problem) * size;
-        let if_backward = |read: u64| if is_backward && read > 0 { read + again } else { read };
+        let if_backward = |read: u64| if pass.reads_dy() && read > 0 { read + again } else { read };
         let touches_mask = |touches: bool| touches && epilogue.has_mask();
         RequestedBytes {
             x: tensor + again,
             residual: if_backward(when(reads_residual)),
-            dy: if_backward(when(is_backward)),
-            y: when(pass.writes_mask()),
-            dx: when(writes_dx),
-            dresidual: when(writes_dx && epilogue.residual),
+            dy: if_backward(when(pass.reads_dy())),
+            y: when(pass.writes_y()),
+            dx: when(pass.writes_dx()),
+            dresidual: when(pass.writes_dx() && epilogue.residual),
             mask_read: match touches_mask(pass.reads_mask()) {
                 true => (tensor + again) / size / u64::from(self.pack),
                 false => 0,
             },
-            mask_written: match (touches_mask(pass.writes_mask()), self.geometry) {
+            mask_written: match (touches_mask(pass.writes_y()), self.geometry) {
                 (false, _) => 0,
                 (true, Geometry::Columns { rows, columns, .. }) => rows * columns.div_ceil(8),
                 (true, Geometry::Planes { .. }) => problem.mask_len() as u64,

@@ -1,6 +1,7 @@
 //! [`Workspace`]: scratch of a GPU call.
 
 use super::choice::{Choice, training_plans};
+use super::device::Device;
 use super::launcher::{DeviceFacts, Launcher};
 use super::plan::{Alignment, Pass, Plan, Tier};
 use super::remembered::Remembered;
@@ -98,9 +99,9 @@ impl<L: Launcher> Workspace<L> {
     /// so that captured calls may go on with it.
     ///
     /// # Errors
-    /// The launcher is of another context, or its device has failed for good.
-    pub fn reset(&mut self, launcher: &L) -> Result<()> {
-        launcher.clear(&mut self.buffer)
+    /// The backend is of another context, or its device has failed for good.
+    pub fn reset(&mut self, backend: &Device<L>) -> Result<()> {
+        backend.launcher().clear(&mut self.buffer)
     }
 
     /// Bytes on the device.

@@ -434,11 +434,11 @@ fn broadcast_gradients_are_refused_not_misread() {
 #[test]
 fn tensors_of_one_call_share_shape_and_layout() {
     let first = Data::<f32>::new(Case::new((4, 3, 5), Layout::ChannelsFirst, Epilogue::NONE)).x;
-    let last = to_layout(&first, Layout::ChannelsLast);
+    let last = in_layout(&first, Layout::ChannelsLast);
     let mut layer = layer(3);
     let (_, saved) = layer.forward_train(&first).unwrap();
     let before = layer.state().unwrap();
-    let (expected, copies) = ("channels-first strides", "as_standard_layout");
+    let (expected, copies) = ("channels-first strides", "`to_layout` copies");
     for (argument, error) in [
         ("residual", layer.forward_train_add(&first, &last).err().unwrap()),
         ("residual", layer.forward_eval_add(&first, &last).unwrap_err()),

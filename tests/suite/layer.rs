@@ -34,7 +34,7 @@ fn backward_does_without_a_residual_it_does_not_read() {
         let (parts, residuals, dys) = ([&**x], [&**residual], [&**dy]);
         let (_, saved) = sync.forward_train_add(&parts, &residuals).unwrap();
         let in_parts = sync.backward_add(&parts, None, &dys, &saved);
-        if is_smooth(epilogue.activation) {
+        if epilogue.activation.is_smooth() {
             for error in [without.unwrap_err(), in_parts.unwrap_err()] {
                 let expected = format!("forward's, for the derivative of {}", epilogue.activation);
                 assert_eq!(error, Error::argument("residual", expected, "none"));

@@ -274,7 +274,7 @@ fn large_outputs_are_those_of_their_samples() {
 
         for n in 0..dim.0 {
             let sample = |of: &Array3<f32>| {
-                to_layout(&of.slice_axis(Axis(0), Slice::from(n..n + 1)), layout)
+                in_layout(&of.slice_axis(Axis(0), Slice::from(n..n + 1)), layout)
             };
             let (small_y, small) = eval(&layer, &sample(&x), None, &sample(&dy));
             assert!(small_y == sample(&y), "y of sample {n}, {layout}");

@@ -13,7 +13,7 @@ pub const PASSES: [Pass; 5] =
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 
 const THREADS: u64 = 256;
-const MAX_SLOTS: u64 = 416;
+const MAX_COLUMNS: u64 = 416;
 /// Windows or rows of a block, which kernels count in 32 bits.
 const COUNTED: u64 = 1 << 30;
 
@@ -49,7 +49,7 @@ fn check_plan(plan: &Plan, problem: &Problem, alignment: Alignment) {
             ..
         } => {
             let tile = u64::from(packs_per_tile) * pack;
-            assert!(u64::from(packs_per_tile) <= THREADS && tile <= MAX_SLOTS, "{what}");
+            assert!(u64::from(packs_per_tile) <= THREADS && tile <= MAX_COLUMNS, "{what}");
             assert!(plan.groups * tile >= columns, "{what}");
             assert_eq!(columns % pack, 0, "{what}");
             assert!(u64::from(plan.parts) * rows_per_part >= rows, "{what}");
@@ -406,7 +406,6 @@ fn parts_are_as_many_as_asked_for() {
     assert!(error.contains("cluster") && error.contains("at most 0"), "{error}");
 }
 
-/// How clusters fit groups of multiprocessors.
 #[test]
 fn a_block_counts_its_share_in_32_bits() {
     let aligned = Alignment::ALIGNED;
@@ -426,6 +425,7 @@ fn a_block_counts_its_share_in_32_bits() {
     }
 }
 
+/// How clusters fit groups of multiprocessors.
 #[test]
 fn clusters_stay_within_a_group() {
     let clusters = Clusters::of_gpcs(&[16, 18]);

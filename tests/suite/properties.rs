@@ -40,7 +40,7 @@ fn vector<P: Param>(parameter: &Option<ndarray::Array1<P>>) -> Vec<P> {
 /// `data` with its channels or its samples in another order.
 fn reordered<E: Element>(data: &Data<E>, axis: usize, order: &[usize]) -> Data<E> {
     let layout = data.case.layout;
-    let tensor = |it: &Array3<E>| to_layout(&it.select(Axis(axis), order), layout);
+    let tensor = |it: &Array3<E>| in_layout(&it.select(Axis(axis), order), layout);
     let parameter = |it: &ndarray::Array1<f64>| match axis {
         1 => it.select(Axis(0), order),
         _ => it.clone(),
@@ -89,7 +89,7 @@ proptest! {
             Layout::ChannelsLast => Layout::ChannelsFirst,
         };
         for tensor in [&mut data.x, &mut data.residual, &mut data.dy] {
-            *tensor = to_layout(tensor, layout);
+            *tensor = in_layout(tensor, layout);
         }
         assert_same_within_bars(&one, &step(&data), &expected);
     }
@@ -379,7 +379,7 @@ fn synchronized_parts_are_the_split_form() {
             let residual: Vec<_> = parts.iter().map(|part| &*part.residual).collect();
             let (y, gradients) = if epilogue.residual {
                 let (y, saved) = sync.forward_train_add(&x, &residual).unwrap();
-                let kept = is_smooth(epilogue.activation).then_some(&residual[..]);
+                let kept = epilogue.activation.is_smooth().then_some(&residual[..]);
                 (y, sync.backward_add(&x, kept, &dy, &saved).unwrap())
             } else {
                 let (y, saved) = sync.forward_train(&x).unwrap();

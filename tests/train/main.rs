@@ -1,5 +1,6 @@
 //! The example `train` on a GPU: its kernels compile, and it computes there what it does on the
-//! CPU. Without NVRTC, or a GPU, the tests that need it are listed as ignored.
+//! CPU. Without a GPU, or NVRTC for the first of them, tests are listed as ignored; with a GPU they
+//! need cuBLAS and NVRTC, too.
 
 #![allow(dead_code, reason = "the example's, of which the tests use a part")]
 

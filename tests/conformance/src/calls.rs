@@ -22,7 +22,7 @@ fn call<E: Element, L: Launcher>(
 fn rank_of<E: Element>(data: &Data<E>, from: usize, to: usize) -> Data<E> {
     let (_, c, s) = data.case.dim;
     let rows = |tensor: &ndarray::Array3<E>| {
-        suite::to_layout(&tensor.slice(ndarray::s![from..to, .., ..]), data.case.layout)
+        suite::in_layout(&tensor.slice(ndarray::s![from..to, .., ..]), data.case.layout)
     };
     Data {
         case: Case { dim: (to - from, c, s), ..data.case },
@@ -102,14 +102,17 @@ pub(crate) fn ranks<S: Subject, E: Element<Param = f32>>(subject: &S) {
 pub(crate) fn one_value_over_all_ranks<S: Subject>(subject: &S) {
     let case = Case::new((1, 3, 1), LAYOUTS[0], Epilogue::NONE);
     let mut rank = Buffers::<f32>::dense(&Data::new(case));
-    let before = (rank.running_mean.clone(), rank.running_var.clone());
+    let running = |it: &Buffers<f32>| {
+        (it.running_mean.clone(), it.running_var.clone(), it.num_batches_tracked.clone())
+    };
+    let before = running(&rank);
     call(&mut rank, &subject.device(2), |on| {
         let mut moments = vec![f64::NAN; MOMENT_ROWS * 3];
         on.statistics(&mut moments)?;
         on.merge_statistics(&moments)
     })
     .unwrap();
-    assert_eq!((rank.running_mean, rank.running_var), before);
+    assert_eq!(running(&rank), before);
     assert!(rank.mean_hi.iter().all(|mean| mean.is_finite()));
 }
 
@@ -145,6 +148,25 @@ pub(crate) fn a_batch_of_nothing<S: Subject>(subject: &S) {
             assert!(buffers.dweight.unwrap().iter().all(|&it| it == 0.0), "{dim:?} {layout}");
             assert!(buffers.dbias.unwrap().iter().all(|&it| it == 0.0), "{dim:?} {layout}");
         }
+    }
+}
+
+/// A last batch of one sample, in a slice of a larger array whose samples lie apart.
+pub(crate) fn one_sample_of_a_larger_array<S: Subject>(subject: &S) {
+    for layout in LAYOUTS {
+        let data = Data::<f32>::new(Case::new((1, 5, 9), layout, ADD_RELU));
+        let data = data.without_gradients_at_kinks(Mode::Train);
+        let mut buffers = Buffers::with_gaps(&data, &[(Operand::X, 8), (Operand::Dy, 8)]);
+        buffers.x.extend([f32::NAN; 8]);
+        buffers.dy.extend([f32::NAN; 20]);
+        call(&mut buffers, &subject.device(2), |on| {
+            on.forward_train()?;
+            on.backward_train()
+        })
+        .unwrap();
+        buffers.x.truncate(5 * 9);
+        buffers.dy.truncate(5 * 9);
+        buffers.assert_results(&data.expected(Mode::Train), Bars::of(DType::F32));
     }
 }
 
@@ -216,6 +238,16 @@ pub(crate) fn what_a_gpu_does_not_do<S: Subject>(subject: &S) {
     let wide = Problem::new(&[4, 3], LAYOUTS[0], DType::F64, Epilogue::NONE).unwrap();
     let error = device.workspace(&wide).err().unwrap();
     assert!(error.to_string().contains("f32, f16 or bf16"), "{error}");
+    let mut saved = Saved::<_, f64>::new(&device, &wide).unwrap();
+    let moments = device.upload(&[1.0; MOMENT_ROWS * 3]).unwrap();
+    let args = MergeStatistics {
+        moments: DeviceOf::<S>::slice(&moments),
+        running: None,
+        saved: saved.as_mut(),
+    };
+    let norm = Norm { eps: 1e-5, momentum: None };
+    let error = device.merge_statistics::<f64>(3, &norm, args).unwrap_err();
+    assert!(error.to_string().starts_with("`saved`: expected f32, f16 or bf16"), "{error}");
     let error = BatchNorm::<_, f64>::new(3, device).unwrap_err();
     assert!(error.to_string().starts_with("`P`: expected f32, f16 or bf16"), "{error}");
 }
@@ -227,15 +259,41 @@ pub(crate) fn a_used_workspace_changes_no_bit<S: Subject>(subject: &S) {
         let device = subject.device(2);
         let mut first = Buffers::dense(&data);
         let mut workspace = device.workspace(&first.problem).unwrap();
-        let mut again = Buffers::dense(&data);
-        for buffers in [&mut first, &mut again] {
-            on_backend(buffers, &device, &mut workspace, |on| {
+        let mut again = [Buffers::dense(&data), Buffers::dense(&data)];
+        let train = |buffers: &mut Buffers<f32>, workspace: &mut _| {
+            on_backend(buffers, &device, workspace, |on| {
                 on.forward_train().and_then(|()| on.backward_train())
             })
             .unwrap();
+        };
+        train(&mut first, &mut workspace);
+        train(&mut again[0], &mut workspace);
+        workspace.reset(&device).unwrap();
+        train(&mut again[1], &mut workspace);
+        for again in again {
+            assert!(first.fingerprint() == again.fingerprint(), "{layout}");
         }
-        assert!(first.fingerprint() == again.fingerprint(), "{layout}");
     }
+}
+
+/// What one of two layers learns is nothing to the other.
+pub(crate) fn a_duplicate_has_buffers_of_its_own<S: Subject>(subject: &S) {
+    let buffers =
+        Buffers::<f32>::dense(&Data::new(Case::new((4, 3, 1), LAYOUTS[0], Epilogue::NONE)));
+    let device = subject.device(2);
+    let mut layer: BatchNorm<DeviceOf<S>> = BatchNorm::new(3, device.clone()).unwrap();
+    let (copy, before) = (layer.duplicate().unwrap(), layer.state().unwrap());
+    let mut workspace = device.workspace(&buffers.problem).unwrap();
+    let mut saved = Saved::new(&device, &buffers.problem).unwrap();
+    let x = device.upload(&buffers.x).unwrap();
+    let mut y = device.upload(&buffers.y).unwrap();
+    let (input, output) = (DeviceOf::<S>::slice(&x), DeviceOf::<S>::slice_mut(&mut y));
+    let problem = &buffers.problem;
+    layer
+        .forward_train_into::<f32>(problem, input, None, output, &mut saved, &mut workspace)
+        .unwrap();
+    assert_ne!(layer.state().unwrap(), before);
+    assert_eq!(copy.state().unwrap(), before);
 }
 
 /// The cumulative average, with its count on the device.

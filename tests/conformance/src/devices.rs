@@ -3,6 +3,22 @@
 
 use warpnorm::cuda::{Clusters, DeviceFacts, Pass, Walk, static_shared_bytes};
 
+/// A small device with the limits of compute capability 9.0.
+pub fn default_facts() -> DeviceFacts {
+    DeviceFacts {
+        compute_capability: (9, 0),
+        multiprocessors: 4,
+        threads_per_multiprocessor: 2048,
+        shared_bytes_per_block: 227 << 10,
+        shared_bytes_per_multiprocessor: 228 << 10,
+        shared_bytes_reserved: 1 << 10,
+        cooperative_blocks: [4, 8],
+        clusters: Clusters::of_gpcs(&[4]),
+        l2_bytes: 4 << 20,
+        memory_bandwidth: 100_000_000_000,
+    }
+}
+
 /// The same with so little shared memory that small tensors need several blocks to stay on chip,
 /// and several rounds in each, and with a cache that does not hold them.
 pub fn cramped_facts() -> DeviceFacts {
@@ -24,20 +40,4 @@ pub fn clustered_facts(size: u32) -> DeviceFacts {
     let clusters = Clusters::of_gpcs(&[multiprocessors]).only(size);
     let cooperative_blocks = [multiprocessors, 2 * multiprocessors];
     DeviceFacts { multiprocessors, cooperative_blocks, clusters, ..default_facts() }
-}
-
-/// A small device with the limits of compute capability 9.0.
-pub fn default_facts() -> DeviceFacts {
-    DeviceFacts {
-        compute_capability: (9, 0),
-        multiprocessors: 4,
-        threads_per_multiprocessor: 2048,
-        shared_bytes_per_block: 227 << 10,
-        shared_bytes_per_multiprocessor: 228 << 10,
-        shared_bytes_reserved: 1 << 10,
-        cooperative_blocks: [4, 8],
-        clusters: Clusters::of_gpcs(&[4]),
-        l2_bytes: 4 << 20,
-        memory_bandwidth: 100_000_000_000,
-    }
 }

@@ -1,5 +1,6 @@
 //! Checks of the CUDA kernels and of the calls around them that hold wherever they run: in the
-//! emulator (`tests/emulator`) and on a GPU (`tests/gpu`). A check panics where it fails.
+//! emulator (`tests/emulator`), as PTX (`tests/ptx`) and on a GPU (`tests/gpu`). A check panics where
+//! it fails.
 
 #[allow(missing_docs, reason = "the library's own tests compile this file too")]
 #[path = "../../suite/common/mod.rs"]
@@ -74,7 +75,7 @@ type Run<S> = fn(&S);
 
 /// Every check; those that take longest come first.
 pub fn checks<S: Subject>() -> Vec<Check<S>> {
-    let checks: [(&str, Run<S>); 32] = [
+    let checks: [(&str, Run<S>); 34] = [
         ("long_shares::lose_no_digits::f32", long_shares::in_f32),
         ("long_shares::lose_no_digits::bf16", long_shares::in_bf16),
         ("long_shares::lose_no_digits::f16", long_shares::in_f16),
@@ -101,11 +102,13 @@ pub fn checks<S: Subject>() -> Vec<Check<S>> {
         ("calls::inference_in_place::f16", calls::inference_in_place::<S, f16>),
         ("calls::inference_in_place::bf16", calls::inference_in_place::<S, bf16>),
         ("calls::a_batch_of_nothing", calls::a_batch_of_nothing),
+        ("calls::one_sample_of_a_larger_array", calls::one_sample_of_a_larger_array),
         ("calls::one_value_over_all_ranks", calls::one_value_over_all_ranks),
         ("calls::refused_calls_change_nothing", calls::refused_calls_change_nothing),
         ("calls::a_workspace_of_a_smaller_problem", calls::a_workspace_of_a_smaller_problem),
         ("calls::what_a_gpu_does_not_do", calls::what_a_gpu_does_not_do),
         ("calls::a_used_workspace_changes_no_bit", calls::a_used_workspace_changes_no_bit),
+        ("calls::a_duplicate_has_buffers_of_its_own", calls::a_duplicate_has_buffers_of_its_own),
         ("calls::the_cumulative_average", calls::the_cumulative_average),
     ];
     checks.into_iter().map(|(name, run)| Check { name, run }).collect()

@@ -17,7 +17,6 @@ static unsigned result(Atomic operation, unsigned old, unsigned operand, unsigne
     case Atomic::exchange: return operand;
     case Atomic::compare_exchange: return old == compared ? operand : old;
     case Atomic::maximum: return std::max(old, operand);
-    case Atomic::minimum: return std::min(old, operand);
     }
     return old;
 }

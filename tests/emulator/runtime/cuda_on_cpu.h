@@ -14,8 +14,6 @@
 
 #define __global__
 #define __device__
-#define __host__
-#define __constant__ static const
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
 #define __align__(bytes) alignas(bytes)
@@ -33,7 +31,6 @@
 #define blockIdx (::emulator::block_index())
 #define blockDim (::emulator::block_size())
 #define gridDim (::emulator::grid_size())
-constexpr int warpSize = 32;
 
 // ---- barriers, fences, warp collectives -------------------------------------------------------
 
@@ -103,9 +100,6 @@ EMULATOR_ATOMIC unsigned atomicCAS(unsigned *address, unsigned compared, unsigne
 EMULATOR_ATOMIC unsigned atomicMax(unsigned *address, unsigned value) {
     return emulator::atomic(emulator::Atomic::maximum, address, value, 0);
 }
-EMULATOR_ATOMIC unsigned atomicMin(unsigned *address, unsigned value) {
-    return emulator::atomic(emulator::Atomic::minimum, address, value, 0);
-}
 
 // ---- numbers ----------------------------------------------------------------------------------
 
@@ -115,9 +109,6 @@ static inline int __float_as_int(float value) { return emulator::same_bits<int>(
 static inline float __int_as_float(int bits) { return emulator::same_bits<float>(bits); }
 static inline long long __double_as_longlong(double value) {
     return emulator::same_bits<long long>(value);
-}
-static inline double __longlong_as_double(long long bits) {
-    return emulator::same_bits<double>(bits);
 }
 
 // As CUDA's: of two unlike types the common one, and a NaN loses against a number.
@@ -135,10 +126,8 @@ template <class A, class B> typename std::common_type<A, B>::type max(A a, B b) 
 }
 
 static inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-static inline int __popcll(unsigned long long bits) { return __builtin_popcountll(bits); }
 static inline int __ffs(int bits) { return __builtin_ffs(bits); }
 static inline int __clz(int bits) { return bits ? __builtin_clz(bits) : 32; }
-static inline int __clzll(long long bits) { return bits ? __builtin_clzll(bits) : 64; }
 
 // ---- what no kernel may use -------------------------------------------------------------------
 

@@ -36,13 +36,14 @@ enum class Collective : uint8_t { shuffle, shuffle_xor, shuffle_down, shuffle_up
 uint64_t warp_collective(Collective operation, unsigned mask, uint64_t value, unsigned bytes,
                          unsigned argument, unsigned width);
 
-enum class Atomic : uint8_t { add, increment, exchange, compare_exchange, maximum, minimum };
+enum class Atomic : uint8_t { add, increment, exchange, compare_exchange, maximum };
 unsigned atomic(Atomic operation, unsigned *address, unsigned operand, unsigned compared);
 
 void pack_read(const void *address, size_t bytes, const void *site);
 void pack_write(void *address, size_t bytes, const void *site);
 
-// Starts a copy to shared memory; waits for all that this thread has started.
+// Starts a copy to shared memory; ends a stage of such copies; waits for those of all but so many of
+// the latest stages.
 void async_copy(void *to, const void *from, size_t bytes, bool is_there, const void *site);
 void async_copy_commit();
 void async_copy_wait(unsigned stages);

@@ -98,7 +98,6 @@ class Ordering {
 
     Time now() const { return now_; }
     Time start() const { return start_; }
-    bool exhausted() const { return now_ >= last_time; }
 
     void cluster_started(Cluster &cluster);
     void block_started(Block &block);

@@ -3,8 +3,7 @@
 #![cfg(emulated)]
 
 mod counted;
-#[path = "../../suite/common/mod.rs"]
-mod suite;
+use conformance::suite;
 
 use counted::Setting;
 use emulator::{Options, clustered_facts};

@@ -2,8 +2,7 @@
 //! the launches are of that size, their results those of the textbook.
 #![cfg(emulated)]
 
-#[path = "../../suite/common/mod.rs"]
-mod suite;
+use conformance::suite;
 
 use emulator::{Emulator, Options, clustered_facts, cramped_facts, default_facts};
 use suite::flat::Buffers;

@@ -2,8 +2,7 @@
 //! results are those of a new one.
 #![cfg(emulated)]
 
-#[path = "../../suite/common/mod.rs"]
-mod suite;
+use conformance::suite;
 
 use emulator::{Emulator, Options, clustered_facts};
 use half::{bf16, f16};

@@ -2,8 +2,7 @@
 #![cfg(emulated)]
 
 mod counted;
-#[path = "../../suite/common/mod.rs"]
-mod suite;
+use conformance::suite;
 
 use counted::{ByTensor, Setting, pass_of, without_mask};
 use emulator::{BufferTraffic, Counters, Emulator, Options, clustered_facts, cramped_facts};

@@ -4,8 +4,7 @@
 #![cfg(emulated)]
 
 mod counted;
-#[path = "../../suite/common/mod.rs"]
-mod suite;
+use conformance::suite;
 
 use counted::{ByTensor, Setting, pass_of, without_mask};
 use emulator::{Counters, Emulator};

@@ -5,7 +5,6 @@ use crate::magnitude;
 use crate::meta::Kind;
 use crate::score::{BAR, GRADIENT_BAR, ONNX_BAR, Rule, Scale, std_per_channel};
 use ndarray::ArrayD;
-use warpnorm::Activation;
 
 /// What an output is, whatever step or rank it belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,7 +123,7 @@ pub fn rule(case: &Case, name: &str, expected: &ArrayD<f64>) -> Result<Rule, Mal
         _ => Scale::PerChannel(natural_scale(case, name, family, expected)?),
     };
     let free = match family {
-        Family::Y if is_smooth(case.meta.activation().map_err(Malformed)?) => ACTIVATION_SHARE,
+        Family::Y if case.meta.activation().map_err(Malformed)?.is_smooth() => ACTIVATION_SHARE,
         _ => 0.0,
     };
     Ok(Rule { bar, scale, free })
@@ -133,10 +132,6 @@ pub fn rule(case: &Case, name: &str, expected: &ArrayD<f64>) -> Result<Rule, Mal
 /// Two units in fp32's last place of the activation itself: its value need not be small where
 /// the magnitude of what goes into it is (the sigmoid of 0 is 0.5).
 const ACTIVATION_SHARE: f64 = 2.0 * f32::EPSILON as f64;
-
-fn is_smooth(activation: Activation) -> bool {
-    activation != Activation::Identity && !activation.is_piecewise_linear()
-}
 
 fn input_std(case: &Case, name: &str) -> Result<Vec<f64>, Malformed> {
     let x = case.require_input(&input_of(name))?;

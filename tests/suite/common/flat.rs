@@ -214,5 +214,5 @@ fn unflatten<E: Element>(problem: &Problem, operand: Operand, flat: &[E]) -> Arr
         assert!(gap.iter().all(|it| it.to_f64() == SENTINEL), "{operand:?}: a gap was written");
     }
     let values = Array3::from_shape_fn(dim, |(n, c, s)| flat[n * sn + c * sc + s * ss]);
-    super::to_layout(&values, problem.layout())
+    super::in_layout(&values, problem.layout())
 }

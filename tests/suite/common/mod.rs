@@ -40,10 +40,6 @@ pub fn epilogues() -> impl Iterator<Item = Epilogue> {
         .flat_map(|activation| [false, true].map(|residual| Epilogue { activation, residual }))
 }
 
-pub fn is_smooth(activation: Activation) -> bool {
-    activation != Activation::Identity && !activation.is_piecewise_linear()
-}
-
 /// Reproducible numbers.
 pub struct Random(Pcg64Mcg);
 
@@ -79,7 +75,7 @@ pub fn array<E: Element>(
 }
 
 /// The same values in the memory order of `layout`.
-pub fn to_layout<E: Element>(array: &ArrayRef<E, Ix3>, layout: Layout) -> Array3<E> {
+pub fn in_layout<E: Element>(array: &ArrayRef<E, Ix3>, layout: Layout) -> Array3<E> {
     self::array(array.dim(), layout, |n, c, s| array[[n, c, s]].to_f64())
 }
 
@@ -353,7 +349,7 @@ impl<E: Element> Data<E> {
     ) -> Scales {
         let Observed { x, mean, invstd, .. } = observed;
         let residual = self.residual().map(wide);
-        let smooth = f64::from(u8::from(is_smooth(self.case.epilogue.activation)));
+        let smooth = f64::from(u8::from(self.case.epilogue.activation.is_smooth()));
         let count = (x.len_of(Axis(0)) * x.len_of(Axis(2))) as f64;
         let per_channel = |f: &dyn Fn(usize) -> f64| Array1::from_shape_fn(x.dim().1, f);
         let lane = |a: &Array3<f64>, c: usize| a.index_axis(Axis(1), c).to_owned();
@@ -437,7 +433,7 @@ impl Bars {
     /// is larger) on top.
     pub fn in_f32(dtype: DType, activation: Activation) -> Self {
         let bars = Self::of(dtype);
-        let ulps = if is_smooth(activation) { 6.0 * f64::from(f32::EPSILON) / 2.0 } else { 0.0 };
+        let ulps = if activation.is_smooth() { 6.0 * f64::from(f32::EPSILON) / 2.0 } else { 0.0 };
         Bars { y: bars.y + ulps, dx: bars.dx + ulps }
     }
 }
@@ -518,7 +514,7 @@ pub fn train<E: Element>(
         Some(residual) => {
             let (y, saved) = layer.forward_train_add(x, residual).unwrap();
             let kept = layer.config().activation;
-            let kept = is_smooth(kept).then_some(residual);
+            let kept = kept.is_smooth().then_some(residual);
             let gradients = layer.backward_add(x, kept, dy, &saved).unwrap();
             (y, saved, gradients)
         }
