@@ -353,14 +353,25 @@ __device__ inline void walk_inputs(const Params &params, Walk &walk, const Each 
 }
 
 // What threads without columns have summed up is none of anyone's.
-template <class Item, int CHANNELS, class Walk>
+template <int CHANNELS, class Walk>
 __device__ inline void widen_all(const Walk &walk, const ThreadSums<CHANNELS> &sums,
-                                 Item (&wide)[CHANNELS]) {
+                                 WideSums (&wide)[CHANNELS]) {
     const bool has_columns = walk.has_columns();
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
-        wide[c] = has_columns ? widen(sums.g[c], sums.gd[c]) : Item::empty();
+        wide[c] = has_columns ? widen(sums.g[c], sums.gd[c]) : WideSums::empty();
     }
+}
+
+// The block leaves its sums; the last of its group finishes the channels.
+template <int CHANNELS, class Walk>
+__device__ inline void leave_sums(const Params &params, const Walk &walk,
+                                  const ThreadSums<CHANNELS> &sums) {
+    WideSums wide[CHANNELS];
+    widen_all(walk, sums, wide);
+    finish_group<WideSums>(params, walk, wide, [&](Extent channel, const WideSums &total) {
+        finish_sums(params, channel, total);
+    });
 }
 
 template <Gates GATES, class T, int V, int BATCH, template <int> class WalkOf>
@@ -371,19 +382,14 @@ __device__ void reduce(const Params &params) {
     SHARED_ARRAY(float, shelf, (SHELF_WORDS<Known, Walk>));
     Walk walk(params, place_of_block(params));
     fill_shelf<Known>(shelf, walk, [&](Extent channel) { return channel_coefficients<T>(params, channel); });
-    constexpr int CHANNELS = Walk::CHANNELS;
-    ThreadSums<CHANNELS> sums = {};
+    ThreadSums<Walk::CHANNELS> sums = {};
     with_gate<GATES>(params, [&](auto gate) {
         constexpr Gate GATE = gate.GATE;
         walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &, const auto &inputs) {
             sum_batch<GATE, Known>(params, walk, shelf, inputs, sums);
         });
     });
-    WideSums wide[CHANNELS];
-    widen_all(walk, sums, wide);
-    finish_group<WideSums>(params, walk, wide, [&](Extent channel, const WideSums &total) {
-        finish_sums(params, channel, total);
-    });
+    leave_sums(params, walk, sums);
 }
 
 // The gradients of a batch from memory, and back.
@@ -418,15 +424,10 @@ __device__ void frozen(const Params &params) {
     SHARED_ARRAY(float, shelf, (SHELF_WORDS<Known, Walk>));
     Walk walk(params, place_of_block(params));
     fill_shelf<Known>(shelf, walk, [&](Extent channel) { return frozen_gradient<T>(params, channel); });
-    constexpr int CHANNELS = Walk::CHANNELS;
-    ThreadSums<CHANNELS> sums = {};
+    ThreadSums<Walk::CHANNELS> sums = {};
     walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &windows, auto &inputs) {
         sum_batch<GATE, Known>(params, walk, shelf, inputs, sums);
         find_and_store<GATE>(params, walk, shelf, windows, inputs);
     });
-    WideSums wide[CHANNELS];
-    widen_all(walk, sums, wide);
-    finish_group<WideSums>(params, walk, wide, [&](Extent channel, const WideSums &total) {
-        finish_sums(params, channel, total);
-    });
+    leave_sums(params, walk, sums);
 }

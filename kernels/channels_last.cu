@@ -2,8 +2,8 @@
 // planes is served as well: its rows are samples, and neighbouring columns fold into a channel.
 #include "entries.h"
 
-PACK_ENTRIES(columns, Columns, f32, float, 4, 4)
-PACK_ENTRIES(columns, Columns, b16, b16_t, 8, 4)
+PACK_ENTRIES(columns, Columns, f32, float, 4)
+PACK_ENTRIES(columns, Columns, b16, b16_t, 8)
 SINGLE_ENTRIES(columns, Columns, f32, float)
 SINGLE_ENTRIES(columns, Columns, b16, b16_t)
 ENTRY(statistics_columns_f32x1, statistics<float, 1, 8, Columns>)

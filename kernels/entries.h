@@ -14,6 +14,7 @@
 template <int V>
 constexpr int PACKS = V == 8 ? 2 : 4;
 constexpr int PACKS_ANY = 1;
+constexpr int PACKS_OF_STATISTICS = 4;
 
 #define ENTRY(name, ...) KERNEL(name, THREADS, Params, __VA_ARGS__)
 
@@ -27,9 +28,9 @@ constexpr int BLOCKS<Planes, 8> = 3;
 #define PACK_ENTRY(name, Walk, V, ...)                                                             \
     KERNEL_BLOCKS(name, THREADS, (BLOCKS<Walk, V>), Params, __VA_ARGS__)
 
-#define PACK_ENTRIES(walk, Walk, type, T, V, STATISTICS)                                           \
+#define PACK_ENTRIES(walk, Walk, type, T, V)                                                       \
     KERNEL_BLOCKS(statistics_##walk##_##type##x##V, THREADS, 2, Params,                            \
-                  statistics<T, V, STATISTICS, Walk>)                                              \
+                  statistics<T, V, PACKS_OF_STATISTICS, Walk>)                                     \
     PACK_ENTRY(apply_##walk##_##type##x##V##_identity, Walk, V, apply<IDENTITY, T, V, PACKS<V>, Walk>)\
     PACK_ENTRY(apply_##walk##_##type##x##V##_relu, Walk, V, apply<RELU, T, V, PACKS<V>, Walk>)     \
     PACK_ENTRY(apply_##walk##_##type##x##V##_any, Walk, V, apply<ANY, T, V, PACKS_ANY, Walk>)      \

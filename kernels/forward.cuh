@@ -243,6 +243,23 @@ __device__ inline unsigned apply_pack(const Params &params, const CoefficientsOf
     return bits;
 }
 
+// y of a batch, in place of x, and its mask go out.
+template <Kind KIND, class T, int V, int BATCH, class Walk, class CoefficientsOf>
+__device__ inline void apply_and_store(const Params &params, const Walk &walk,
+                                       const CoefficientsOf &coefficients_of,
+                                       const Window (&windows)[BATCH], Pack<T, V> (&packs)[BATCH],
+                                       const Pack<T, V> (&residuals)[BATCH]) {
+#pragma unroll
+    for (int u = 0; u < BATCH; ++u) {
+        unsigned bits = apply_pack<KIND>(params, coefficients_of, packs[u], residuals[u]);
+        if (windows[u].is_empty()) bits = 0;
+        store<T, V>(walk, params.y, params.y_stride, windows[u], packs[u]);
+        if (KIND != IDENTITY && params.mask) {
+            store_mask<V>(params, walk.mask_row_bytes(), windows[u], bits);
+        }
+    }
+}
+
 template <Kind KIND, class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void apply(const Params &params) {
     typedef WalkOf<V> Walk;
@@ -266,14 +283,6 @@ __device__ void apply(const Params &params) {
         if (params.residual) {
             load_ends(walk, params.residual, params.residual_stride, windows, residuals);
         }
-#pragma unroll
-        for (int u = 0; u < BATCH; ++u) {
-            unsigned bits = apply_pack<KIND>(params, coefficients_of, packs[u], residuals[u]);
-            if (windows[u].is_empty()) bits = 0;
-            store<T, V>(walk, params.y, params.y_stride, windows[u], packs[u]);
-            if (KIND != IDENTITY && params.mask) {
-                store_mask<V>(params, walk.mask_row_bytes(), windows[u], bits);
-            }
-        }
+        apply_and_store<KIND>(params, walk, coefficients_of, windows, packs, residuals);
     }
 }

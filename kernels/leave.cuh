@@ -1,6 +1,7 @@
 // What a block leaves for others: for the last one of its group, which then finishes the group's
 // channels, or for all of its team.
 #pragma once
+#include "channel.cuh"
 #include "device.cuh"
 #include "params.h"
 #include "reduce.cuh"
@@ -125,4 +126,19 @@ __device__ inline void share_group(const Params &params, const Walk &walk, const
         }
     }
     __syncthreads();
+}
+
+// The same, to put what `finish(channel, total)` makes of each of the group's channels on the shelf,
+// which is long enough for what totals are made of.
+template <class Wide, class Walk, class Item, int COUNT, int WORDS, class Finish>
+__device__ inline void share_on_shelf(const Params &params, const Walk &walk,
+                                      const Item (&items)[COUNT], float (&shelf)[WORDS],
+                                      const Finish &finish) {
+    static_assert(WORDS >= SCRATCH_WORDS<Walk>, "a shelf for either");
+    const Extent first = walk.first_channel();
+    share_group<Wide>(params, walk, items, reinterpret_cast<Scratch<Walk> &>(shelf),
+                      [&](unsigned channel, const Wide &total) {
+                          put_on_shelf<Walk::MAX_PLACES>(shelf, walk.place_of(channel),
+                                                         finish(first + channel, total));
+                      });
 }

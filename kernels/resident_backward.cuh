@@ -121,6 +121,41 @@ __device__ inline void walk_tiles(unsigned first, unsigned last, Walk &walk,
     });
 }
 
+// Adds what the round's stages bring to the thread's sums.
+template <class T, int V, class Walk>
+__device__ inline void sum_round(const Params &params, const Walk &start, unsigned packs,
+                                 const InputTiles<T, V> &tiles, const float *shelf,
+                                 ThreadSums<Walk::CHANNELS> &sums) {
+    with_gate<ALL_GATES>(params, [&](auto gate) {
+        constexpr Gate GATE = gate.GATE;
+        constexpr int TOGETHER = SUMMED<GATE, Walk, V>;
+        Walk walk = start;
+        each_stage(packs, [&](unsigned first, unsigned last) {
+            walk_tiles<GATE, T, V, TOGETHER>(first, last, walk, tiles, [&](auto &inputs) {
+                sum_batch<GATE, Coefficients<T>>(params, walk, shelf, inputs, sums);
+            });
+        });
+    });
+}
+
+// dx and dresidual of the round that is on chip.
+template <class T, int V, class Walk>
+__device__ inline void gradients_of_round(const Params &params, const Walk &start, unsigned packs,
+                                          const InputTiles<T, V> &tiles, const float *shelf) {
+    with_gate<ALL_GATES>(params, [&](auto gate) {
+        constexpr Gate GATE = gate.GATE;
+        constexpr int TOGETHER = CHANGED<GATE, Walk, V>;
+        Walk walk = start;
+        walk_tiles<GATE, T, V, TOGETHER>(0, packs, walk, tiles, [&](auto &inputs) {
+            find_gradients<GATE>(params, walk, shelf, inputs);
+#pragma unroll
+            for (int u = 0; u < TOGETHER; ++u) {
+                store_gradients(params, walk, walk.next(u), inputs[u]);
+            }
+        });
+    });
+}
+
 // What dx of a channel is made of, from its sums. One block of a team also writes the gradients of
 // its parameters.
 template <class T>
@@ -155,53 +190,23 @@ __device__ void backward(const Params &params) {
                     return channel_coefficients<T>(params, channel);
                 });
             }
-            with_gate<ALL_GATES>(params, [&](auto gate) {
-                constexpr Gate GATE = gate.GATE;
-                constexpr int TOGETHER = SUMMED<GATE, Walk, V>;
-                Walk walk = of_round;
-                each_stage(packs, [&](unsigned first, unsigned last) {
-                    walk_tiles<GATE, T, V, TOGETHER>(first, last, walk, tiles, [&](auto &inputs) {
-                        sum_batch<GATE, Coefficients<T>>(params, walk, shelf, inputs, sums);
-                    });
-                });
-            });
+            sum_round(params, of_round, packs, tiles, shelf, sums);
         }
 
-        auto &scratch = reinterpret_cast<Scratch<Walk> &>(shelf);
         const Walk walk(params, place_in_group(params, group));
         WideSums wide[CHANNELS];
         widen_all(walk, sums, wide);
-        const Extent first = walk.first_channel();
         __syncthreads();
-        share_group<WideSums>(
-            params, walk, wide, scratch, [&](unsigned channel, const WideSums &total) {
-                put_on_shelf<Walk::MAX_PLACES>(
-                    shelf, walk.place_of(channel),
-                    finish_channel<T>(params, first + channel, total, walk.part == 0));
+        share_on_shelf<WideSums>(
+            params, walk, wide, shelf, [&](Extent channel, const WideSums &total) {
+                return finish_channel<T>(params, channel, total, walk.part == 0);
             });
-
-        // Backwards: what was read last may still be in the cache.
-#pragma unroll 1
-        for (unsigned round = rounds.count; round-- > 0;) {
-            const Walk again(params, place_in_group(params, group, rounds.begin(round)));
-            const unsigned packs = rounds.packs(round);
-            if (round + 1 < rounds.count) {
-                bring_inputs<T, V>(params, again, packs, tiles);
-                async_copy_wait(0);
-            }
-            with_gate<ALL_GATES>(params, [&](auto gate) {
-                constexpr Gate GATE = gate.GATE;
-                constexpr int TOGETHER = CHANGED<GATE, Walk, V>;
-                Walk walk = again;
-                walk_tiles<GATE, T, V, TOGETHER>(0, packs, walk, tiles, [&](auto &inputs) {
-                    find_gradients<GATE>(params, walk, shelf, inputs);
-#pragma unroll
-                    for (int u = 0; u < TOGETHER; ++u) {
-                        store_gradients(params, walk, walk.next(u), inputs[u]);
-                    }
-                });
+        rounds_backwards<Walk>(
+            params, group, rounds,
+            [&](const Walk &again, unsigned packs) { bring_inputs<T, V>(params, again, packs, tiles); },
+            [&](const Walk &again, unsigned packs) {
+                gradients_of_round(params, again, packs, tiles, shelf);
             });
-        }
         __syncthreads();
     });
 }

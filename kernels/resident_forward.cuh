@@ -203,15 +203,7 @@ __device__ inline void apply_kind(const Params &params, Walk walk, unsigned coun
             load_packs(params.residual, params.residual_stride, windows, residuals);
             load_ends(walk, params.residual, params.residual_stride, windows, residuals);
         }
-#pragma unroll
-        for (int u = 0; u < BATCH; ++u) {
-            unsigned bits = apply_pack<KIND>(params, coefficients_of, packs[u], residuals[u]);
-            if (windows[u].is_empty()) bits = 0;
-            store<T, V>(walk, params.y, params.y_stride, windows[u], packs[u]);
-            if (KIND != IDENTITY && params.mask) {
-                store_mask<V>(params, walk.mask_row_bytes(), windows[u], bits);
-            }
-        }
+        apply_and_store<KIND>(params, walk, coefficients_of, windows, packs, residuals);
     });
 }
 
@@ -252,27 +244,19 @@ __device__ void forward(const Params &params) {
         for (CountedMoments &of : moments) of = CountedMoments::empty();
         take_rounds<T, V, Walk>(params, group, rounds, tile, moments);
 
-        auto &scratch = reinterpret_cast<Scratch<Walk> &>(shelf);
         const Walk walk(params, place_in_group(params, group));
-        const Extent first = walk.first_channel();
-        share_group<WideMoments>(
-            params, walk, moments, scratch, [&](unsigned channel, const WideMoments &total) {
-                put_on_shelf<Walk::MAX_PLACES>(
-                    shelf, walk.place_of(channel),
-                    finish_channel<T>(params, first + channel, total, walk.part == 0));
+        share_on_shelf<WideMoments>(
+            params, walk, moments, shelf, [&](Extent channel, const WideMoments &total) {
+                return finish_channel<T>(params, channel, total, walk.part == 0);
             });
-
-        // Backwards: what was read last may still be in the cache.
-#pragma unroll 1
-        for (unsigned round = rounds.count; round-- > 0;) {
-            const Walk again(params, place_in_group(params, group, rounds.begin(round)));
-            const unsigned packs = rounds.packs(round);
-            if (round + 1 < rounds.count) {
+        rounds_backwards<Walk>(
+            params, group, rounds,
+            [&](const Walk &again, unsigned packs) {
                 bring_x(params, again, packs, tile, [](const Window &, const Pack<T, V> &) {});
-                async_copy_wait(0);
-            }
-            apply_round(params, again, packs, tile, shelf);
-        }
+            },
+            [&](const Walk &again, unsigned packs) {
+                apply_round(params, again, packs, tile, shelf);
+            });
         __syncthreads();
     });
     if (!params.num_batches_tracked) return;

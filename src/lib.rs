@@ -17,9 +17,10 @@ mod memory;
 mod problem;
 pub mod reference;
 mod saved;
+mod strides;
 mod sync;
 
-pub use array::{Gradients, to_layout};
+pub use array::Gradients;
 pub use backend::{
     Affine, Apply, Backend, BackwardApply, BackwardReduce, BackwardTrain, ForwardTrain,
     GradientsMut, Inference, InferenceBackward, InferenceInplace, MOMENT_ROWS, MergeStatistics,
@@ -33,6 +34,7 @@ pub use fold::Folded;
 pub use layer::{BatchNorm, State};
 pub use problem::{Operand, Problem};
 pub use saved::Saved;
+pub use strides::to_layout;
 pub use sync::{SyncBatchNorm, SyncSaved};
 
 // Their types are part of the interface: here in the versions that fit.

@@ -1,6 +1,6 @@
 //! [`SyncBatchNorm`]: one batch in several parts, normalized with the statistics of all of it.
 
-use crate::array::{Call, Gradients, inputs, view, view_mut, zeros};
+use crate::array::{Call, Gradients, inputs};
 use crate::backend::{
     Apply, Backend, BackwardApply, BackwardReduce, MOMENT_ROWS, MergeStatistics, Norm, SUM_ROWS,
 };
@@ -11,6 +11,7 @@ use crate::layer::BatchNorm;
 use crate::memory::filled;
 use crate::problem::Operand;
 use crate::saved::Saved;
+use crate::strides::{view, view_mut, zeros};
 use ndarray::{Array, ArrayRef, Dimension};
 
 /// A [`BatchNorm`] over a batch that comes in parts, as

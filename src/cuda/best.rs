@@ -80,14 +80,6 @@ impl fmt::Display for Best {
     }
 }
 
-/// `NVIDIA H100 80GB HBM3 (device 0, compute capability 9.0)`.
-impl fmt::Display for DeviceInfo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let DeviceInfo { ordinal, name, compute_capability: (major, minor), .. } = self;
-        write!(f, "{name} (device {ordinal}, compute capability {major}.{minor})")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -60,7 +60,6 @@ impl Machine<'_> {
     pub(crate) fn run_thread(&mut self, thread: &mut Thread) -> Result<Event, String> {
         let module = self.module;
         let mut function = &module.functions[thread.frame().function];
-        let undefined = || "no result is defined".to_owned();
         loop {
             let instruction = &function.code[thread.at];
             thread.at += 1;
@@ -70,89 +69,11 @@ impl Machine<'_> {
             {
                 continue;
             }
-            let (to, result) = match &instruction.operation {
-                &Operation::Binary { operation, of, to, a, b } => {
-                    let (a, b) = (self.value(thread, a), self.value(thread, b));
-                    (to, operation.apply(of, a, b).ok_or_else(undefined)?)
-                }
-                &Operation::Unary { operation, of, to, a } => {
-                    (to, operation.apply(of, self.value(thread, a)).ok_or_else(undefined)?)
-                }
-                &Operation::Fused { of, down, to, operands } => {
-                    let operands = operands.map(|it| self.value(thread, it));
-                    (to, fused(of, down, operands).ok_or_else(undefined)?)
-                }
-                &Operation::MultiplyAdd { of, to, operands } => {
-                    let [a, b, c] = operands.map(|it| self.value(thread, it));
-                    let product = Binary::Mul.apply(of, a, b).ok_or_else(undefined)?;
-                    (to, Binary::Add.apply(of, product, c).ok_or_else(undefined)?)
-                }
-                &Operation::Permute { to, operands } => {
-                    (to, permute(operands.map(|it| self.value(thread, it))))
-                }
-                Operation::Unpack { to, part, a } => {
-                    let mut whole = self.value(thread, *a);
-                    for register in to {
-                        if let Some(register) = register {
-                            set(thread, *register, part.truncate(whole));
-                        }
-                        whole = whole.unbounded_shr(8 * part.bytes() as u32);
-                    }
-                    continue;
-                }
-                Operation::Pack { to, parts, part } => {
-                    let values = parts.iter().rev().map(|it| self.value(thread, *it));
-                    (*to, values.fold(0, |whole, value| whole << (8 * part.bytes()) | value))
-                }
-                &Operation::Select { to, a, b, predicate } => {
-                    let is_first = self.value(thread, predicate) & 1 == 1;
-                    (to, self.value(thread, if is_first { a } else { b }))
-                }
-                &Operation::Compare { comparison, of, to, a, b } => {
-                    let (a, b) = (self.value(thread, a), self.value(thread, b));
-                    (to, comparison.apply(of, a, b).into())
-                }
-                &Operation::Convert { conversion, to, a } => {
-                    (to, conversion.apply(self.value(thread, a)).ok_or_else(undefined)?)
-                }
-                &Operation::ToGeneric { space, to, a } => {
-                    let base = self.base(thread, space);
-                    (to, self.value(thread, a) + base)
-                }
-                &Operation::FromGeneric { space, to, a } => {
-                    (to, self.value(thread, a).wrapping_sub(self.base(thread, space)))
-                }
-                &Operation::MapShared { to, a, rank } => {
-                    let (a, rank) = (self.value(thread, a), self.value(thread, rank));
-                    if !(SHARED..SPACES_END).contains(&a) || rank >= self.launch.cluster.into() {
-                        return Err(format!("block {rank} of the cluster at {a:#x}"));
-                    }
-                    (to, SHARED + rank * BLOCK + (a - SHARED) % BLOCK)
-                }
-                Operation::Load { space, of, to, address } => {
-                    self.load(thread, *space, *of, to, *address)?;
-                    continue;
-                }
-                Operation::Store { space, of, address, from } => {
-                    self.store(thread, *space, *of, *address, from)?;
-                    continue;
-                }
-                &Operation::AtomicIncrement { to, address, limit } => {
-                    let place = self.place_of(thread, Space::Global, address, 4)?;
-                    let old = value_of(self.bytes(thread, &place, 4)?) as u32;
-                    let limit = self.value(thread, limit) as u32;
-                    let new = if old >= limit { 0 } else { old + 1 };
-                    self.bytes_mut(thread, &place, 4)?.copy_from_slice(&new.to_le_bytes());
-                    (to, old.into())
-                }
-                Operation::Branch(target) => {
-                    thread.at = *target;
-                    continue;
-                }
+            match &instruction.operation {
+                Operation::Branch(target) => thread.at = *target,
                 Operation::Call { function: index, arguments, result } => {
                     function = &module.functions[*index];
                     thread.call(*index, function, arguments, result.clone())?;
-                    continue;
                 }
                 Operation::Return => {
                     if !thread.leave(function) {
@@ -161,7 +82,6 @@ impl Machine<'_> {
                         return Ok(Event::End);
                     }
                     function = &module.functions[thread.frame().function];
-                    continue;
                 }
                 Operation::Barrier => {
                     thread.state = State::Barrier;
@@ -175,28 +95,121 @@ impl Machine<'_> {
                     thread.state = State::Collective { collective, mask };
                     return Ok(Event::Wait);
                 }
-                &Operation::Copy { to, from, bytes, read } => {
-                    self.copy(thread, to, from, bytes, read)?;
-                    continue;
-                }
-                Operation::CopyCommit => {
-                    thread.copies.push(Vec::new());
-                    continue;
-                }
-                Operation::CopyWait(groups) => {
-                    self.deliver(thread, groups + 1)?;
-                    continue;
-                }
                 Operation::ClusterArrive => return Ok(Event::ClusterArrive),
                 Operation::ClusterWait => {
                     thread.state = State::Cluster;
                     return Ok(Event::Wait);
                 }
                 Operation::Pause => return Ok(Event::Pause),
-                Operation::Nothing => continue,
-            };
-            set(thread, to, result);
+                operation => self.do_alone(thread, operation)?,
+            }
         }
+    }
+
+    /// What concerns nobody else and goes on with the next instruction.
+    #[inline(always)]
+    fn do_alone(&mut self, thread: &mut Thread, operation: &Operation) -> Result<(), String> {
+        match operation {
+            Operation::Unpack { to, part, a } => {
+                let mut whole = self.value(thread, *a);
+                for register in to {
+                    if let Some(register) = register {
+                        set(thread, *register, part.truncate(whole));
+                    }
+                    whole = whole.unbounded_shr(8 * part.bytes() as u32);
+                }
+            }
+            Operation::Load { space, of, to, address } => {
+                self.load(thread, *space, *of, to, *address)?;
+            }
+            Operation::Store { space, of, address, from } => {
+                self.store(thread, *space, *of, *address, from)?;
+            }
+            &Operation::Copy { to, from, bytes, read } => {
+                self.copy(thread, to, from, bytes, read)?;
+            }
+            Operation::CopyCommit => {
+                thread.copies.push(Vec::new());
+            }
+            Operation::CopyWait(groups) => {
+                self.deliver(thread, groups + 1)?;
+            }
+            Operation::Nothing => {}
+            operation => {
+                let (to, result) = self.result(thread, operation)?;
+                set(thread, to, result);
+            }
+        }
+        Ok(())
+    }
+
+    /// What an operation gives, and the register that takes it.
+    #[inline(always)]
+    fn result(
+        &mut self,
+        thread: &mut Thread,
+        operation: &Operation,
+    ) -> Result<(Register, u64), String> {
+        let undefined = || "no result is defined".to_owned();
+        Ok(match operation {
+            &Operation::Binary { operation, of, to, a, b } => {
+                let (a, b) = (self.value(thread, a), self.value(thread, b));
+                (to, operation.apply(of, a, b).ok_or_else(undefined)?)
+            }
+            &Operation::Unary { operation, of, to, a } => {
+                (to, operation.apply(of, self.value(thread, a)).ok_or_else(undefined)?)
+            }
+            &Operation::Fused { of, down, to, operands } => {
+                let operands = operands.map(|it| self.value(thread, it));
+                (to, fused(of, down, operands).ok_or_else(undefined)?)
+            }
+            &Operation::MultiplyAdd { of, to, operands } => {
+                let [a, b, c] = operands.map(|it| self.value(thread, it));
+                let product = Binary::Mul.apply(of, a, b).ok_or_else(undefined)?;
+                (to, Binary::Add.apply(of, product, c).ok_or_else(undefined)?)
+            }
+            &Operation::Permute { to, operands } => {
+                (to, permute(operands.map(|it| self.value(thread, it))))
+            }
+            Operation::Pack { to, parts, part } => {
+                let values = parts.iter().rev().map(|it| self.value(thread, *it));
+                (*to, values.fold(0, |whole, value| whole << (8 * part.bytes()) | value))
+            }
+            &Operation::Select { to, a, b, predicate } => {
+                let is_first = self.value(thread, predicate) & 1 == 1;
+                (to, self.value(thread, if is_first { a } else { b }))
+            }
+            &Operation::Compare { comparison, of, to, a, b } => {
+                let (a, b) = (self.value(thread, a), self.value(thread, b));
+                (to, comparison.apply(of, a, b).into())
+            }
+            &Operation::Convert { conversion, to, a } => {
+                (to, conversion.apply(self.value(thread, a)).ok_or_else(undefined)?)
+            }
+            &Operation::ToGeneric { space, to, a } => {
+                let base = self.base(thread, space);
+                (to, self.value(thread, a) + base)
+            }
+            &Operation::FromGeneric { space, to, a } => {
+                (to, self.value(thread, a).wrapping_sub(self.base(thread, space)))
+            }
+            &Operation::MapShared { to, a, rank } => {
+                let (a, rank) = (self.value(thread, a), self.value(thread, rank));
+                if !(SHARED..SPACES_END).contains(&a) || rank >= self.launch.cluster.into() {
+                    return Err(format!("block {rank} of the cluster at {a:#x}"));
+                }
+                (to, SHARED + rank * BLOCK + (a - SHARED) % BLOCK)
+            }
+            &Operation::AtomicIncrement { to, address, limit } => {
+                let place = self.place_of(thread, Space::Global, address, 4)?;
+                let old = value_of(self.bytes(thread, &place, 4)?) as u32;
+                let limit = self.value(thread, limit) as u32;
+                let new = if old >= limit { 0 } else { old + 1 };
+                self.bytes_mut(thread, &place, 4)?.copy_from_slice(&new.to_le_bytes());
+                (to, old.into())
+            }
+            other => unreachable!("{other:?} gives nothing"),
+        })
     }
 
     /// Where a space begins among generic addresses.
