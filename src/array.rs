@@ -2,9 +2,9 @@
 
 use crate::backend::{Backend, GradientsMut};
 use crate::config::Layout;
-use crate::cpu::{Cpu, CpuSlice, CpuSliceMut};
+use crate::cpu::{Cpu, CpuSliceMut};
 use crate::element::{Element, Param};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::layer::BatchNorm;
 use crate::problem::{Operand, Problem};
 use crate::saved::Saved;

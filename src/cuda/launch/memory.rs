@@ -2,7 +2,7 @@
 
 use crate::element::Scalar;
 use crate::error::{Error, Result};
-use cudarc::driver::{CudaContext, CudaSlice, CudaView, CudaViewMut, DeviceSlice, SyncOnDrop};
+use cudarc::driver::{CudaContext, CudaSlice, CudaView, CudaViewMut, SyncOnDrop};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
