@@ -101,46 +101,40 @@ impl Machine<'_> {
                     return Ok(Event::Wait);
                 }
                 Operation::Pause => return Ok(Event::Pause),
-                operation => self.do_alone(thread, operation)?,
+                Operation::Unpack { to, part, a } => self.unpack(thread, to, *part, *a),
+                Operation::Load { space, of, to, address } => {
+                    self.load(thread, *space, *of, to, *address)?;
+                }
+                Operation::Store { space, of, address, from } => {
+                    self.store(thread, *space, *of, *address, from)?;
+                }
+                &Operation::Copy { to, from, bytes, read } => {
+                    self.copy(thread, to, from, bytes, read)?;
+                }
+                Operation::CopyCommit => {
+                    thread.copies.push(Vec::new());
+                }
+                Operation::CopyWait(groups) => {
+                    self.deliver(thread, groups + 1)?;
+                }
+                Operation::Nothing => {}
+                operation => {
+                    let (to, result) = self.result(thread, operation)?;
+                    set(thread, to, result);
+                }
             }
         }
     }
 
-    /// What concerns nobody else and goes on with the next instruction.
-    #[inline(always)]
-    fn do_alone(&mut self, thread: &mut Thread, operation: &Operation) -> Result<(), String> {
-        match operation {
-            Operation::Unpack { to, part, a } => {
-                let mut whole = self.value(thread, *a);
-                for register in to {
-                    if let Some(register) = register {
-                        set(thread, *register, part.truncate(whole));
-                    }
-                    whole = whole.unbounded_shr(8 * part.bytes() as u32);
-                }
+    /// Splits a value into registers, from its lowest bits on.
+    fn unpack(&self, thread: &mut Thread, to: &[Option<Register>], part: Type, a: Operand) {
+        let mut whole = self.value(thread, a);
+        for register in to {
+            if let Some(register) = register {
+                set(thread, *register, part.truncate(whole));
             }
-            Operation::Load { space, of, to, address } => {
-                self.load(thread, *space, *of, to, *address)?;
-            }
-            Operation::Store { space, of, address, from } => {
-                self.store(thread, *space, *of, *address, from)?;
-            }
-            &Operation::Copy { to, from, bytes, read } => {
-                self.copy(thread, to, from, bytes, read)?;
-            }
-            Operation::CopyCommit => {
-                thread.copies.push(Vec::new());
-            }
-            Operation::CopyWait(groups) => {
-                self.deliver(thread, groups + 1)?;
-            }
-            Operation::Nothing => {}
-            operation => {
-                let (to, result) = self.result(thread, operation)?;
-                set(thread, to, result);
-            }
+            whole = whole.unbounded_shr(8 * part.bytes() as u32);
         }
-        Ok(())
     }
 
     /// What an operation gives, and the register that takes it.
