@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeviceInfo {
-    /// What [`Cuda::open`](super::Cuda::open) takes.
+    /// What [`Cuda::open`](crate::cuda::Cuda::open) takes.
     pub ordinal: usize,
     /// As NVIDIA names it: `NVIDIA H100 80GB HBM3`.
     pub name: String,
