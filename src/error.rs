@@ -8,9 +8,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Why a call failed.
 ///
 /// After [`Error::Argument`] nothing has changed: outputs, parameters and running statistics are as
-/// they were. After [`Error::OutOfMemory`] and [`Error::System`] that holds on the CPU, too. On a GPU the fault may have come in the middle of the call or from
-/// an earlier one: the contents of outputs, [`Saved`](crate::Saved) and running statistics are then
-/// undefined.
+/// they were. After [`Error::OutOfMemory`] and [`Error::System`] that holds on the CPU, too, where the
+/// latter means that threads were not to be had. On a GPU the fault may have come in the middle of the
+/// call or from an earlier one: the contents of outputs, [`Saved`](crate::Saved) and running
+/// statistics are then undefined.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

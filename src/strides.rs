@@ -180,7 +180,7 @@ pub(crate) fn zeros<E: Element, D: Dimension>(
 /// ```
 ///
 /// # Errors
-/// There is no memory left.
+/// [`Error::OutOfMemory`].
 pub fn to_layout<E: Element, D: Dimension>(
     array: &ArrayRef<E, D>,
     layout: Layout,

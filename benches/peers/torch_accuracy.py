@@ -9,6 +9,7 @@ tests/replay/README.md says. `cargo run --release -p replay -- tests/replay/case
 """
 
 import argparse
+import datetime
 import json
 import pathlib
 
@@ -56,7 +57,8 @@ def main():
             print(f"{folder.name:32} y={cases[folder.name]['y']:.1e} dx={cases[folder.name]['dx']:.1e}")
     if args.output:
         versions = {"torch": torch.__version__, "cpu_capability": torch.backends.cpu.get_cpu_capability()}
-        args.output.write_text(json.dumps({"versions": versions, "cases": cases}, indent=1) + "\n")
+        report = {"date": str(datetime.date.today()), "versions": versions, "cases": cases}
+        args.output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ unsafe impl Launcher for CudaLauncher {
     fn zeros<T: Scalar>(&self, len: usize) -> Result<GpuBuffer<T>> {
         let what = format!("allocating {len} elements of {} bytes", size_of::<T>());
         if len.checked_mul(size_of::<T>()).is_none() {
-            return Err(Error::system(what, "more than the address space"));
+            return Err(Error::out_of_memory(what, "more than the address space"));
         }
         self.check_not_captured(&what)?;
         let memory = self.stream.alloc_zeros(len.max(1)).or_fail(&what)?;
