@@ -252,8 +252,8 @@ pub struct BackwardApply<'a, B: Backend, E: Element> {
 /// type; every parameter and statistic is `[C]` of the element's [`Param`](crate::Param) type. No
 /// call allocates anything proportional to a tensor, and none keeps what it was given. Every call
 /// checks its arguments before it writes anything: after an [`Error::Argument`](crate::Error::Argument)
-/// all buffers are as before. After an [`Error::System`](crate::Error::System) of a GPU the contents
-/// of what the call writes are undefined.
+/// all buffers are as before. After any other error of a GPU the contents of what the call writes are
+/// undefined.
 ///
 /// # The split form
 /// To synchronize over several devices, or slices of a batch (ranks, in what follows), a training
