@@ -62,6 +62,8 @@ template <class T> __device__ __forceinline__ T *block_shared() {
 #endif
 }
 
+// ---- what the compiler is not to do -----------------------------------------------------------
+
 // The value, of which the compiler no longer knows that it is the same in each round of a loop: what is
 // made of it is made anew there, and takes no register from one round to the next.
 __device__ __forceinline__ unsigned anew(unsigned value) {

@@ -4,19 +4,22 @@
 use super::device::Device;
 use super::launcher::{Launcher, MemoryRef};
 use super::params::Params;
+use super::plan::Alignment;
 use super::workspace::Size;
 use crate::arguments::{
     check_dresidual, check_norm, check_residual, check_span, missing_mask, missing_residual,
     rank_count,
 };
 use crate::backend::{Affine, Norm, Running, RunningMut, SavedMut, SavedRef};
-use crate::element::{DType, Element, Scalar};
+use crate::element::{DType, Element, Param, Scalar};
 use crate::error::{Error, Result, check_len};
 use crate::problem::{Operand, Problem};
 
-/// The buffers of one call: held until it is launched, and checked against each other.
+/// The parameters of one call, and its buffers: held until it is launched, and checked against each
+/// other.
 pub(super) struct Bound<'a, L: Launcher> {
     launcher: &'a L,
+    pub(super) params: Params,
     buffers: Vec<Named<L::Hold<'a>>>,
 }
 
@@ -27,8 +30,9 @@ struct Named<H> {
 }
 
 impl<'a, L: Launcher> Bound<'a, L> {
-    pub(super) fn new(launcher: &'a L) -> Self {
-        Bound { launcher, buffers: Vec::with_capacity(16) }
+    /// `params` say what is not a buffer.
+    pub(super) fn new(launcher: &'a L, params: Params) -> Self {
+        Bound { launcher, params, buffers: Vec::with_capacity(16) }
     }
 
     fn memory<T: Scalar>(
@@ -98,8 +102,8 @@ impl<'a, L: Launcher> Bound<'a, L> {
         self.keep(name, true, memory)
     }
 
-    /// [`read`](Self::read), 0 if absent.
-    pub(super) fn read_optional<T: Scalar>(
+    /// `[len]` values that are read, 0 if absent.
+    fn read_optional<T: Scalar>(
         &mut self,
         name: &'static str,
         len: usize,
@@ -108,8 +112,8 @@ impl<'a, L: Launcher> Bound<'a, L> {
         slice.as_ref().map_or(Ok(0), |slice| self.read(name, len, slice))
     }
 
-    /// [`write`](Self::write), 0 if absent.
-    pub(super) fn write_optional<T: Scalar>(
+    /// `[len]` values that are written, 0 if absent.
+    fn write_optional<T: Scalar>(
         &mut self,
         name: &'static str,
         len: usize,
@@ -118,16 +122,22 @@ impl<'a, L: Launcher> Bound<'a, L> {
         slice.as_mut().map_or(Ok(0), |slice| self.write(name, len, slice))
     }
 
-    /// What `ranks` ranks have gathered, `len` values each; its address and the ranks.
-    pub(super) fn gathered(
-        &mut self,
-        name: &'static str,
-        len: usize,
-        slice: &'a L::Slice<'_, f64>,
-    ) -> Result<(u64, u64)> {
-        let memory = self.memory(name, slice)?;
-        let ranks = rank_count(name, len, memory.bytes / size_of::<f64>())?;
-        Ok((self.keep(name, false, memory)?, ranks as u64))
+    fn channels(&self) -> usize {
+        self.params.channels as usize
+    }
+}
+
+/// Tensors.
+impl<'a, L: Launcher> Bound<'a, L> {
+    fn address(&mut self, operand: Operand) -> &mut u64 {
+        match operand {
+            Operand::X => &mut self.params.x,
+            Operand::Residual => &mut self.params.residual,
+            Operand::Y => &mut self.params.y,
+            Operand::Dy => &mut self.params.dy,
+            Operand::Dx => &mut self.params.dx,
+            Operand::Dresidual => &mut self.params.dresidual,
+        }
     }
 
     /// A tensor that is read.
@@ -136,10 +146,11 @@ impl<'a, L: Launcher> Bound<'a, L> {
         problem: &Problem,
         operand: Operand,
         slice: &'a L::Slice<'_, E>,
-    ) -> Result<u64> {
+    ) -> Result<()> {
         let memory = self.memory(operand.name(), slice)?;
         check_span(problem, operand, memory.bytes / size_of::<E>())?;
-        self.keep(operand.name(), false, memory)
+        *self.address(operand) = self.keep(operand.name(), false, memory)?;
+        Ok(())
     }
 
     /// A tensor that is written.
@@ -148,71 +159,10 @@ impl<'a, L: Launcher> Bound<'a, L> {
         problem: &Problem,
         operand: Operand,
         slice: &'a mut L::SliceMut<'_, E>,
-    ) -> Result<u64> {
+    ) -> Result<()> {
         let memory = self.memory_mut(operand.name(), slice)?;
         check_span(problem, operand, memory.bytes / size_of::<E>())?;
-        self.keep(operand.name(), true, memory)
-    }
-}
-
-impl<'a, L: Launcher> Bound<'a, L> {
-    pub(super) fn affine<E: Element>(
-        &mut self,
-        channels: usize,
-        affine: &'a Affine<'_, Device<L>, E>,
-        params: &mut Params,
-    ) -> Result<()> {
-        params.weight = self.read_optional("weight", channels, &affine.weight)?;
-        params.bias = self.read_optional("bias", channels, &affine.bias)?;
-        Ok(())
-    }
-
-    pub(super) fn saved<E: Element>(
-        &mut self,
-        channels: usize,
-        saved: &'a SavedRef<'_, Device<L>, E>,
-        params: &mut Params,
-    ) -> Result<()> {
-        params.mean_hi = self.read("saved.mean_hi", channels, &saved.mean_hi)?;
-        params.mean_lo = self.read("saved.mean_lo", channels, &saved.mean_lo)?;
-        params.invstd = self.read("saved.invstd", channels, &saved.invstd)?;
-        Ok(())
-    }
-
-    pub(super) fn saved_mut<E: Element>(
-        &mut self,
-        channels: usize,
-        saved: &'a mut SavedMut<'_, Device<L>, E>,
-        params: &mut Params,
-    ) -> Result<()> {
-        params.mean_hi = self.write("saved.mean_hi", channels, &mut saved.mean_hi)?;
-        params.mean_lo = self.write("saved.mean_lo", channels, &mut saved.mean_lo)?;
-        params.invstd = self.write("saved.invstd", channels, &mut saved.invstd)?;
-        Ok(())
-    }
-
-    pub(super) fn running<E: Element>(
-        &mut self,
-        channels: usize,
-        running: &'a Running<'_, Device<L>, E>,
-        params: &mut Params,
-    ) -> Result<()> {
-        params.running_mean = self.read("running_mean", channels, &running.mean)?;
-        params.running_var = self.read("running_var", channels, &running.var)?;
-        Ok(())
-    }
-
-    pub(super) fn running_mut<E: Element>(
-        &mut self,
-        channels: usize,
-        running: &'a mut Option<RunningMut<'_, Device<L>, E>>,
-        params: &mut Params,
-    ) -> Result<()> {
-        let Some(running) = running else { return Ok(()) };
-        params.running_mean = self.write("running_mean", channels, &mut running.mean)?;
-        params.running_var = self.write("running_var", channels, &mut running.var)?;
-        params.num_batches_tracked =
-            self.write("num_batches_tracked", 1, &mut running.num_batches_tracked)?;
+        *self.address(operand) = self.keep(operand.name(), true, memory)?;
         Ok(())
     }
 
@@ -221,74 +171,175 @@ impl<'a, L: Launcher> Bound<'a, L> {
         &mut self,
         problem: &Problem,
         residual: &'a Option<L::Slice<'_, E>>,
-    ) -> Result<u64> {
+    ) -> Result<()> {
         check_residual(problem, residual.is_some())?;
-        residual.as_ref().map_or(Ok(0), |it| self.tensor::<E>(problem, Operand::Residual, it))
+        let Some(residual) = residual else { return Ok(()) };
+        self.tensor::<E>(problem, Operand::Residual, residual)
     }
 
-    /// The residual, where backward needs it to know the pre-activation.
-    pub(super) fn residual_for_backward<E: Element>(
+    /// What backward reads of tensors: the residual only where it `needs_residual` to know the
+    /// pre-activation.
+    pub(super) fn backward_inputs<E: Element>(
         &mut self,
         problem: &Problem,
-        needed: bool,
+        needs_residual: bool,
+        x: &'a L::Slice<'_, E>,
         residual: &'a Option<L::Slice<'_, E>>,
-    ) -> Result<u64> {
-        match (needed, residual) {
-            (false, _) => Ok(0),
-            (true, Some(residual)) => self.tensor::<E>(problem, Operand::Residual, residual),
-            (true, None) => Err(missing_residual(problem)),
+        dy: &'a L::Slice<'_, E>,
+    ) -> Result<()> {
+        self.tensor::<E>(problem, Operand::X, x)?;
+        if needs_residual {
+            let residual = residual.as_ref().ok_or_else(|| missing_residual(problem))?;
+            self.tensor::<E>(problem, Operand::Residual, residual)?;
         }
+        self.tensor::<E>(problem, Operand::Dy, dy)
+    }
+
+    /// What backward writes of tensors: dx and dresidual.
+    pub(super) fn backward_outputs<E: Element>(
+        &mut self,
+        problem: &Problem,
+        dx: &'a mut L::SliceMut<'_, E>,
+        dresidual: &'a mut Option<L::SliceMut<'_, E>>,
+    ) -> Result<()> {
+        check_dresidual(problem, dresidual.is_some())?;
+        self.tensor_mut::<E>(problem, Operand::Dx, dx)?;
+        let Some(dresidual) = dresidual else { return Ok(()) };
+        self.tensor_mut::<E>(problem, Operand::Dresidual, dresidual)
+    }
+
+    /// How the tensors bound so far lie.
+    pub(super) fn alignment(&mut self, problem: &Problem) -> Alignment {
+        Alignment::of(problem, &Operand::ALL.map(|operand| (*self.address(operand), operand)))
     }
 
     pub(super) fn mask(
         &mut self,
         problem: &Problem,
         mask: &'a Option<L::Slice<'_, u8>>,
-    ) -> Result<u64> {
-        match (problem.mask_len(), mask) {
-            (0, _) => Ok(0),
-            (len, Some(mask)) => self.read("saved.mask", len, mask),
-            (_, None) => Err(missing_mask(problem)),
+    ) -> Result<()> {
+        let len = problem.mask_len();
+        if len > 0 {
+            let mask = mask.as_ref().ok_or_else(|| missing_mask(problem))?;
+            self.params.mask = self.read("saved.mask", len, mask)?;
         }
+        Ok(())
     }
 
     pub(super) fn mask_mut(
         &mut self,
         problem: &Problem,
         mask: &'a mut Option<L::SliceMut<'_, u8>>,
-    ) -> Result<u64> {
-        match (problem.mask_len(), mask) {
-            (0, _) => Ok(0),
-            (len, Some(mask)) => self.write("saved.mask", len, mask),
-            (_, None) => Err(missing_mask(problem)),
-        }
-    }
-
-    /// dx and dresidual.
-    pub(super) fn gradients<E: Element>(
-        &mut self,
-        problem: &Problem,
-        dx: &'a mut L::SliceMut<'_, E>,
-        dresidual: &'a mut Option<L::SliceMut<'_, E>>,
-        params: &mut Params,
     ) -> Result<()> {
-        check_dresidual(problem, dresidual.is_some())?;
-        params.dx = self.tensor_mut::<E>(problem, Operand::Dx, dx)?;
-        let Some(dresidual) = dresidual else { return Ok(()) };
-        params.dresidual = self.tensor_mut::<E>(problem, Operand::Dresidual, dresidual)?;
+        let len = problem.mask_len();
+        if len > 0 {
+            let mask = mask.as_mut().ok_or_else(|| missing_mask(problem))?;
+            self.params.mask = self.write("saved.mask", len, mask)?;
+        }
+        Ok(())
+    }
+}
+
+/// The rest: what there is one of per channel, numbers, scratch.
+impl<'a, L: Launcher> Bound<'a, L> {
+    /// A momentum below 0 is the cumulative average.
+    pub(super) fn norm(&mut self, norm: &Norm) -> Result<()> {
+        check_norm(norm)?;
+        (self.params.eps, self.params.momentum) = (norm.eps, norm.momentum.unwrap_or(-1.0));
         Ok(())
     }
 
-    /// Counters and partial results of blocks; gives the address of the sums of a backward.
+    pub(super) fn affine<E: Element>(
+        &mut self,
+        affine: &'a Affine<'_, Device<L>, E>,
+    ) -> Result<()> {
+        let channels = self.channels();
+        self.params.weight = self.read_optional("weight", channels, &affine.weight)?;
+        self.params.bias = self.read_optional("bias", channels, &affine.bias)?;
+        Ok(())
+    }
+
+    /// The gradients of weight and bias.
+    pub(super) fn affine_gradients<P: Param>(
+        &mut self,
+        dweight: &'a mut Option<L::SliceMut<'_, P>>,
+        dbias: &'a mut Option<L::SliceMut<'_, P>>,
+    ) -> Result<()> {
+        let channels = self.channels();
+        self.params.dweight = self.write_optional("dweight", channels, dweight)?;
+        self.params.dbias = self.write_optional("dbias", channels, dbias)?;
+        Ok(())
+    }
+
+    pub(super) fn saved<E: Element>(
+        &mut self,
+        saved: &'a SavedRef<'_, Device<L>, E>,
+    ) -> Result<()> {
+        let channels = self.channels();
+        self.params.mean_hi = self.read("saved.mean_hi", channels, &saved.mean_hi)?;
+        self.params.mean_lo = self.read("saved.mean_lo", channels, &saved.mean_lo)?;
+        self.params.invstd = self.read("saved.invstd", channels, &saved.invstd)?;
+        Ok(())
+    }
+
+    pub(super) fn saved_mut<E: Element>(
+        &mut self,
+        saved: &'a mut SavedMut<'_, Device<L>, E>,
+    ) -> Result<()> {
+        let channels = self.channels();
+        self.params.mean_hi = self.write("saved.mean_hi", channels, &mut saved.mean_hi)?;
+        self.params.mean_lo = self.write("saved.mean_lo", channels, &mut saved.mean_lo)?;
+        self.params.invstd = self.write("saved.invstd", channels, &mut saved.invstd)?;
+        Ok(())
+    }
+
+    pub(super) fn running<E: Element>(
+        &mut self,
+        running: &'a Running<'_, Device<L>, E>,
+    ) -> Result<()> {
+        let channels = self.channels();
+        self.params.running_mean = self.read("running_mean", channels, &running.mean)?;
+        self.params.running_var = self.read("running_var", channels, &running.var)?;
+        Ok(())
+    }
+
+    pub(super) fn running_mut<E: Element>(
+        &mut self,
+        running: &'a mut Option<RunningMut<'_, Device<L>, E>>,
+    ) -> Result<()> {
+        let Some(running) = running else { return Ok(()) };
+        let channels = self.channels();
+        self.params.running_mean = self.write("running_mean", channels, &mut running.mean)?;
+        self.params.running_var = self.write("running_var", channels, &mut running.var)?;
+        self.params.num_batches_tracked =
+            self.write("num_batches_tracked", 1, &mut running.num_batches_tracked)?;
+        Ok(())
+    }
+
+    /// What every rank has gathered: `rows` values per channel.
+    pub(super) fn gathered(
+        &mut self,
+        name: &'static str,
+        rows: usize,
+        slice: &'a L::Slice<'_, f64>,
+    ) -> Result<()> {
+        let memory = self.memory(name, slice)?;
+        let len = rows.saturating_mul(self.channels());
+        self.params.ranks = rank_count(name, len, memory.bytes / size_of::<f64>())? as u64;
+        self.params.moments = self.keep(name, false, memory)?;
+        Ok(())
+    }
+
+    /// The workspace: counters and partial results of blocks; gives the address of what is left for
+    /// the sums of a backward.
     pub(super) fn scratch(
         &mut self,
         size: Size,
         buffer: &'a mut L::SliceMut<'_, f64>,
-        params: &mut Params,
     ) -> Result<u64> {
-        params.counters = self.write("workspace", size.words() as usize, buffer)?;
-        params.partials = params.counters + 8 * size.counters;
-        Ok(params.partials + 8 * size.partials)
+        self.params.counters = self.write("workspace", size.words() as usize, buffer)?;
+        self.params.partials = self.params.counters + 8 * size.counters;
+        Ok(self.params.partials + 8 * size.partials)
     }
 }
 
@@ -302,23 +353,11 @@ fn check_address<T, H>(name: &str, memory: &MemoryRef<H>) -> Result<()> {
     Err(Error::argument(name, expected, format_args!("{:#x}", memory.address)))
 }
 
-/// The element type of a call: not f64, and the problem's.
-pub(super) fn check_element<E: Element>(problem: &Problem) -> Result<()> {
-    problem.check_dtype(E::DTYPE)?;
-    check_dtype("x", E::DTYPE)
-}
-
 pub(super) fn check_dtype(argument: &str, dtype: DType) -> Result<()> {
     match dtype {
         DType::F64 => Err(Error::argument(argument, "f32, f16 or bf16 on a GPU", dtype)),
         DType::F32 | DType::F16 | DType::Bf16 => Ok(()),
     }
-}
-
-/// eps and momentum as `Params` has them: a momentum below 0 is the cumulative average.
-pub(super) fn norm_values(norm: &Norm) -> Result<(f64, f64)> {
-    check_norm(norm)?;
-    Ok((norm.eps, norm.momentum.unwrap_or(-1.0)))
 }
 
 #[cfg(test)]

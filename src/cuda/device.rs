@@ -1,6 +1,6 @@
 //! [`Device`]: every call of [`Backend`] on a GPU, or whatever else launches the kernels.
 
-use super::bind::{Bound, check_dtype, check_element, norm_values};
+use super::bind::{Bound, check_dtype};
 use super::choice::Choice;
 use super::launcher::{Launch, Launched, Launcher};
 use super::params::Params;
@@ -46,6 +46,18 @@ impl<L: Launcher> Device<L> {
         &self.launcher
     }
 
+    /// Begins a call on tensors of `E`.
+    fn bind<E: Element>(&self, problem: &Problem) -> Result<Bound<'_, L>> {
+        problem.check_dtype(E::DTYPE)?;
+        check_dtype("x", E::DTYPE)?;
+        Ok(Bound::new(&self.launcher, params_of(problem)))
+    }
+
+    /// Begins a call on what ranks have gathered.
+    fn bind_ranks(&self, channels: usize) -> Bound<'_, L> {
+        Bound::new(&self.launcher, Params { channels: channels as u64, ..Params::default() })
+    }
+
     fn question(&self, pass: Pass, problem: &Problem, alignments: [Alignment; 2]) -> Question {
         let (choice, facts) = (self.choice, self.launcher.facts());
         Question { pass, choice, alignments, problem: *problem, facts }
@@ -74,7 +86,34 @@ impl<L: Launcher> Device<L> {
         self.launch(chosen, params)
     }
 
-    /// Launches what needs no blocks to be resident together.
+    /// A pass of sums, for which the workspace must have room.
+    fn launch_sums(
+        &self,
+        question: Question,
+        remembered: &mut Remembered,
+        size: Size,
+        params: &Params,
+    ) -> Result<()> {
+        let plans = remembered.plans(question)?;
+        size.check(&question.problem, plans)?;
+        self.launch(plans, params)
+    }
+
+    /// A pass without sums: it takes no scratch, and has nothing to do for no elements.
+    fn launch_elementwise(
+        &self,
+        pass: Pass,
+        problem: &Problem,
+        bound: &mut Bound<'_, L>,
+        workspace: &mut Workspace<L>,
+    ) -> Result<()> {
+        if problem.elements() == 0 {
+            return Ok(());
+        }
+        let question = self.question(pass, problem, [bound.alignment(problem); 2]);
+        self.launch(workspace.remembered.plans(question)?, &bound.params)
+    }
+
     fn launch(&self, plans: &[Plan], params: &Params) -> Result<()> {
         // The second reads what the first has found, after it has waited for it.
         for (plan, is_second) in plans.iter().zip([false, true]) {
@@ -178,17 +217,6 @@ fn with_geometry(params: Params, plan: &Plan) -> Params {
     }
 }
 
-/// The call's tensors, by address, where they are there.
-fn alignment_of(problem: &Problem, tensors: &[(u64, Operand)]) -> Alignment {
-    let mut present = [(0, Operand::X); 5];
-    let mut count = 0;
-    for &tensor in tensors.iter().filter(|tensor| tensor.0 != 0) {
-        present[count] = tensor;
-        count += 1;
-    }
-    Alignment::of(problem, &present[..count])
-}
-
 impl<L: Launcher> Backend for Device<L> {
     type Buffer<T: Scalar> = L::Buffer<T>;
     type Slice<'a, T: Scalar> = L::Slice<'a, T>;
@@ -240,27 +268,23 @@ impl<L: Launcher> Backend for Device<L> {
         let ForwardTrain { x, residual, affine, mut running, mut y, saved, workspace } = args;
         let SavedMut { mean_hi, mean_lo, invstd, mut mask } = saved;
         let mut saved = SavedMut::<Self, E> { mean_hi, mean_lo, invstd, mask: None };
-        check_element::<E>(problem)?;
-        problem.check_trainable(problem.values_per_channel())?;
-        let (channels, size) = (problem.channels(), workspace.size);
         let mut buffer = L::slice_mut(&mut workspace.buffer);
-        let mut params = params_of(problem);
-        (params.eps, params.momentum) = norm_values(norm)?;
+        problem.check_trainable(problem.values_per_channel())?;
 
-        let mut bound = Bound::new(&self.launcher);
-        params.x = bound.tensor::<E>(problem, Operand::X, &x)?;
-        params.residual = bound.residual::<E>(problem, &residual)?;
-        bound.affine(channels, &affine, &mut params)?;
-        bound.running_mut(channels, &mut running, &mut params)?;
-        params.y = bound.tensor_mut::<E>(problem, Operand::Y, &mut y)?;
-        bound.saved_mut(channels, &mut saved, &mut params)?;
-        params.mask = bound.mask_mut(problem, &mut mask)?;
-        bound.scratch(size, &mut buffer, &mut params)?;
+        let mut bound = self.bind::<E>(problem)?;
+        bound.norm(norm)?;
+        bound.tensor::<E>(problem, Operand::X, &x)?;
+        let alone = bound.alignment(problem);
+        bound.residual::<E>(problem, &residual)?;
+        bound.affine(&affine)?;
+        bound.running_mut(&mut running)?;
+        bound.tensor_mut::<E>(problem, Operand::Y, &mut y)?;
+        bound.saved_mut(&mut saved)?;
+        bound.mask_mut(problem, &mut mask)?;
+        bound.scratch(workspace.size, &mut buffer)?;
 
-        let alone = alignment_of(problem, &[(params.x, Operand::X)]);
-        let all = forward_alignment(problem, &params);
-        let question = self.question(Pass::Forward, problem, [alone, all]);
-        self.train(question, &mut workspace.remembered, size, &params)
+        let question = self.question(Pass::Forward, problem, [alone, bound.alignment(problem)]);
+        self.train(question, &mut workspace.remembered, workspace.size, &bound.params)
     }
 
     fn backward_train<E: Element>(
@@ -270,29 +294,22 @@ impl<L: Launcher> Backend for Device<L> {
     ) -> Result<()> {
         let BackwardTrain { x, residual, dy, affine, saved, gradients, workspace } = args;
         let GradientsMut { mut dx, mut dresidual, mut dweight, mut dbias } = gradients;
-        check_element::<E>(problem)?;
-        problem.check_trainable(problem.values_per_channel())?;
-        let (channels, size) = (problem.channels(), workspace.size);
         let needs_residual = problem.epilogue().backward_reads_residual();
         let mut buffer = L::slice_mut(&mut workspace.buffer);
-        let mut params = params_of(problem);
+        problem.check_trainable(problem.values_per_channel())?;
 
-        let mut bound = Bound::new(&self.launcher);
-        params.x = bound.tensor::<E>(problem, Operand::X, &x)?;
-        params.residual = bound.residual_for_backward::<E>(problem, needs_residual, &residual)?;
-        params.dy = bound.tensor::<E>(problem, Operand::Dy, &dy)?;
-        bound.affine(channels, &affine, &mut params)?;
-        bound.saved(channels, &saved, &mut params)?;
-        params.mask = bound.mask(problem, &saved.mask)?;
-        bound.gradients::<E>(problem, &mut dx, &mut dresidual, &mut params)?;
-        params.dweight = bound.write_optional("dweight", channels, &mut dweight)?;
-        params.dbias = bound.write_optional("dbias", channels, &mut dbias)?;
-        params.sums = bound.scratch(size, &mut buffer, &mut params)?;
+        let mut bound = self.bind::<E>(problem)?;
+        bound.backward_inputs::<E>(problem, needs_residual, &x, &residual, &dy)?;
+        let inputs = bound.alignment(problem);
+        bound.affine(&affine)?;
+        bound.saved(&saved)?;
+        bound.mask(problem, &saved.mask)?;
+        bound.backward_outputs::<E>(problem, &mut dx, &mut dresidual)?;
+        bound.affine_gradients(&mut dweight, &mut dbias)?;
+        bound.params.sums = bound.scratch(workspace.size, &mut buffer)?;
 
-        let inputs = inputs_alignment(problem, &params);
-        let all = backward_alignment(problem, &params);
-        let question = self.question(Pass::Backward, problem, [inputs, all]);
-        self.train(question, &mut workspace.remembered, size, &params)
+        let question = self.question(Pass::Backward, problem, [inputs, bound.alignment(problem)]);
+        self.train(question, &mut workspace.remembered, workspace.size, &bound.params)
     }
 
     fn inference<E: Element>(
@@ -302,17 +319,14 @@ impl<L: Launcher> Backend for Device<L> {
         args: Inference<'_, Self, E>,
     ) -> Result<()> {
         let Inference { x, residual, affine, running, mut y, workspace } = args;
-        check_element::<E>(problem)?;
-        let mut params = params_of(problem);
-        (params.eps, _) = norm_values(norm)?;
-
-        let mut bound = Bound::new(&self.launcher);
-        params.x = bound.tensor::<E>(problem, Operand::X, &x)?;
-        params.residual = bound.residual::<E>(problem, &residual)?;
-        bound.affine(problem.channels(), &affine, &mut params)?;
-        bound.running(problem.channels(), &running, &mut params)?;
-        params.y = bound.tensor_mut::<E>(problem, Operand::Y, &mut y)?;
-        self.launch_apply(problem, &mut workspace.remembered, &params)
+        let mut bound = self.bind::<E>(problem)?;
+        bound.norm(norm)?;
+        bound.tensor::<E>(problem, Operand::X, &x)?;
+        bound.residual::<E>(problem, &residual)?;
+        bound.affine(&affine)?;
+        bound.running(&running)?;
+        bound.tensor_mut::<E>(problem, Operand::Y, &mut y)?;
+        self.launch_elementwise(Pass::Apply, problem, &mut bound, workspace)
     }
 
     fn inference_inplace<E: Element>(
@@ -322,17 +336,15 @@ impl<L: Launcher> Backend for Device<L> {
         args: InferenceInplace<'_, Self, E>,
     ) -> Result<()> {
         let InferenceInplace { mut x, residual, affine, running, workspace } = args;
-        check_element::<E>(problem)?;
-        let mut params = params_of(problem);
-        (params.eps, _) = norm_values(norm)?;
-
-        let mut bound = Bound::new(&self.launcher);
-        params.x = bound.tensor_mut::<E>(problem, Operand::X, &mut x)?;
-        (params.y, params.y_stride) = (params.x, params.x_stride);
-        params.residual = bound.residual::<E>(problem, &residual)?;
-        bound.affine(problem.channels(), &affine, &mut params)?;
-        bound.running(problem.channels(), &running, &mut params)?;
-        self.launch_apply(problem, &mut workspace.remembered, &params)
+        let mut bound = self.bind::<E>(problem)?;
+        bound.norm(norm)?;
+        bound.tensor_mut::<E>(problem, Operand::X, &mut x)?;
+        bound.params.y = bound.params.x;
+        bound.params.y_stride = bound.params.x_stride;
+        bound.residual::<E>(problem, &residual)?;
+        bound.affine(&affine)?;
+        bound.running(&running)?;
+        self.launch_elementwise(Pass::Apply, problem, &mut bound, workspace)
     }
 
     fn inference_backward<E: Element>(
@@ -343,29 +355,20 @@ impl<L: Launcher> Backend for Device<L> {
     ) -> Result<()> {
         let InferenceBackward { x, residual, dy, affine, running, gradients, workspace } = args;
         let GradientsMut { mut dx, mut dresidual, mut dweight, mut dbias } = gradients;
-        check_element::<E>(problem)?;
-        let (channels, size) = (problem.channels(), workspace.size);
         let needs_residual = problem.epilogue().inference_backward_reads_residual();
         let mut buffer = L::slice_mut(&mut workspace.buffer);
-        let mut params = params_of(problem);
-        (params.eps, _) = norm_values(norm)?;
 
-        let mut bound = Bound::new(&self.launcher);
-        params.x = bound.tensor::<E>(problem, Operand::X, &x)?;
-        params.residual = bound.residual_for_backward::<E>(problem, needs_residual, &residual)?;
-        params.dy = bound.tensor::<E>(problem, Operand::Dy, &dy)?;
-        bound.affine(channels, &affine, &mut params)?;
-        bound.running(channels, &running, &mut params)?;
-        bound.gradients::<E>(problem, &mut dx, &mut dresidual, &mut params)?;
-        params.dweight = bound.write_optional("dweight", channels, &mut dweight)?;
-        params.dbias = bound.write_optional("dbias", channels, &mut dbias)?;
-        bound.scratch(size, &mut buffer, &mut params)?;
+        let mut bound = self.bind::<E>(problem)?;
+        bound.norm(norm)?;
+        bound.backward_inputs::<E>(problem, needs_residual, &x, &residual, &dy)?;
+        bound.affine(&affine)?;
+        bound.running(&running)?;
+        bound.backward_outputs::<E>(problem, &mut dx, &mut dresidual)?;
+        bound.affine_gradients(&mut dweight, &mut dbias)?;
+        bound.scratch(workspace.size, &mut buffer)?;
 
-        let all = backward_alignment(problem, &params);
-        let question = self.question(Pass::Frozen, problem, [all; 2]);
-        let plans = workspace.remembered.plans(question)?;
-        size.check(problem, plans)?;
-        self.launch(plans, &params)
+        let question = self.question(Pass::Frozen, problem, [bound.alignment(problem); 2]);
+        self.launch_sums(question, &mut workspace.remembered, workspace.size, &bound.params)
     }
 
     fn statistics<E: Element>(
@@ -375,21 +378,16 @@ impl<L: Launcher> Backend for Device<L> {
         mut moments: Self::SliceMut<'_, f64>,
         workspace: &mut Workspace<L>,
     ) -> Result<()> {
-        check_element::<E>(problem)?;
-        let size = workspace.size;
         let mut buffer = L::slice_mut(&mut workspace.buffer);
-        let mut params = params_of(problem);
+        let len = MOMENT_ROWS * problem.channels();
 
-        let mut bound = Bound::new(&self.launcher);
-        params.x = bound.tensor::<E>(problem, Operand::X, &x)?;
-        params.moments = bound.write("moments", MOMENT_ROWS * problem.channels(), &mut moments)?;
-        bound.scratch(size, &mut buffer, &mut params)?;
+        let mut bound = self.bind::<E>(problem)?;
+        bound.tensor::<E>(problem, Operand::X, &x)?;
+        bound.params.moments = bound.write("moments", len, &mut moments)?;
+        bound.scratch(workspace.size, &mut buffer)?;
 
-        let alone = alignment_of(problem, &[(params.x, Operand::X)]);
-        let question = self.question(Pass::Statistics, problem, [alone; 2]);
-        let plans = workspace.remembered.plans(question)?;
-        size.check(problem, plans)?;
-        self.launch(plans, &params)
+        let question = self.question(Pass::Statistics, problem, [bound.alignment(problem); 2]);
+        self.launch_sums(question, &mut workspace.remembered, workspace.size, &bound.params)
     }
 
     fn merge_statistics<E: Element>(
@@ -400,30 +398,24 @@ impl<L: Launcher> Backend for Device<L> {
     ) -> Result<()> {
         let MergeStatistics { moments, mut running, mut saved } = args;
         check_dtype("saved", E::DTYPE)?;
-        let mut params = Params { channels: channels as u64, ..Params::default() };
-        (params.eps, params.momentum) = norm_values(norm)?;
-
-        let mut bound = Bound::new(&self.launcher);
-        (params.moments, params.ranks) =
-            bound.gathered("moments", MOMENT_ROWS.saturating_mul(channels), &moments)?;
-        bound.running_mut(channels, &mut running, &mut params)?;
-        bound.saved_mut(channels, &mut saved, &mut params)?;
-        self.launch_kernel("merge_statistics_of_ranks", 1, &params)
+        let mut bound = self.bind_ranks(channels);
+        bound.norm(norm)?;
+        bound.gathered("moments", MOMENT_ROWS, &moments)?;
+        bound.running_mut(&mut running)?;
+        bound.saved_mut(&mut saved)?;
+        self.launch_kernel("merge_statistics_of_ranks", 1, &bound.params)
     }
 
     fn apply<E: Element>(&self, problem: &Problem, args: Apply<'_, Self, E>) -> Result<()> {
         let Apply { x, residual, affine, mut y, saved, mut mask, workspace } = args;
-        check_element::<E>(problem)?;
-        let mut params = params_of(problem);
-
-        let mut bound = Bound::new(&self.launcher);
-        params.x = bound.tensor::<E>(problem, Operand::X, &x)?;
-        params.residual = bound.residual::<E>(problem, &residual)?;
-        bound.affine(problem.channels(), &affine, &mut params)?;
-        bound.saved(problem.channels(), &saved, &mut params)?;
-        params.y = bound.tensor_mut::<E>(problem, Operand::Y, &mut y)?;
-        params.mask = bound.mask_mut(problem, &mut mask)?;
-        self.launch_apply(problem, &mut workspace.remembered, &params)
+        let mut bound = self.bind::<E>(problem)?;
+        bound.tensor::<E>(problem, Operand::X, &x)?;
+        bound.residual::<E>(problem, &residual)?;
+        bound.affine(&affine)?;
+        bound.saved(&saved)?;
+        bound.tensor_mut::<E>(problem, Operand::Y, &mut y)?;
+        bound.mask_mut(problem, &mut mask)?;
+        self.launch_elementwise(Pass::Apply, problem, &mut bound, workspace)
     }
 
     fn backward_reduce<E: Element>(
@@ -431,40 +423,23 @@ impl<L: Launcher> Backend for Device<L> {
         problem: &Problem,
         args: BackwardReduce<'_, Self, E>,
     ) -> Result<()> {
-        let BackwardReduce {
-            x,
-            residual,
-            dy,
-            affine,
-            saved,
-            mut sums,
-            mut dweight,
-            mut dbias,
-            workspace,
-        } = args;
-        check_element::<E>(problem)?;
-        let (channels, size) = (problem.channels(), workspace.size);
+        let BackwardReduce { x, residual, dy, affine, saved, .. } = args;
+        let BackwardReduce { mut sums, mut dweight, mut dbias, workspace, .. } = args;
         let needs_residual = problem.epilogue().backward_reads_residual();
         let mut buffer = L::slice_mut(&mut workspace.buffer);
-        let mut params = params_of(problem);
+        let len = SUM_ROWS * problem.channels();
 
-        let mut bound = Bound::new(&self.launcher);
-        params.x = bound.tensor::<E>(problem, Operand::X, &x)?;
-        params.residual = bound.residual_for_backward::<E>(problem, needs_residual, &residual)?;
-        params.dy = bound.tensor::<E>(problem, Operand::Dy, &dy)?;
-        bound.affine(channels, &affine, &mut params)?;
-        bound.saved(channels, &saved, &mut params)?;
-        params.mask = bound.mask(problem, &saved.mask)?;
-        params.sums = bound.write("sums", SUM_ROWS * channels, &mut sums)?;
-        params.dweight = bound.write_optional("dweight", channels, &mut dweight)?;
-        params.dbias = bound.write_optional("dbias", channels, &mut dbias)?;
-        bound.scratch(size, &mut buffer, &mut params)?;
+        let mut bound = self.bind::<E>(problem)?;
+        bound.backward_inputs::<E>(problem, needs_residual, &x, &residual, &dy)?;
+        bound.affine(&affine)?;
+        bound.saved(&saved)?;
+        bound.mask(problem, &saved.mask)?;
+        bound.params.sums = bound.write("sums", len, &mut sums)?;
+        bound.affine_gradients(&mut dweight, &mut dbias)?;
+        bound.scratch(workspace.size, &mut buffer)?;
 
-        let inputs = inputs_alignment(problem, &params);
-        let question = self.question(Pass::Reduce, problem, [inputs; 2]);
-        let plans = workspace.remembered.plans(question)?;
-        size.check(problem, plans)?;
-        self.launch(plans, &params)
+        let question = self.question(Pass::Reduce, problem, [bound.alignment(problem); 2]);
+        self.launch_sums(question, &mut workspace.remembered, workspace.size, &bound.params)
     }
 
     fn merge_sums(
@@ -473,13 +448,11 @@ impl<L: Launcher> Backend for Device<L> {
         gathered: Self::Slice<'_, f64>,
         mut sums: Self::SliceMut<'_, f64>,
     ) -> Result<()> {
-        let mut params = Params { channels: channels as u64, ..Params::default() };
-        let mut bound = Bound::new(&self.launcher);
-        (params.moments, params.ranks) =
-            bound.gathered("gathered", SUM_ROWS.saturating_mul(channels), &gathered)?;
-        params.sums = bound.write("sums", SUM_ROWS * channels, &mut sums)?;
+        let mut bound = self.bind_ranks(channels);
+        bound.gathered("gathered", SUM_ROWS, &gathered)?;
+        bound.params.sums = bound.write("sums", SUM_ROWS * channels, &mut sums)?;
         let grid = channels.div_ceil(BLOCK as usize) as u32;
-        self.launch_kernel("merge_sums_of_ranks", grid, &params)
+        self.launch_kernel("merge_sums_of_ranks", grid, &bound.params)
     }
 
     fn backward_apply<E: Element>(
@@ -487,79 +460,17 @@ impl<L: Launcher> Backend for Device<L> {
         problem: &Problem,
         args: BackwardApply<'_, Self, E>,
     ) -> Result<()> {
-        let BackwardApply {
-            x,
-            residual,
-            dy,
-            affine,
-            saved,
-            sums,
-            mut dx,
-            mut dresidual,
-            workspace,
-        } = args;
-        check_element::<E>(problem)?;
-        let channels = problem.channels();
+        let BackwardApply { x, residual, dy, affine, saved, .. } = args;
+        let BackwardApply { sums, mut dx, mut dresidual, workspace, .. } = args;
         let needs_residual = problem.epilogue().backward_reads_residual();
-        let mut params = params_of(problem);
 
-        let mut bound = Bound::new(&self.launcher);
-        params.x = bound.tensor::<E>(problem, Operand::X, &x)?;
-        params.residual = bound.residual_for_backward::<E>(problem, needs_residual, &residual)?;
-        params.dy = bound.tensor::<E>(problem, Operand::Dy, &dy)?;
-        bound.affine(channels, &affine, &mut params)?;
-        bound.saved(channels, &saved, &mut params)?;
-        params.mask = bound.mask(problem, &saved.mask)?;
-        params.sums = bound.read("sums", SUM_ROWS * channels, &sums)?;
-        bound.gradients::<E>(problem, &mut dx, &mut dresidual, &mut params)?;
-        if problem.elements() == 0 {
-            return Ok(());
-        }
-        let all = backward_alignment(problem, &params);
-        let question = self.question(Pass::Gradient, problem, [all; 2]);
-        self.launch(workspace.remembered.plans(question)?, &params)
+        let mut bound = self.bind::<E>(problem)?;
+        bound.backward_inputs::<E>(problem, needs_residual, &x, &residual, &dy)?;
+        bound.affine(&affine)?;
+        bound.saved(&saved)?;
+        bound.mask(problem, &saved.mask)?;
+        bound.params.sums = bound.read("sums", SUM_ROWS * problem.channels(), &sums)?;
+        bound.backward_outputs::<E>(problem, &mut dx, &mut dresidual)?;
+        self.launch_elementwise(Pass::Gradient, problem, &mut bound, workspace)
     }
-}
-
-impl<L: Launcher> Device<L> {
-    fn launch_apply(
-        &self,
-        problem: &Problem,
-        remembered: &mut Remembered,
-        params: &Params,
-    ) -> Result<()> {
-        if problem.elements() == 0 {
-            return Ok(());
-        }
-        let all = forward_alignment(problem, params);
-        let question = self.question(Pass::Apply, problem, [all; 2]);
-        self.launch(remembered.plans(question)?, params)
-    }
-}
-
-fn forward_alignment(problem: &Problem, params: &Params) -> Alignment {
-    alignment_of(
-        problem,
-        &[(params.x, Operand::X), (params.residual, Operand::Residual), (params.y, Operand::Y)],
-    )
-}
-
-fn inputs_alignment(problem: &Problem, params: &Params) -> Alignment {
-    alignment_of(
-        problem,
-        &[(params.x, Operand::X), (params.residual, Operand::Residual), (params.dy, Operand::Dy)],
-    )
-}
-
-fn backward_alignment(problem: &Problem, params: &Params) -> Alignment {
-    alignment_of(
-        problem,
-        &[
-            (params.x, Operand::X),
-            (params.residual, Operand::Residual),
-            (params.dy, Operand::Dy),
-            (params.dx, Operand::Dx),
-            (params.dresidual, Operand::Dresidual),
-        ],
-    )
 }

@@ -128,16 +128,15 @@ impl Alignment {
     /// Tensors lie in different ways.
     pub const MIXED: Alignment = Alignment { offset: None };
 
-    /// Of tensors given by address and batch stride.
-    pub fn of(problem: &Problem, tensors: &[(u64, Operand)]) -> Alignment {
+    /// Of the operands that are there: by address, 0 where absent, and batch stride.
+    pub fn of(problem: &Problem, operands: &[(u64, Operand)]) -> Alignment {
         let size = problem.dtype().size() as u64;
-        let place = |&(address, operand): &(u64, Operand)| {
-            let stride = problem.batch_stride(operand) as u64 * size % PACK_BYTES;
-            (address % PACK_BYTES, if problem.batch() > 1 { stride } else { 0 })
-        };
-        let Some(first) = tensors.first().map(place) else { return Alignment::ALIGNED };
-        let alike = tensors.iter().all(|tensor| place(tensor) == first);
-        if alike && first.0.is_multiple_of(size) {
+        let mut places = operands.iter().filter(|(address, _)| *address != 0).map(|operand| {
+            let stride = problem.batch_stride(operand.1) as u64 * size % PACK_BYTES;
+            (operand.0 % PACK_BYTES, if problem.batch() > 1 { stride } else { 0 })
+        });
+        let Some(first) = places.next() else { return Alignment::ALIGNED };
+        if first.0.is_multiple_of(size) && places.all(|place| place == first) {
             Alignment { offset: Some((first.0 / size) as u32) }
         } else {
             Alignment::MIXED

@@ -290,14 +290,6 @@ fn flat_calls<E: Element>(mut case: Case) {
     assert_eq!(y.dim(), (n, c, s));
 }
 
-/// The data of samples `from..to`.
-fn rank_of<E: Element>(data: &Data<E>, from: usize, to: usize) -> Data<E> {
-    let order: Vec<usize> = (from..to).collect();
-    let mut rank = reordered(data, 0, &order);
-    rank.case.dim.0 = order.len();
-    rank
-}
-
 fn split_form<E: Element>(case: Case, cuts: &[f64]) {
     let cpu = Cpu::new();
     let data = Data::<E>::new(case).without_gradients_at_kinks(Mode::Train);
@@ -309,7 +301,7 @@ fn split_form<E: Element>(case: Case, cuts: &[f64]) {
     let mut ranks: Vec<_> = starts
         .clone()
         .zip(ends.iter().copied().chain([n]))
-        .map(|(from, to)| Buffers::dense(&rank_of(&data, from, to)))
+        .map(|(from, to)| Buffers::dense(&data.samples(from, to)))
         .collect();
 
     let mut gathered = vec![];
@@ -372,7 +364,7 @@ fn synchronized_parts_are_the_split_form() {
             let data = Data::<f32>::new(case).without_gradients_at_kinks(Mode::Train);
             let expected = data.expected(Mode::Train);
             let parts: Vec<_> =
-                [(0, 2), (2, 2), (2, 3), (3, 9)].map(|(from, to)| rank_of(&data, from, to)).into();
+                [(0, 2), (2, 2), (2, 3), (3, 9)].map(|(from, to)| data.samples(from, to)).into();
             let mut sync = SyncBatchNorm::new(data.layer(Cpu::new()));
             let x: Vec<_> = parts.iter().map(|part| &*part.x).collect();
             let dy: Vec<_> = parts.iter().map(|part| &*part.dy).collect();

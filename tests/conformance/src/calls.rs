@@ -18,24 +18,6 @@ fn call<E: Element, L: Launcher>(
     on_backend(buffers, device, &mut workspace, calls)
 }
 
-/// The rows of one rank.
-fn rank_of<E: Element>(data: &Data<E>, from: usize, to: usize) -> Data<E> {
-    let (_, c, s) = data.case.dim;
-    let rows = |tensor: &ndarray::Array3<E>| {
-        suite::in_layout(&tensor.slice(ndarray::s![from..to, .., ..]), data.case.layout)
-    };
-    Data {
-        case: Case { dim: (to - from, c, s), ..data.case },
-        x: rows(&data.x),
-        residual: rows(&data.residual),
-        dy: rows(&data.dy),
-        weight: data.weight.clone(),
-        bias: data.bias.clone(),
-        running_mean: data.running_mean.clone(),
-        running_var: data.running_var.clone(),
-    }
-}
-
 /// Statistics, merge and apply over uneven and empty ranks give what the whole batch gives.
 fn check_ranks<S: Subject, E: Element<Param = f32>>(subject: &S, case: Case) {
     let device = subject.device(2);
@@ -44,7 +26,7 @@ fn check_ranks<S: Subject, E: Element<Param = f32>>(subject: &S, case: Case) {
     let (n, c, _) = case.dim;
     let cuts = [0, 0, 1, 1, n];
     let mut ranks: Vec<Buffers<E>> =
-        cuts.windows(2).map(|cut| Buffers::dense(&rank_of(&data, cut[0], cut[1]))).collect();
+        cuts.windows(2).map(|cut| Buffers::dense(&data.samples(cut[0], cut[1]))).collect();
     let mut spaces: Vec<_> =
         ranks.iter().map(|rank| device.workspace(&rank.problem).unwrap()).collect();
 
