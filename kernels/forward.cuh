@@ -87,10 +87,9 @@ struct FoldSums {
     float squares;
     unsigned differ;  // not 0 where any of them does
 
-    template <class T, int N>
-    __device__ void add(const float (&values)[N], float pivot) {
+    template <int N>
+    __device__ void add_squares(const float (&values)[N], float pivot) {
         float deviations[N];
-        add_elements<T>(values, sum);
 #pragma unroll
         for (int i = 0; i < N; ++i) {
             deviations[i] = values[i] - pivot;
@@ -106,8 +105,8 @@ struct FoldSums {
 };
 
 // Takes so many whole batches, about the mean of at least as many values before them, and the very first
-// one about one of its values: what is lost where they differ from it is no more than a few roundings of
-// the moments of all. No count changes, and false is returned, where squares leave fp32's range.
+// one about its own: what is lost where they differ from it is no more than a few roundings of the moments
+// of all. No count changes, and false is returned, where squares leave fp32's range.
 template <class T, int V, int BATCH, class Walk>
 __device__ inline bool take_fold(const Params &params, Walk &walk, unsigned batches,
                                  CountedMoments (&moments)[Walk::CHANNELS]) {
@@ -126,8 +125,9 @@ __device__ inline bool take_fold(const Params &params, Walk &walk, unsigned batc
         for (int c = 0; c < CHANNELS; ++c) {
             float values[VALUES];
             take_channel<CHANNELS>(params, packs, c, values);
-            if (before == 0.0f) moments[c].moments.mean_hi = values[0];
-            sums[c].template add<T>(values, moments[c].moments.mean_hi);
+            add_elements<T>(values, sums[c].sum);
+            if (before == 0.0f) moments[c].moments.mean_hi = sums[c].sum.hi * (1.0f / VALUES);
+            sums[c].add_squares(values, moments[c].moments.mean_hi);
         }
     }
     bool are_good = true;

@@ -93,17 +93,17 @@ __device__ inline void sum_packs(const Tile<T, V> &tile, unsigned begin, unsigne
     }
 }
 
-// Squares of the first `packs` packs' deviations from a pivot of their channel. In the gear's unit:
-// `offset` is the pivot, negative, and `unit` brings a value there.
+// Squares of the deviations of the packs from `begin` to before `end` from a pivot of their channel. In
+// the gear's unit: `offset` is the pivot, negative, and `unit` brings a value there.
 template <int CHANNELS, class T, int V>
-__device__ inline void square_packs(const Tile<T, V> &tile, unsigned packs,
+__device__ inline void square_packs(const Tile<T, V> &tile, unsigned begin, unsigned end,
                                     const float (&offset)[CHANNELS], const float (&unit)[CHANNELS],
                                     float (&m2)[CHANNELS]) {
     constexpr int VALUES = V / CHANNELS;
     // One channel's packs depend on each other, several channels keep a thread busy by themselves.
     [[maybe_unused]] constexpr int UNROLLED = CHANNELS == 1 ? 2 : 1;
 #pragma unroll UNROLLED
-    for (unsigned i = 0; i < packs; ++i) {
+    for (unsigned i = begin; i < end; ++i) {
         const Pack<T, V> pack = tile.get(i);
 #pragma unroll
         for (int c = 0; c < CHANNELS; ++c) {
@@ -137,7 +137,15 @@ __device__ inline void take_tile(const Tile<T, V> &tile, unsigned slots, unsigne
         unit[c] = unit_of(sums[c].template gear<T>());
         offset[c] = -(sums[c].sum.hi / count) * unit[c];
     }
-    square_packs(tile, packs, offset, unit, m2);
+    // Few together: a square that outweighs the others is rounded with each that is added to it.
+    constexpr unsigned TOGETHER = 16;
+#pragma unroll 1
+    for (unsigned first = 0; first < packs; first += TOGETHER) {
+        float of_these[CHANNELS] = {};
+        square_packs(tile, first, min(first + TOGETHER, packs), offset, unit, of_these);
+#pragma unroll
+        for (int c = 0; c < CHANNELS; ++c) m2[c] += of_these[c];
+    }
     const Share share = share_of(count, moments[0].count + count);
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {

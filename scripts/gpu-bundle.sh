@@ -37,7 +37,7 @@ take() {
         echo "error: cargo has built no $1 named $2" >&2
         return 1
     fi
-    strip --strip-debug -o "$bundle/bin/$3" "$path"
+    strip --strip-all -o "$bundle/bin/$3" "$path"
 }
 
 state() {

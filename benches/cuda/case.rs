@@ -27,6 +27,12 @@ pub struct Case<'g, E: Element> {
     /// Of training; and of inference, as long as the running statistics stay as they are.
     expected: [Option<Expected>; 2],
     checked: Vec<(Pass, f64)>,
+    /// Of our last call that was looked at, for the first set.
+    output: Option<(Pass, Vec<E>)>,
+    /// What of cuDNN's has been compared, by mode.
+    pub compared: Vec<(Pass, String)>,
+    /// Of our calls on all sets.
+    graph: Option<(Pass, Graph)>,
     has_run_forward: bool,
 }
 
@@ -57,6 +63,9 @@ impl<'g, E: Element> Case<'g, E> {
             workspace,
             expected: [None, None],
             checked: Vec::new(),
+            output: None,
+            compared: Vec::new(),
+            graph: None,
             has_run_forward: false,
         })
     }
@@ -66,6 +75,7 @@ impl<'g, E: Element> Case<'g, E> {
         self.cuda = self.gpu.cuda.clone().with_choice(choice);
         self.workspace = self.cuda.workspace(&self.problem)?;
         self.checked.clear();
+        (self.output, self.graph) = (None, None);
         Ok(())
     }
 
@@ -93,8 +103,14 @@ impl<'g, E: Element> Case<'g, E> {
             self.call(Pass::TrainForward, set)?;
         }
         self.has_run_forward = true;
-        self.expected[1] = None;
+        self.forget_inference();
         Ok(())
+    }
+
+    /// Training moves the running statistics.
+    fn forget_inference(&mut self) {
+        self.expected[1] = None;
+        self.output.take_if(|(pass, _)| *pass == Pass::Inference);
     }
 
     pub fn expected(&mut self, pass: Pass) -> Result<&Expected> {
@@ -129,13 +145,9 @@ impl<'g, E: Element> Case<'g, E> {
         if let Some((_, error)) = self.checked.iter().find(|(checked, _)| *checked == pass) {
             return Ok(Some(*error));
         }
-        self.prepare(pass)?;
-        self.call(pass, 0)?;
-        if pass != Pass::Inference {
-            self.expected[1] = None;
-        }
-        let output = self.output(pass)?;
+        let output = self.ours(pass)?;
         let error = self.error_of(pass, &output)?;
+        self.keep(pass, output);
         let bar = score::bar(self.problem.dtype());
         if error > bar {
             let reason = format!("an error of {error:.1e}, at most {bar:.1e} was expected");
@@ -145,8 +157,25 @@ impl<'g, E: Element> Case<'g, E> {
         Ok(Some(error))
     }
 
-    /// What a call wrote for the first set.
-    pub fn output(&self, pass: Pass) -> Result<Vec<E>> {
+    /// What our call writes for the first set: what was kept of an earlier one, else of one made now.
+    pub fn ours(&mut self, pass: Pass) -> Result<Vec<E>> {
+        if let Some((_, output)) = self.output.take_if(|(of, _)| *of == pass) {
+            return Ok(output);
+        }
+        self.prepare(pass)?;
+        self.call(pass, 0)?;
+        if pass != Pass::Inference {
+            self.forget_inference();
+        }
+        self.fetch(pass)
+    }
+
+    pub fn keep(&mut self, pass: Pass, output: Vec<E>) {
+        self.output = Some((pass, output));
+    }
+
+    /// What the last call, whoever made it, wrote for the first set.
+    pub fn fetch(&self, pass: Pass) -> Result<Vec<E>> {
         let tensors = &self.sets[0];
         self.gpu.cuda.download(if pass == Pass::TrainBackward { &tensors.dx } else { &tensors.y })
     }
@@ -155,9 +184,18 @@ impl<'g, E: Element> Case<'g, E> {
     pub fn time(&mut self, pass: Pass, config: Config, calls: u64) -> Result<Duration> {
         self.prepare(pass)?;
         if pass == Pass::TrainForward {
-            self.expected[1] = None;
+            self.forget_inference();
         }
-        self.time_calls(config, calls, &mut |case, set| case.call(pass, set))
+        if config != Config::GpuGraph {
+            return self.time_calls(config, calls, &mut |case, set| case.call(pass, set));
+        }
+        let (_, graph) = match self.graph.take_if(|(of, _)| *of == pass) {
+            Some(captured) => captured,
+            None => (pass, self.capture(&mut |case, set| case.call(pass, set))?),
+        };
+        let elapsed = graph.time(self.gpu, calls);
+        self.graph = Some((pass, graph));
+        elapsed
     }
 
     /// Time of so many calls of any kind, each on the set that it is given.
@@ -167,20 +205,16 @@ impl<'g, E: Element> Case<'g, E> {
         calls: u64,
         call: &mut dyn FnMut(&mut Self, usize) -> Result<()>,
     ) -> Result<Duration> {
+        let sets = if config == Config::GpuInCache { 1 } else { self.sets.len() as u64 };
         let gpu = self.gpu;
-        let sets = self.sets.len() as u64;
-        match config {
-            Config::GpuGraph => self.graph(call)?.time(gpu, calls),
-            Config::GpuInCache => gpu.stopwatch.time(calls, &mut |_| call(self, 0)),
-            _ => {
-                let mut call = |index: u64| call(self, (index % sets) as usize);
-                gpu.stopwatch.time(calls, &mut call)
-            }
-        }
+        gpu.stopwatch.time(calls, &mut |index| call(self, (index % sets) as usize))
     }
 
     /// A call on each set in a graph: so that replays, too, come to no tensor that the L2 holds.
-    fn graph(&mut self, call: &mut dyn FnMut(&mut Self, usize) -> Result<()>) -> Result<Graph> {
+    pub fn capture(
+        &mut self,
+        call: &mut dyn FnMut(&mut Self, usize) -> Result<()>,
+    ) -> Result<Graph> {
         let what = "capturing a graph";
         // Kernels are looked up before.
         call(self, 0)?;
@@ -192,24 +226,28 @@ impl<'g, E: Element> Case<'g, E> {
         let graph = driver(what, stream.end_capture(CUgraphInstantiate_flags(0)));
         outcome?;
         let graph = graph?.ok_or_else(|| Error::system(what, "nothing was captured"))?;
-        Ok(Graph { graph, count: count as u64 })
+        let graph = Graph { graph, count: count as u64 };
+        // The first replay sets it up on the device.
+        graph.replay()?;
+        Ok(graph)
     }
 }
 
 /// Captured calls.
-struct Graph {
+pub struct Graph {
     graph: CudaGraph,
     count: u64,
 }
 
 impl Graph {
+    fn replay(&self) -> Result<()> {
+        driver("replaying a graph", self.graph.launch())
+    }
+
     /// Time of so many calls, from replays of whole graphs.
-    fn time(&self, gpu: &Gpu, calls: u64) -> Result<Duration> {
+    pub fn time(&self, gpu: &Gpu, calls: u64) -> Result<Duration> {
         let replays = calls.div_ceil(self.count);
-        let mut replay = |_| driver("replaying a graph", self.graph.launch());
-        // The first replay of a graph sets it up on the device.
-        replay(0)?;
-        let elapsed = gpu.stopwatch.time(replays, &mut replay)?;
+        let elapsed = gpu.stopwatch.time(replays, &mut |_| self.replay())?;
         Ok(elapsed.mul_f64(calls as f64 / (replays * self.count) as f64))
     }
 }

@@ -60,7 +60,9 @@ fn main() -> ExitCode {
         Ok(cudnn) => println!("cuDNN {}", cudnn.version()),
         Err(reason) => println!("no cuDNN: {reason}"),
     }
-    let failures = Run { criterion: &mut criterion, record: Record::open(&gpu), gpu: &gpu }.all();
+    let goes_on = std::env::var_os("BENCH_RESUME").is_some_and(|value| !value.is_empty());
+    let record = Record::open(&gpu);
+    let failures = Run { criterion: &mut criterion, record, goes_on, gpu: &gpu }.all();
     criterion.final_summary();
     match failures {
         0 => ExitCode::SUCCESS,
@@ -74,6 +76,8 @@ fn main() -> ExitCode {
 struct Run<'r> {
     criterion: &'r mut Criterion,
     record: Record,
+    /// What earlier runs have measured, or failed at, is left out.
+    goes_on: bool,
     gpu: &'r Gpu,
 }
 
@@ -115,7 +119,11 @@ impl Run<'_> {
         let mut failures = 0;
         for id in ids {
             let floor = id.floor_bytes().unwrap_or(usize::MAX) as u64;
-            if id.config == Config::GpuInCache && floor > self.gpu.facts.l2_bytes / 2 {
+            let l2_bytes = self.gpu.facts.l2_bytes;
+            if id.config == Config::GpuInCache && !sampling::stays_in_cache(floor, l2_bytes) {
+                continue;
+            }
+            if self.goes_on && self.record.is_known(id) {
                 continue;
             }
             // A wrong result ends one benchmark, not all.
@@ -125,16 +133,10 @@ impl Run<'_> {
                 eprintln!("{id}: failed, left out: {reason}");
                 failures += 1;
                 self.record.failed(id, reason);
-                self.write();
+                self.record.write();
             }
         }
         failures
-    }
-
-    fn write(&self) {
-        if let Err(reason) = self.record.write() {
-            eprintln!("what is kept beside Criterion's results: {reason}");
-        }
     }
 
     /// One identifier, if the filter lets it pass.
@@ -144,7 +146,7 @@ impl Run<'_> {
     {
         let name = id.to_string();
         let (_, rest) = name.split_once('/').expect("a pass and more");
-        let gpu = self.gpu;
+        let (gpu, record) = (self.gpu, &mut self.record);
         let mut passed = false;
         let mut group = self.criterion.benchmark_group(id.pass.to_string());
         group.sampling_mode(SamplingMode::Flat);
@@ -152,6 +154,7 @@ impl Run<'_> {
         group.throughput(Throughput::Bytes(floor as u64));
         group.bench_function(rest, |bencher| {
             passed = true;
+            record.begun(id);
             let problem = id.problem().expect("a shape that exists");
             let case = case.get_or_insert_with(|| required(Case::new(gpu, problem)));
             required(case.check(id.pass));
@@ -161,7 +164,7 @@ impl Run<'_> {
         if let (true, Some(case)) = (passed, case) {
             self.record.succeeded(id);
             required(self.beside(id, case));
-            self.write();
+            self.record.write();
         }
     }
 

@@ -36,6 +36,7 @@ impl Record {
                 host: before.host,
                 accuracy: before.accuracy,
                 failed: before.failed,
+                measured: before.measured,
                 no_cudnn,
                 ..now
             },
@@ -49,6 +50,18 @@ impl Record {
         }
     }
 
+    /// It is about to be measured: all that is known of it if the run ends in the midst of it.
+    pub fn begun(&mut self, id: &Id) {
+        self.failed(id, "the run ended before it was measured".to_owned());
+        self.write();
+    }
+
+    /// Whether it was measured, or failed.
+    pub fn is_known(&self, id: &Id) -> bool {
+        let name = id.to_string();
+        self.gpu.measured.contains(&name) || self.gpu.failed.contains_key(&name)
+    }
+
     /// It could not be measured, and why.
     pub fn failed(&mut self, id: &Id, reason: String) {
         self.gpu.failed.insert(id.to_string(), reason);
@@ -57,6 +70,7 @@ impl Record {
     /// It was measured, whatever came of it before.
     pub fn succeeded(&mut self, id: &Id) {
         self.gpu.failed.remove(&id.to_string());
+        self.gpu.measured.insert(id.to_string());
     }
 
     /// How a call is laid over the device, and what that should take.
@@ -119,7 +133,14 @@ impl Record {
         }
     }
 
-    pub fn write(&self) -> std::io::Result<()> {
+    /// As results come in: a run may be ended at any time.
+    pub fn write(&self) {
+        if let Err(reason) = self.try_write() {
+            eprintln!("what is kept beside Criterion's results: {reason}");
+        }
+    }
+
+    fn try_write(&self) -> std::io::Result<()> {
         std::fs::create_dir_all(&self.folder)?;
         write(&self.folder.join(GPU_FILE), &self.gpu)?;
         if !self.cudnn.versions.is_empty() {

@@ -6,8 +6,8 @@ use warpnorm::Result;
 
 /// As Criterion is told to.
 pub const SAMPLES: usize = 10;
-pub const WARM_UP: Duration = Duration::from_millis(50);
-pub const MEASUREMENT: Duration = Duration::from_millis(100);
+pub const WARM_UP: Duration = Duration::from_millis(20);
+pub const MEASUREMENT: Duration = Duration::from_millis(50);
 
 /// The L2's size is to pass so many times between two turns of a tensor. Once would do if it held
 /// exactly what came last.
@@ -21,6 +21,12 @@ pub fn sets(call_bytes: u64, set_bytes: u64, l2_bytes: u64, free_bytes: u64) -> 
     let others = (L2_TURNS * l2_bytes).div_ceil(call_bytes.max(1));
     let fit = (free_bytes as f64 * MEMORY_SHARE) as u64 / set_bytes.max(1);
     (others + 1).min(MOST_SETS).min(fit).max(1) as usize
+}
+
+/// Whether a call's tensors stay in the L2 from one call to the next. Of an L2 in two partitions each may
+/// hold a copy of what comes from the other.
+pub fn stays_in_cache(call_bytes: u64, l2_bytes: u64) -> bool {
+    call_bytes <= l2_bytes / 4
 }
 
 /// Whether it is of interest what a call takes on the host: where it may be more than on the device.

@@ -25,6 +25,7 @@ mod gpu;
 #[path = "../../examples/report/id.rs"]
 #[allow(dead_code, reason = "the report reads identifiers, the benchmarks only write them")]
 mod id;
+#[allow(dead_code, reason = "series in the cache are for the benchmarks")]
 mod sampling;
 #[path = "../shared/score.rs"]
 #[allow(dead_code, reason = "differences are for cuDNN")]

@@ -49,6 +49,7 @@ import json
 import math
 import os
 import platform
+import re
 import resource
 import statistics
 import sys
@@ -127,6 +128,7 @@ class Case:
             return
         self.y = None
         with_cudnn = self.way == "cudnn"
+        # Its last argument alone decides nothing in newer versions: `run` sets the flag that does.
         self.y, self.mean, self.invstd, self.reserve, self.impl = aten._batch_norm_impl_index(
             self.x, *stats, training, MOMENTUM, EPS, with_cudnn)
         if with_cudnn != (self.impl == 1):
@@ -261,7 +263,7 @@ def is_measured(way, pass_, dtype, extents, config):
     """Leaves out what benches/cuda leaves out, and copies but once."""
     if config == "gpu-in-cache":
         moved = 3 if pass_ == "train_backward" else 2
-        if moved * tensor_bytes(extents, dtype) > l2_bytes() // 2:
+        if moved * tensor_bytes(extents, dtype) > l2_bytes() // 4:
             return False
     # What autograd does with a capture is another matter.
     if (way, config) == ("compile", "gpu-graph"):
@@ -326,7 +328,8 @@ def keep_freed_memory():
 def call_overhead(device):
     """Time of each pass on [2, 1]: interpreter, dispatcher and (CUDA) launch, but no work."""
     case = Case(device, "channels-last", "f32", "2x1", "eager" if device == "cpu" else "native")
-    return {pass_: round(measure([case.call(pass_, "none")], device, 0.1, 5)[0]) for pass_ in PASSES}
+    with torch.backends.cudnn.flags(enabled=False):
+        return {pass_: round(measure([case.call(pass_, "none")], device, 0.1, 5)[0]) for pass_ in PASSES}
 
 
 def device_name(device):
@@ -368,6 +371,13 @@ def extents_list(text):
     return items
 
 
+def pattern(text):
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}")
+
+
 def thread_counts(text):
     items = text.split(",")
     if not all(item.isdigit() and int(item) > 0 for item in items):
@@ -389,7 +399,8 @@ def arguments():
     parser.add_argument(
         "--ways", type=listed(WAYS), help="default: eager on the CPU; native, cudnn and compile on CUDA")
     parser.add_argument("--step", action="store_true", help="also time training steps of ResNet-50; CUDA only")
-    parser.add_argument("--filter", default="", help="only identifiers that contain this text")
+    parser.add_argument("--filter", type=pattern, default="", help="only identifiers in which this regular expression is found")
+    parser.add_argument("--keep", action="store_true", help="what FILE.json holds and is not measured again stays in it")
     parser.add_argument("--full", action="store_true", help="CPU only: every element type and epilogue on every shape")
     parser.add_argument("--quick", action="store_true", help="a few repetitions: to try the script, not to quote")
     args = parser.parse_args()
@@ -431,7 +442,7 @@ def run(args, way, found, save):
         cases = []
         for pass_, _, _, _, epilogue, config in ids:
             id_ = f"{pass_}/{layout}/{dtype}/{extents}/{epilogue}/{config}"
-            if args.filter not in id_ or not is_measured(way, pass_, dtype, extents, config):
+            if not args.filter.search(id_) or not is_measured(way, pass_, dtype, extents, config):
                 continue
             try:
                 if not cases:
@@ -490,7 +501,8 @@ def measure_way(args, way, found, save):
         save()
 
     # Autograd is part of what torch.compile compiles.
-    with contextlib.nullcontext() if way == "compile" else torch.inference_mode():
+    mode = contextlib.nullcontext() if way == "compile" else torch.inference_mode()
+    with mode, torch.backends.cudnn.flags(enabled=way != "native"):
         run(args, way, found, save_with_load)
     share = load.share()
     if share is not None and share > 0.05:
@@ -516,6 +528,36 @@ def compile_every_shape():
     torch._functorch.config.donated_buffer = False
 
 
+def read(path):
+    """The peers of an earlier run; none where there was none."""
+    if not os.path.exists(path):
+        return []
+    with open(path) as file:
+        found = json.load(file)
+    return found if isinstance(found, list) else [found]
+
+
+def merged(before, now):
+    """Both runs' peers: what is new replaces what was there of an identifier, on the same device."""
+    peers = {peer["peer"]: peer for peer in before}
+    for new in now:
+        old = peers.get(new["peer"])
+        if old is None or old["device"] != new["device"]:
+            peers[new["peer"]] = new
+            continue
+        measured = {result["id"] for result in new["results"]}
+        again = measured | new["refused"].keys()
+        results = [result for result in old["results"] if result["id"] not in again]
+        refused = {id_: reason for id_, reason in old["refused"].items() if id_ not in measured}
+        peers[new["peer"]] = {
+            **new,
+            "results": results + new["results"],
+            "refused": refused | new["refused"],
+            "resnet50_step_ns": old["resnet50_step_ns"] | new["resnet50_step_ns"],
+        }
+    return list(peers.values())
+
+
 def write(path, peers):
     """All of it or nothing: a run may be ended at any time."""
     with open(path + ".unfinished", "w") as file:
@@ -533,6 +575,7 @@ def main():
         if args.device == "cpu":
             torch.set_num_threads(1)
         overhead = call_overhead(args.device)
+    before = read(args.output) if args.keep else []
     peers = []
     for way in args.ways:
         peers.append({
@@ -540,7 +583,7 @@ def main():
             "call_overhead_ns": overhead, "foreign_cpu_share": None,
             "results": [], "refused": {}, "resnet50_step_ns": {},
         })
-        measure_way(args, way, peers[-1], lambda: write(args.output, peers))
+        measure_way(args, way, peers[-1], lambda: write(args.output, merged(before, peers)))
     if not any(found["results"] or found["resnet50_step_ns"] for found in peers):
         sys.exit("nothing measured: no identifier matches the options given")
 

@@ -120,6 +120,10 @@ pub const GROWTH: [(&str, [&[usize]; 5]); 3] = [
     ),
 ];
 
+/// Tensors of more elements are measured in f16 only: what they are made of and held against takes the
+/// host longer than all else together.
+const MOST_ELEMENTS: usize = 1 << 28;
+
 /// The element types of the GPU.
 pub const GPU_ELEMENTS: [Element; 3] = [Element::F16, Element::Bf16, Element::F32];
 
@@ -156,7 +160,9 @@ fn is_gpu_shape_of(id: &Id) -> bool {
     let is_listed = |shapes: &[&[usize]]| shapes.contains(&&id.extents[..]);
     let half = id.element == Element::F16;
     let plain = id.fused == Fused::None && GPU_ELEMENTS.contains(&id.element);
-    let all_types = layer_of(id).is_some() && batch == BATCH || is_listed(&OTHER_SHAPES);
+    let is_large = id.extents.iter().product::<usize>() > MOST_ELEMENTS;
+    let listed = is_listed(&OTHER_SHAPES) && (half || !is_large);
+    let all_types = layer_of(id).is_some() && batch == BATCH || listed;
     let other_batches = layer_of(id).is_some() && half && [32, 64, 256].contains(&batch);
     let growth = half && GROWTH.iter().any(|(_, shapes)| is_listed(shapes));
     let in_step = half

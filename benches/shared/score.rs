@@ -3,6 +3,7 @@
 
 use crate::calls::{Inputs, NORM};
 use ndarray::{Array1, Array3, Axis};
+use rayon::prelude::*;
 use warpnorm::{Element, Layout, Problem, reference};
 
 /// Elements that the textbook is asked for, about.
@@ -10,8 +11,11 @@ const ELEMENTS: usize = 1 << 20;
 /// Nearer to where a ReLU bends than this, either side may be right.
 const BEND: f64 = 1e-3;
 
-/// The textbook's results for some channels.
-pub struct Expected {
+/// The textbook's results for some channels, in parts that are worked on side by side.
+pub struct Expected(Vec<Part>);
+
+/// The textbook's results for neighbours among the sampled channels.
+struct Part {
     channels: Vec<usize>,
     y: Array3<f64>,
     dx: Array3<f64>,
@@ -74,6 +78,45 @@ impl Expected {
         running: Option<[&[E::Param]; 2]>,
     ) -> Self {
         let channels = sampled_channels(problem.channels(), problem.values_per_channel());
+        let together = channels.len().div_ceil(rayon::current_num_threads());
+        let part = |channels: &[usize]| Part::new(problem, inputs, running, channels.to_vec());
+        Expected(channels.par_chunks(together).map(part).collect())
+    }
+
+    /// The largest error of a whole tensor's sampled channels.
+    pub fn y_error<E: Element>(&self, problem: &Problem, y: &[E]) -> f64 {
+        self.worst(|part| part.y_error(&part.gather(problem, y), &part.y))
+    }
+
+    /// The same for dx, but for elements at a ReLU's bend.
+    pub fn dx_error<E: Element>(&self, problem: &Problem, dx: &[E]) -> f64 {
+        self.worst(|part| part.dx_error(problem, &part.gather(problem, dx), &part.dx))
+    }
+
+    /// The largest difference of two results.
+    pub fn y_difference<E: Element>(&self, problem: &Problem, a: &[E], b: &[E]) -> f64 {
+        self.worst(|part| part.y_error(&part.gather(problem, a), &part.gather(problem, b)))
+    }
+
+    /// The same for dx, but for elements at a ReLU's bend.
+    pub fn dx_difference<E: Element>(&self, problem: &Problem, a: &[E], b: &[E]) -> f64 {
+        self.worst(|part| {
+            part.dx_error(problem, &part.gather(problem, a), &part.gather(problem, b))
+        })
+    }
+
+    fn worst(&self, error: impl Fn(&Part) -> f64 + Sync + Send) -> f64 {
+        self.0.par_iter().map(error).reduce(|| 0.0, f64::max)
+    }
+}
+
+impl Part {
+    fn new<E: Element>(
+        problem: &Problem,
+        inputs: &Inputs<E>,
+        running: Option<[&[E::Param]; 2]>,
+        channels: Vec<usize>,
+    ) -> Self {
         let epilogue = problem.epilogue();
         let tensor = |values: &[E]| gather(problem, &channels, values);
         let vector = |values: &[E::Param]| -> Array1<f64> {
@@ -112,7 +155,7 @@ impl Expected {
             (gradients.dbias.mapv(f64::abs) + &xhat * &gradients.dweight.mapv(f64::abs)) / count;
         let dx_scale = (&weight * &invstd).mapv(f64::abs)
             * (largest(&gradients.dresidual) + through_statistics);
-        Expected {
+        Part {
             y_scale: weight.mapv(f64::abs) * &xhat + bias.mapv(f64::abs) + added,
             dx_scale,
             dx: gradients.dx,
@@ -122,28 +165,17 @@ impl Expected {
         }
     }
 
-    /// The largest error of a whole tensor's sampled channels.
-    pub fn y_error<E: Element>(&self, problem: &Problem, y: &[E]) -> f64 {
-        self.error(&gather(problem, &self.channels, y), &self.y, &self.y_scale, false)
+    fn gather<E: Element>(&self, problem: &Problem, values: &[E]) -> Array3<f64> {
+        gather(problem, &self.channels, values)
     }
 
-    /// The same for dx, but for elements at a ReLU's bend.
-    pub fn dx_error<E: Element>(&self, problem: &Problem, dx: &[E]) -> f64 {
+    fn y_error(&self, got: &Array3<f64>, expected: &Array3<f64>) -> f64 {
+        self.error(got, expected, &self.y_scale, false)
+    }
+
+    fn dx_error(&self, problem: &Problem, got: &Array3<f64>, expected: &Array3<f64>) -> f64 {
         let bends = problem.epilogue().activation != warpnorm::Activation::Identity;
-        self.error(&gather(problem, &self.channels, dx), &self.dx, &self.dx_scale, bends)
-    }
-
-    /// The largest difference of two results.
-    pub fn y_difference<E: Element>(&self, problem: &Problem, a: &[E], b: &[E]) -> f64 {
-        let (a, b) = (gather(problem, &self.channels, a), gather(problem, &self.channels, b));
-        self.error(&a, &b, &self.y_scale, false)
-    }
-
-    /// The same for dx, but for elements at a ReLU's bend.
-    pub fn dx_difference<E: Element>(&self, problem: &Problem, a: &[E], b: &[E]) -> f64 {
-        let bends = problem.epilogue().activation != warpnorm::Activation::Identity;
-        let (a, b) = (gather(problem, &self.channels, a), gather(problem, &self.channels, b));
-        self.error(&a, &b, &self.dx_scale, bends)
+        self.error(got, expected, &self.dx_scale, bends)
     }
 
     fn error(

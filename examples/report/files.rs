@@ -1,7 +1,7 @@
 //! The files that benchmarks and peers' programs leave for the report. Shared with them.
 
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What another library took: an object of a peer's file.
@@ -54,6 +54,9 @@ pub struct GpuFile {
     /// What could not be measured, or was wrong, and why.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub failed: BTreeMap<String, String>,
+    /// What is among Criterion's results: a run that goes on where another ended leaves it out.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub measured: BTreeSet<String>,
     /// Why cuDNN was not there, if it was not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_cudnn: Option<String>,

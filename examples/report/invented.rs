@@ -121,6 +121,7 @@ fn gpu_file(ours: &[Measured]) -> GpuFile {
             .collect(),
         accuracy: training().map(|it| (format!("{} y", it.id), errors.clone())).collect(),
         failed: [("train_forward/…".to_owned(), "an error of 2|3".to_owned())].into(),
+        measured: Default::default(),
         no_cudnn: None,
     }
 }

@@ -138,6 +138,11 @@ fn gather(args: &Args, device: &str) -> Result<Report, Box<dyn std::error::Error
         of_file.into_iter().try_for_each(|peer| add_peer(&mut peers, peer, &path))?;
         rust = beside_times.or(rust);
     }
+    let mut gpu = read_if_there::<GpuFile>(&args.criterion.join(GPU_FILE))?;
+    if let Some(gpu) = &mut gpu {
+        // The report's rows say it.
+        gpu.measured.clear();
+    }
     Ok(Report {
         device: device.to_owned(),
         machine: Machine::here(args.cpu.clone()),
@@ -147,7 +152,7 @@ fn gather(args: &Args, device: &str) -> Result<Report, Box<dyn std::error::Error
         rustc: machine::rustc(),
         rows: join::join(&ours.results, &peers)?,
         peers,
-        gpu: read_if_there::<GpuFile>(&args.criterion.join(GPU_FILE))?,
+        gpu,
         rust,
     })
 }

@@ -2,11 +2,14 @@
 # Tests and measures warpnorm on this machine's first NVIDIA GPU; needs neither Rust nor a network.
 # README.txt says what each command does. Output also goes to results/.
 set -euo pipefail
+results=$(realpath -m -- "${RESULTS:-$(dirname "$0")/results}")
 cd "$(dirname "$0")"
 
 readonly FAILED=1 NO_GPU=2 NO_TOOL=3
 failures=()
 python=${PYTHON:-python3}
+# Seconds that a step may take; 0 is for ever.
+limit=${LIMIT:-0}
 
 usage() {
     cat <<'TEXT'
@@ -19,12 +22,14 @@ usage() {
 TEXT
 }
 
-# Runs a command under a headline and remembers whether it failed.
+# Runs a program under a headline and remembers whether it failed, or took too long.
 step() {
-    local headline=$1 start=$SECONDS
+    local headline=$1 start=$SECONDS status=0
     shift
     printf '\n=== %s: %s\n' "$headline" "$*"
-    "$@" || failures+=("$headline")
+    timeout --kill-after 5 "$limit" "$@" || status=$?
+    if [ $status -ne 0 ]; then failures+=("$headline"); fi
+    if [ $status -eq 124 ] || [ $status -eq 137 ]; then echo "ended after $limit s"; fi
     printf -- '--- %s: %d s\n' "$headline" $((SECONDS - start))
 }
 
@@ -70,8 +75,11 @@ conclude() {
 }
 
 run_test() {
+    local group groups
     require_gpu
-    step 'tests on the GPU' bin/gpu
+    limit=${LIMIT:-600}
+    groups=$(bin/gpu --list | sed -n 's/::.*//p' | awk '!seen[$0]++')
+    for group in $groups; do test_group "$group"; done
     step 'tests within the library' bin/unit
     step 'public cases' env REPLAY_CASES=cases bin/public_cases cuda::
     step 'replay, channels-first' bin/replay --device cuda --layout channels-first cases
@@ -83,6 +91,16 @@ run_test() {
         printf '\ncuBLAS or NVRTC is not here: the training example was not run\n'
     fi
     conclude
+}
+
+# A fault of the GPU stays with the process that met it, and fails all its tests from there on: each
+# group has a process of its own, and one that fails another, in which one test follows the other.
+test_group() {
+    local group=$1 before=${#failures[@]}
+    step "$group on the GPU" bin/gpu "$group::"
+    if [ ${#failures[@]} -gt "$before" ]; then
+        step "$group, one by one" env CUDA_LAUNCH_BLOCKING=1 bin/gpu "$group::" --test-threads 1
+    fi
 }
 
 # Where the loader looks.
@@ -137,12 +155,12 @@ sanitize() {
         done
     fi
     step "$tool" "$sanitizer" --tool "$tool" --error-exitcode 9 "${options[@]}" \
-        bin/gpu --test-threads 1 "${skipped[@]}"
+        bin/gpu --test-threads 1 "${skipped[@]}" ${SANITIZE_FILTER:+"$SANITIZE_FILTER"}
 }
 
 # The GPU's part comes first: where its time is short, the rest may be cut off.
 run_bench() {
-    local name names=("$@") home=${BENCH_HOME:-results/$stamp-bench} filter=${BENCH_FILTER:-}
+    local name names=("$@") home=${BENCH_HOME:-$results/$stamp-bench} filter=${BENCH_FILTER:-}
     if [ ${#names[@]} -eq 0 ]; then names=(cuda torch cpu); fi
     mkdir -p "$home"
     for name in "${names[@]}"; do
@@ -155,29 +173,26 @@ run_bench() {
                 ;;
         esac
     done
-    report "$home"
+    # Peers alone are compared with nothing.
+    if [ -d "$home/criterion" ]; then report "$home"; fi
     conclude
 }
 
 bench_torch() {
-    local home=$1 filter=$2 options called
+    local home=$1 filter=$2 options
     if ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
         printf '\nPyTorch with CUDA is not here: not measured\n'
         return
     fi
     read -ra options <<<"${TORCH_OPTIONS:---ways native,cudnn --step}"
-    # What is measured again replaces what it was before: the report takes nothing twice.
-    called=$(printf %s "${options[*]} $filter" | tr -cs 'A-Za-z0-9_.' -)
     step 'bench torch' "$python" peers/torch_bn.py --device cuda "${options[@]}" \
-        --filter "$filter" --output "$home/torch$called.json"
+        --filter "$filter" --keep --output "$home/torch.json"
 }
 
 # On all that is in a folder, also of earlier runs.
 report() {
-    local file peers=()
-    for file in "$1"/torch*.json; do
-        if [ -e "$file" ]; then peers+=(--peer "$file"); fi
-    done
+    local peers=()
+    if [ -e "$1/torch.json" ]; then peers=(--peer "$1/torch.json"); fi
     step report bin/report --device "$(device_name)" --criterion "$1/criterion" "${peers[@]}" \
         --commit "$(sed -n 's/^commit //p' built-from.txt)" --output "$1"
 }
@@ -196,7 +211,7 @@ run_tune() {
 }
 
 run_train() {
-    step train bin/train --output "results/$stamp-train" "$@"
+    step train bin/train --output "$results/$stamp-train" "$@"
     conclude
 }
 
@@ -226,8 +241,8 @@ run() {
 }
 
 stamp=$(date -u +%Y%m%dT%H%M%SZ)
-log=results/$stamp-$command.log
-mkdir -p results
+log=$results/$stamp-$command.log
+mkdir -p "$results"
 status=0
 run "$@" 2>&1 | tee "$log" || status=${PIPESTATUS[0]}
 echo "log: $log"

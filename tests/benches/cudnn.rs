@@ -1,6 +1,6 @@
 //! What cuDNN is told of a call.
 
-use crate::describe::{Shape, layout, mode_name, modes, ops, shape};
+use crate::describe::{Shape, layout, mode_name, modes, ops, reason_against, shape};
 use crate::id::{Fused, Pass};
 use warpnorm::Layout::{ChannelsFirst, ChannelsLast};
 
@@ -52,4 +52,11 @@ fn every_epilogue_has_an_operation_of_its_own() {
     let all = [Fused::None, Fused::Relu, Fused::AddRelu].map(ops);
     let numbers = all.map(|ops| ops as u32);
     assert_eq!(numbers, [0, 1, 2]);
+}
+
+#[test]
+fn inference_of_very_many_samples_is_not_asked_for() {
+    assert_eq!(reason_against(Pass::Inference, 65_535), None);
+    assert!(reason_against(Pass::Inference, 65_536).unwrap().contains("65535"));
+    assert_eq!(reason_against(Pass::TrainForward, 125_000), None);
 }

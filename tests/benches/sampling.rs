@@ -1,6 +1,8 @@
 //! How often something is called to be timed.
 
-use crate::sampling::{MEASUREMENT, SAMPLES, WARM_UP, is_host_timed, median, median_ns, sets};
+use crate::sampling::{
+    MEASUREMENT, SAMPLES, WARM_UP, is_host_timed, median, median_ns, sets, stays_in_cache,
+};
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
@@ -59,4 +61,10 @@ fn the_host_is_timed_on_small_calls_that_it_makes_itself() {
     assert!(!timed("train_forward/channels-last/f16/128x100/none/gpu-graph"));
     assert!(!timed("train_forward/channels-last/f16/64x256x56x56/none/gpu"));
     assert!(!timed("copy/channels-last/f16/128x100/none/gpu"));
+}
+
+#[test]
+fn what_stays_in_the_cache_fits_either_half_of_it_twice() {
+    assert!(stays_in_cache(15 * MIB, 60 * MIB));
+    assert!(!stays_in_cache(16 * MIB, 60 * MIB));
 }

@@ -59,7 +59,7 @@ pub fn ops(fused: Fused) -> Ops {
 
 /// The ways to make a call, the fastest of which counts. Inference is one kernel in either spatial
 /// mode. A 2-D tensor's values are its channels', so that `PER_ACTIVATION`, which takes its own
-/// statistics at every position, is the same there; PyTorch uses it.
+/// statistics at every position, is the same there.
 pub fn modes(pass: Pass, rank: usize) -> Vec<Mode> {
     let mut modes = vec![Mode::CUDNN_BATCHNORM_SPATIAL];
     if pass != Pass::Inference {
@@ -69,6 +69,14 @@ pub fn modes(pass: Pass, rank: usize) -> Vec<Mode> {
         modes.push(Mode::CUDNN_BATCHNORM_PER_ACTIVATION);
     }
     modes
+}
+
+/// Why a call is not made: PyTorch does not give cuDNN so many samples for inference either, and a fault
+/// would take the device from all that follows.
+pub fn reason_against(pass: Pass, samples: usize) -> Option<String> {
+    const MOST: usize = 65_535;
+    let beyond = pass == Pass::Inference && samples > MOST;
+    beyond.then(|| format!("not asked: inference of more than {MOST} samples"))
 }
 
 /// `SPATIAL`, not `CUDNN_BATCHNORM_SPATIAL`.

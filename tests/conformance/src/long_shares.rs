@@ -12,13 +12,15 @@ use warpnorm::{Backend, Element, Epilogue, Layout};
 /// The value at this place, of so many in a channel. `noise` is normal.
 type Series = fn(place: f64, channel: usize, noise: f64) -> f64;
 
-const SERIES: [(&str, Series); 7] = [
+const SERIES: [(&str, Series); 8] = [
     ("a drift", |place, _, noise| 1000.0 * place + noise),
     (
         "zeros first",
         |place, channel, noise| if place < 0.4 { 0.0 } else { channel as f64 - 3.0 + noise },
     ),
     ("outliers first", |place, _, noise| if place < 0.001 { 3e4 } else { noise }),
+    // Nothing is to be taken about it.
+    ("one outlier, first of all", |place, _, noise| if place == 0.0 { 1000.0 } else { noise }),
     ("a step in every channel but one", |place, channel, noise| match channel {
         1 => 7.25,
         _ if place < 0.3 => 1000.0 + 0.01 * noise,

@@ -31,15 +31,26 @@ pub fn judge<S: Subject>(case: &Case, subject: &S) -> Result<(Verdict, String), 
 
 fn typed<S: Subject, E: Element>(case: &Case, subject: &S) -> Result<(Verdict, String), RunError> {
     let tensors = tensors::<E>(case, subject.layout())?;
-    let mut bn: LayerOf<S, E::Param> = layer(case, subject, channels(case, &tensors)?)?;
-    let before = bn.state()?;
-    let outcome = if case.meta.split.is_some() {
-        let split = sync::split(case, &tensors)?;
-        sync::call(case, &split, subject, &mut bn, &tensors)
-    } else {
-        call(case, subject, &mut bn, &tensors)
+    let channels = channels(case, &tensors)?;
+    let run = |tensors: &Tensors<E>| -> Result<_, RunError> {
+        let mut bn: LayerOf<S, E::Param> = layer(case, subject, channels)?;
+        let before = bn.state()?;
+        let outcome = if case.meta.split.is_some() {
+            let split = sync::split(case, tensors)?;
+            sync::call(case, &split, subject, &mut bn, tensors)
+        } else {
+            call(case, subject, &mut bn, tensors)
+        };
+        Ok((outcome, before, bn.state()?))
     };
-    let after = bn.state()?;
+    let (outcome, mut before, after) = run(&tensors)?;
+    if outcome.is_err() && tensors.dy.is_some() {
+        // If it is backward that is refused, the forward before it has rightly moved the averages.
+        let (forward, _, moved) = run(&Tensors { dy: None, ..tensors.clone() })?;
+        if forward.is_ok() {
+            before = moved;
+        }
+    }
     let Err(error) = outcome else {
         return Ok((Verdict::Fail, "the call was not refused".to_owned()));
     };

@@ -37,11 +37,11 @@ fn main() -> ExitCode {
     }
     let tests = [
         memory::tests(),
+        checks::tests(),
         addresses::tests(),
         graph::tests(),
         streams::tests(),
         teams::tests(),
-        checks::tests(),
         large::tests(),
     ];
     let trial = |test: Test| {

@@ -2,6 +2,7 @@
 //! fails its output, slightly less passes.
 
 use crate::support::{Copy, npy_f64};
+use ndarray::ArrayD;
 use replay::arrays::Arrays;
 use replay::case::Case;
 use replay::run::run;
@@ -160,6 +161,19 @@ fn a_call_that_should_be_refused_and_is_not_fails() {
     let report = replay(&copy.folder, Options::default());
     assert_eq!(report.verdict, Verdict::Fail);
     assert!(report.details.contains("not refused"), "{report}");
+}
+
+/// Forward has moved the running statistics before backward is refused.
+#[test]
+fn a_backward_that_is_refused_passes() {
+    let copy = Copy::of("pytorch/refuse_train_1x5x1x1");
+    let meta = r#"{"kind": "error", "shape": [2, 5, 1, 1], "mode": "train"}"#;
+    copy.write("meta.json", meta);
+    copy.write("x.npy", npy_f64(&ArrayD::from_elem(vec![2, 5, 1, 1], 3.0)));
+    copy.write("dy.npy", npy_f64(&ArrayD::zeros(vec![2, 5, 1, 2])));
+    let report = replay(&copy.folder, Options::default());
+    assert_eq!(report.verdict, Verdict::Pass, "{report}");
+    assert!(report.details.contains("`dy`"), "{report}");
 }
 
 #[test]
