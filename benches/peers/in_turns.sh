@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Measures this crate's CPU backend, PyTorch and oneDNN in turns, pass by pass and shape by shape, and
+# writes a report: a machine that others share is not as fast in one minute as in the next, and so
+# is as fast for one library as for the others.
+#
+#   benches/peers/in_turns.sh NAME [REPORT OPTION...]
+#
+# NAME is the machine's, a folder in benches/results. PYTHON names a python3 with PyTorch, and ONEDNN
+# the program that onednn_bn.cpp becomes; whatever is missing is left out. Takes some 20 minutes.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+name=${1:?a name for the machine}
+shift
+python=${PYTHON:-target/venv/bin/python}
+onednn=${ONEDNN:-target/onednn_bn}
+home=${CARGO_TARGET_DIR:-target}/in-turns
+passes=(inference train_forward train_backward)
+shapes=(32x64x112x112 32x256x56x56 32x512x28x28 32x1024x14x14 32x2048x7x7 8x64x56x56 4096x1024 128x100)
+
+rm -rf "$home"
+mkdir -p "$home"
+cargo bench --bench cpu --no-run
+peers=()
+ours() {
+    CRITERION_HOME=$home cargo bench --quiet --bench cpu -- --noplot "^$1/.*/$2/"
+}
+for shape in "${shapes[@]}"; do
+    ours copy "$shape"
+    for pass in "${passes[@]}"; do
+        if command -v "$python" >/dev/null; then
+            torch=$home/torch-$pass-$shape.json
+            "$python" benches/peers/torch_bn.py --device cpu --shapes "$shape" --passes "$pass" --output "$torch"
+            peers+=(--peer "$torch")
+        fi
+        ours "$pass" "$shape"
+        if command -v "$onednn" >/dev/null; then
+            dnnl=$home/onednn-$pass-$shape.json
+            "$onednn" --shapes "$shape" --passes "$pass" --output "$dnnl"
+            peers+=(--peer "$dnnl")
+        fi
+    done
+done
+cargo run --release --example report -- --device "$name" --criterion "$home" "${peers[@]}" "$@"
