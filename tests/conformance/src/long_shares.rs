@@ -12,7 +12,7 @@ use warpnorm::{Backend, Element, Epilogue, Layout};
 /// The value at this place, of so many in a channel. `noise` is normal.
 type Series = fn(place: f64, channel: usize, noise: f64) -> f64;
 
-const SERIES: [(&str, Series); 8] = [
+const SERIES: [(&str, Series); 9] = [
     ("a drift", |place, _, noise| 1000.0 * place + noise),
     (
         "zeros first",
@@ -21,6 +21,7 @@ const SERIES: [(&str, Series); 8] = [
     ("outliers first", |place, _, noise| if place < 0.001 { 3e4 } else { noise }),
     // Nothing is to be taken about it.
     ("one outlier, first of all", |place, _, noise| if place == 0.0 { 1000.0 } else { noise }),
+    ("heavy tails", |_, _, noise| (2.0 * noise).exp()),
     ("a step in every channel but one", |place, channel, noise| match channel {
         1 => 7.25,
         _ if place < 0.3 => 1000.0 + 0.01 * noise,
@@ -95,7 +96,7 @@ fn choice(tier: Tier, layout: Layout) -> Choice {
 /// Planes, and columns that fold into channels.
 const CHANNELS_FIRST: &[Dim] = &[(2, 3, 8192), (2, 2, 9001), (1500, 8, 4)];
 /// Columns of single elements, and of packs.
-const CHANNELS_LAST: &[Dim] = &[(2, 3, 8192), (6000, 8, 1)];
+const CHANNELS_LAST: &[Dim] = &[(2, 3, 8192), (6000, 8, 1), (700, 33, 1)];
 
 fn check_all<S: Subject, E: Element<Param = f32>>(subject: &S, names: &[(&str, Series)]) {
     for &(name, of) in names {
