@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 use warpnorm::Result;
 use warpnorm::cuda::{Alignment, Pass as Call, Plan, predicted_seconds, training_plans};
 
+const ENDED: &str = "the run ended before it was measured";
+const ENDED_TWICE: &str = "two runs ended before it was measured";
+
 /// Both files, with what earlier runs on the same device left in them.
 pub struct Record {
     folder: PathBuf,
@@ -52,18 +55,21 @@ impl Record {
 
     /// It is about to be measured: all that is known of it if the run ends in the midst of it.
     pub fn begun(&mut self, id: &Id) {
-        self.failed(id, "the run ended before it was measured".to_owned());
+        let ended_before = self.gpu.failed.get(&id.to_string()).is_some_and(|why| why == ENDED);
+        self.failed(id, if ended_before { ENDED_TWICE } else { ENDED }.to_owned());
         self.write();
     }
 
-    /// Whether it was measured, or failed.
+    /// Whether it was measured, or failed. One in which a run was ended gets a second chance.
     pub fn is_known(&self, id: &Id) -> bool {
         let name = id.to_string();
-        self.gpu.measured.contains(&name) || self.gpu.failed.contains_key(&name)
+        self.gpu.measured.contains(&name)
+            || self.gpu.failed.get(&name).is_some_and(|why| why != ENDED)
     }
 
     /// It could not be measured, and why.
     pub fn failed(&mut self, id: &Id, reason: String) {
+        self.gpu.measured.remove(&id.to_string());
         self.gpu.failed.insert(id.to_string(), reason);
     }
 

@@ -14,12 +14,14 @@ shift
 python=${PYTHON:-target/venv/bin/python}
 onednn=${ONEDNN:-target/onednn_bn}
 home=${CARGO_TARGET_DIR:-target}/in-turns
+threads=$([ "$(nproc)" -gt 1 ] && echo 1,2 || echo 1)
 passes=(inference train_forward train_backward)
 shapes=(32x64x112x112 32x256x56x56 32x512x28x28 32x1024x14x14 32x2048x7x7 8x64x56x56 4096x1024 128x100)
 
 rm -rf "$home"
 mkdir -p "$home"
 cargo bench --bench cpu --no-run
+has_torch=$("$python" -c 'import torch' 2>/dev/null && echo yes || true)
 peers=()
 ours() {
     CRITERION_HOME=$home cargo bench --quiet --bench cpu -- --noplot "^$1/.*/$2/"
@@ -27,15 +29,16 @@ ours() {
 for shape in "${shapes[@]}"; do
     ours copy "$shape"
     for pass in "${passes[@]}"; do
-        if command -v "$python" >/dev/null; then
+        if [ -n "$has_torch" ]; then
             torch=$home/torch-$pass-$shape.json
-            "$python" benches/peers/torch_bn.py --device cpu --shapes "$shape" --passes "$pass" --output "$torch"
+            "$python" benches/peers/torch_bn.py --device cpu --threads "$threads" \
+                --shapes "$shape" --passes "$pass" --output "$torch"
             peers+=(--peer "$torch")
         fi
         ours "$pass" "$shape"
         if command -v "$onednn" >/dev/null; then
             dnnl=$home/onednn-$pass-$shape.json
-            "$onednn" --shapes "$shape" --passes "$pass" --output "$dnnl"
+            "$onednn" --threads "$threads" --shapes "$shape" --passes "$pass" --output "$dnnl"
             peers+=(--peer "$dnnl")
         fi
     done

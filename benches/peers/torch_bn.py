@@ -128,7 +128,7 @@ class Case:
             return
         self.y = None
         with_cudnn = self.way == "cudnn"
-        # Its last argument alone decides nothing in newer versions: `run` sets the flag that does.
+        # Newer versions do not read the last argument: `measure_way` sets the flag that decides.
         self.y, self.mean, self.invstd, self.reserve, self.impl = aten._batch_norm_impl_index(
             self.x, *stats, training, MOMENTUM, EPS, with_cudnn)
         if with_cudnn != (self.impl == 1):
@@ -399,8 +399,10 @@ def arguments():
     parser.add_argument(
         "--ways", type=listed(WAYS), help="default: eager on the CPU; native, cudnn and compile on CUDA")
     parser.add_argument("--step", action="store_true", help="also time training steps of ResNet-50; CUDA only")
-    parser.add_argument("--filter", type=pattern, default="", help="only identifiers in which this regular expression is found")
-    parser.add_argument("--keep", action="store_true", help="what FILE.json holds and is not measured again stays in it")
+    parser.add_argument(
+        "--filter", type=pattern, default="", help="only identifiers in which this regular expression is found")
+    parser.add_argument(
+        "--keep", action="store_true", help="what FILE.json holds and is not measured again stays in it")
     parser.add_argument("--full", action="store_true", help="CPU only: every element type and epilogue on every shape")
     parser.add_argument("--quick", action="store_true", help="a few repetitions: to try the script, not to quote")
     args = parser.parse_args()
@@ -515,7 +517,7 @@ def measure_way(args, way, found, save):
                 print(f"{WAYS[way]}: no step at N = {batch}: {reason(outcome)}", file=sys.stderr)
                 require_device(args.device)
             else:
-                found["resnet50_step_ns"][batch] = outcome
+                found["resnet50_step_ns"][str(batch)] = outcome
             save()
 
 
@@ -545,7 +547,8 @@ def merged(before, now):
         if old is None or old["device"] != new["device"]:
             peers[new["peer"]] = new
             continue
-        measured = {result["id"] for result in new["results"]}
+        steps = lambda peer: {f"step/{batch}": batch for batch in peer["resnet50_step_ns"]}
+        measured = {result["id"] for result in new["results"]} | steps(new).keys()
         again = measured | new["refused"].keys()
         results = [result for result in old["results"] if result["id"] not in again]
         refused = {id_: reason for id_, reason in old["refused"].items() if id_ not in measured}
@@ -553,7 +556,9 @@ def merged(before, now):
             **new,
             "results": results + new["results"],
             "refused": refused | new["refused"],
-            "resnet50_step_ns": old["resnet50_step_ns"] | new["resnet50_step_ns"],
+            "resnet50_step_ns": {
+                batch: old["resnet50_step_ns"][batch] for id_, batch in steps(old).items() if id_ not in again
+            } | new["resnet50_step_ns"],
         }
     return list(peers.values())
 

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Tests and measures warpnorm on this machine's first NVIDIA GPU; needs neither Rust nor a network.
-# README.txt says what each command does. Output also goes to results/.
+# README.txt says what each command does.
 set -euo pipefail
+# As the caller says them, before the folder changes.
 results=$(realpath -m -- "${RESULTS:-$(dirname "$0")/results}")
+bench_home=${BENCH_HOME:+$(realpath -m -- "$BENCH_HOME")}
 cd "$(dirname "$0")"
 
 readonly FAILED=1 NO_GPU=2 NO_TOOL=3
@@ -27,9 +29,14 @@ step() {
     local headline=$1 start=$SECONDS status=0
     shift
     printf '\n=== %s: %s\n' "$headline" "$*"
-    timeout --kill-after 5 "$limit" "$@" || status=$?
+    # Without a limit the program stays in the terminal's process group.
+    if [ "$limit" = 0 ]; then
+        "$@" || status=$?
+    else
+        timeout --kill-after 5 "$limit" "$@" || status=$?
+        if [ $status -eq 124 ] || [ $status -eq 137 ]; then echo "ended after $limit s"; fi
+    fi
     if [ $status -ne 0 ]; then failures+=("$headline"); fi
-    if [ $status -eq 124 ] || [ $status -eq 137 ]; then echo "ended after $limit s"; fi
     printf -- '--- %s: %d s\n' "$headline" $((SECONDS - start))
 }
 
@@ -79,6 +86,7 @@ run_test() {
     require_gpu
     limit=${LIMIT:-600}
     groups=$(bin/gpu --list | sed -n 's/::.*//p' | awk '!seen[$0]++')
+    if [ -z "$groups" ]; then failures+=('no tests on the GPU are listed'); fi
     for group in $groups; do test_group "$group"; done
     step 'tests within the library' bin/unit
     step 'public cases' env REPLAY_CASES=cases bin/public_cases cuda::
@@ -160,7 +168,7 @@ sanitize() {
 
 # The GPU's part comes first: where its time is short, the rest may be cut off.
 run_bench() {
-    local name names=("$@") home=${BENCH_HOME:-$results/$stamp-bench} filter=${BENCH_FILTER:-}
+    local name names=("$@") home=${bench_home:-$results/$stamp-bench} filter=${BENCH_FILTER:-}
     if [ ${#names[@]} -eq 0 ]; then names=(cuda torch cpu); fi
     mkdir -p "$home"
     for name in "${names[@]}"; do

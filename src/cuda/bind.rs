@@ -209,8 +209,17 @@ impl<'a, L: Launcher> Bound<'a, L> {
     }
 
     /// How the tensors bound so far lie.
-    pub(super) fn alignment(&mut self, problem: &Problem) -> Alignment {
-        Alignment::of(problem, &Operand::ALL.map(|operand| (*self.address(operand), operand)))
+    pub(super) fn alignment(&self, problem: &Problem) -> Alignment {
+        let params = &self.params;
+        let operands = [
+            (params.x, Operand::X),
+            (params.residual, Operand::Residual),
+            (params.y, Operand::Y),
+            (params.dy, Operand::Dy),
+            (params.dx, Operand::Dx),
+            (params.dresidual, Operand::Dresidual),
+        ];
+        Alignment::of(problem, &operands)
     }
 
     pub(super) fn mask(

@@ -104,7 +104,7 @@ impl<L: Launcher> Device<L> {
         &self,
         pass: Pass,
         problem: &Problem,
-        bound: &mut Bound<'_, L>,
+        bound: &Bound<'_, L>,
         workspace: &mut Workspace<L>,
     ) -> Result<()> {
         if problem.elements() == 0 {
@@ -114,6 +114,7 @@ impl<L: Launcher> Device<L> {
         self.launch(workspace.remembered.plans(question)?, &bound.params)
     }
 
+    /// What needs no blocks to be resident together.
     fn launch(&self, plans: &[Plan], params: &Params) -> Result<()> {
         // The second reads what the first has found, after it has waited for it.
         for (plan, is_second) in plans.iter().zip([false, true]) {
@@ -269,9 +270,9 @@ impl<L: Launcher> Backend for Device<L> {
         let SavedMut { mean_hi, mean_lo, invstd, mut mask } = saved;
         let mut saved = SavedMut::<Self, E> { mean_hi, mean_lo, invstd, mask: None };
         let mut buffer = L::slice_mut(&mut workspace.buffer);
-        problem.check_trainable(problem.values_per_channel())?;
 
         let mut bound = self.bind::<E>(problem)?;
+        problem.check_trainable(problem.values_per_channel())?;
         bound.norm(norm)?;
         bound.tensor::<E>(problem, Operand::X, &x)?;
         let alone = bound.alignment(problem);
@@ -296,9 +297,9 @@ impl<L: Launcher> Backend for Device<L> {
         let GradientsMut { mut dx, mut dresidual, mut dweight, mut dbias } = gradients;
         let needs_residual = problem.epilogue().backward_reads_residual();
         let mut buffer = L::slice_mut(&mut workspace.buffer);
-        problem.check_trainable(problem.values_per_channel())?;
 
         let mut bound = self.bind::<E>(problem)?;
+        problem.check_trainable(problem.values_per_channel())?;
         bound.backward_inputs::<E>(problem, needs_residual, &x, &residual, &dy)?;
         let inputs = bound.alignment(problem);
         bound.affine(&affine)?;
@@ -326,7 +327,7 @@ impl<L: Launcher> Backend for Device<L> {
         bound.affine(&affine)?;
         bound.running(&running)?;
         bound.tensor_mut::<E>(problem, Operand::Y, &mut y)?;
-        self.launch_elementwise(Pass::Apply, problem, &mut bound, workspace)
+        self.launch_elementwise(Pass::Apply, problem, &bound, workspace)
     }
 
     fn inference_inplace<E: Element>(
@@ -344,7 +345,7 @@ impl<L: Launcher> Backend for Device<L> {
         bound.residual::<E>(problem, &residual)?;
         bound.affine(&affine)?;
         bound.running(&running)?;
-        self.launch_elementwise(Pass::Apply, problem, &mut bound, workspace)
+        self.launch_elementwise(Pass::Apply, problem, &bound, workspace)
     }
 
     fn inference_backward<E: Element>(
@@ -415,7 +416,7 @@ impl<L: Launcher> Backend for Device<L> {
         bound.saved(&saved)?;
         bound.tensor_mut::<E>(problem, Operand::Y, &mut y)?;
         bound.mask_mut(problem, &mut mask)?;
-        self.launch_elementwise(Pass::Apply, problem, &mut bound, workspace)
+        self.launch_elementwise(Pass::Apply, problem, &bound, workspace)
     }
 
     fn backward_reduce<E: Element>(
@@ -423,8 +424,17 @@ impl<L: Launcher> Backend for Device<L> {
         problem: &Problem,
         args: BackwardReduce<'_, Self, E>,
     ) -> Result<()> {
-        let BackwardReduce { x, residual, dy, affine, saved, .. } = args;
-        let BackwardReduce { mut sums, mut dweight, mut dbias, workspace, .. } = args;
+        let BackwardReduce {
+            x,
+            residual,
+            dy,
+            affine,
+            saved,
+            mut sums,
+            mut dweight,
+            mut dbias,
+            workspace,
+        } = args;
         let needs_residual = problem.epilogue().backward_reads_residual();
         let mut buffer = L::slice_mut(&mut workspace.buffer);
         let len = SUM_ROWS * problem.channels();
@@ -460,8 +470,17 @@ impl<L: Launcher> Backend for Device<L> {
         problem: &Problem,
         args: BackwardApply<'_, Self, E>,
     ) -> Result<()> {
-        let BackwardApply { x, residual, dy, affine, saved, .. } = args;
-        let BackwardApply { sums, mut dx, mut dresidual, workspace, .. } = args;
+        let BackwardApply {
+            x,
+            residual,
+            dy,
+            affine,
+            saved,
+            sums,
+            mut dx,
+            mut dresidual,
+            workspace,
+        } = args;
         let needs_residual = problem.epilogue().backward_reads_residual();
 
         let mut bound = self.bind::<E>(problem)?;
@@ -471,6 +490,6 @@ impl<L: Launcher> Backend for Device<L> {
         bound.mask(problem, &saved.mask)?;
         bound.params.sums = bound.read("sums", SUM_ROWS * problem.channels(), &sums)?;
         bound.backward_outputs::<E>(problem, &mut dx, &mut dresidual)?;
-        self.launch_elementwise(Pass::Gradient, problem, &mut bound, workspace)
+        self.launch_elementwise(Pass::Gradient, problem, &bound, workspace)
     }
 }

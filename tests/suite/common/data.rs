@@ -91,7 +91,10 @@ impl<E: Element> Data<E> {
             x: rows(&self.x),
             residual: rows(&self.residual),
             dy: rows(&self.dy),
-            ..self.clone()
+            weight: self.weight.clone(),
+            bias: self.bias.clone(),
+            running_mean: self.running_mean.clone(),
+            running_var: self.running_var.clone(),
         }
     }
 }

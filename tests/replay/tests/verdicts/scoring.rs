@@ -171,9 +171,14 @@ fn a_backward_that_is_refused_passes() {
     copy.write("meta.json", meta);
     copy.write("x.npy", npy_f64(&ArrayD::from_elem(vec![2, 5, 1, 1], 3.0)));
     copy.write("dy.npy", npy_f64(&ArrayD::zeros(vec![2, 5, 1, 2])));
-    let report = replay(&copy.folder, Options::default());
-    assert_eq!(report.verdict, Verdict::Pass, "{report}");
-    assert!(report.details.contains("`dy`"), "{report}");
+    let refused = || {
+        let report = replay(&copy.folder, Options::default());
+        assert_eq!(report.verdict, Verdict::Pass, "{report}");
+        assert!(report.details.contains("`dy`"), "{report}");
+    };
+    refused();
+    copy.edit_meta(r#""kind": "error""#, r#""kind": "error", "split": [1, 1]"#);
+    refused();
 }
 
 #[test]
