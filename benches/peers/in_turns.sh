@@ -16,17 +16,18 @@ onednn=${ONEDNN:-target/onednn_bn}
 home=${CARGO_TARGET_DIR:-target}/in-turns
 threads=$([ "$(nproc)" -gt 1 ] && echo 1,2 || echo 1)
 passes=(inference train_forward train_backward)
-shapes=(32x64x112x112 32x256x56x56 32x512x28x28 32x1024x14x14 32x2048x7x7 8x64x56x56 4096x1024 128x100)
 
 rm -rf "$home"
 mkdir -p "$home"
 cargo bench --bench cpu --no-run
+# In the order of the list that the benchmark has.
+shapes=$(cargo bench --quiet --bench cpu -- --list | sed -n 's#^copy/[^/]*/[^/]*/\([^/]*\)/.*#\1#p' | awk '!seen[$0]++')
 has_torch=$("$python" -c 'import torch' 2>/dev/null && echo yes || true)
 peers=()
 ours() {
     CRITERION_HOME=$home cargo bench --quiet --bench cpu -- --noplot "^$1/.*/$2/"
 }
-for shape in "${shapes[@]}"; do
+for shape in $shapes; do
     ours copy "$shape"
     for pass in "${passes[@]}"; do
         if [ -n "$has_torch" ]; then

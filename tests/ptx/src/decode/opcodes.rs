@@ -137,11 +137,11 @@ impl<'a> FunctionDecoder<'a> {
     ) -> Outcome<Operation> {
         let mut space = Space::Generic;
         for suffix in suffixes {
+            if let Some(named) = space_of(suffix) {
+                space = named;
+                continue;
+            }
             match *suffix {
-                "global" => space = Space::Global,
-                "shared" => space = Space::Shared,
-                "local" => space = Space::Local,
-                "param" => space = Space::Param,
                 // Which cache, and in which order to others: memory here is one, and in order.
                 "cs" | "nc" | "volatile" | "relaxed" | "gpu" | "v2" | "v4" => {}
                 other if Type::of(other).is_some() => {}
@@ -165,13 +165,7 @@ impl<'a> FunctionDecoder<'a> {
             [space, "u64"] => (false, space),
             _ => return Err("not known here".into()),
         };
-        let space = match *space {
-            "global" => Space::Global,
-            "shared" => Space::Shared,
-            "local" => Space::Local,
-            "param" => Space::Param,
-            _ => return Err("not known here".into()),
-        };
+        let space = space_of(space).ok_or("not known here")?;
         Ok(match from_generic {
             true => Operation::FromGeneric { space, to, a },
             false => Operation::ToGeneric { space, to, a },
@@ -268,6 +262,16 @@ impl<'a> FunctionDecoder<'a> {
             _ => Err("not known here".into()),
         }
     }
+}
+
+fn space_of(name: &str) -> Option<Space> {
+    Some(match name {
+        "global" => Space::Global,
+        "shared" => Space::Shared,
+        "local" => Space::Local,
+        "param" => Space::Param,
+        _ => return None,
+    })
 }
 
 /// Of a vector, or the one operand.
