@@ -2,6 +2,9 @@
 //! the build goes on without them: `build/kernels.rs` says what becomes of that.
 
 #[cfg(feature = "cuda")]
+#[path = "src/cuda/cache.rs"]
+mod cache;
+#[cfg(feature = "cuda")]
 #[path = "src/cuda/compression.rs"]
 mod compression;
 #[cfg(feature = "cuda")]

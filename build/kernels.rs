@@ -1,5 +1,6 @@
 //! The build script's work: `kernels/*.cu` compiled for each target, compressed, and written to
-//! `OUT_DIR` for `src/cuda/images.rs` to include.
+//! `OUT_DIR` for `src/cuda/images.rs` to include. What an earlier build has compiled is not compiled
+//! again.
 //!
 //! | variable | |
 //! | --- | --- |
@@ -8,8 +9,9 @@
 //! | `WARPNORM_REQUIRE_CUDA` | `1`: no NVRTC is an error, not a warning |
 //! | `WARPNORM_BUILD_REPORT` | `1`: show times and sizes |
 
-use super::compression::{self, compress};
-use super::nvrtc::{Nvrtc, Source};
+use super::cache;
+use super::compression::{self, compress, decompress};
+use super::nvrtc::{Compiled, Identity, Nvrtc, Source};
 use super::search::{REMEDY, VARIABLES};
 use super::target::{Target, requested};
 use std::collections::BTreeSet;
@@ -39,6 +41,11 @@ impl File {
     fn is_unit(&self) -> bool {
         self.name.ends_with(".cu")
     }
+
+    /// A unit's name without `.cu`.
+    fn stem(&self) -> &str {
+        self.name.trim_end_matches(".cu")
+    }
 }
 
 /// One unit compiled for one target.
@@ -48,7 +55,8 @@ struct Image<'a> {
     compressed: Vec<u8>,
     bytes: usize,
     log: String,
-    time: Duration,
+    /// What compiling it took, if an earlier build has not done so.
+    time: Option<Duration>,
 }
 
 impl Image<'_> {
@@ -68,8 +76,8 @@ pub fn embed() -> Result<(), String> {
     let start = Instant::now();
     match open_compiler()? {
         Ok(nvrtc) => {
-            let version = nvrtc.version()?;
-            let images = compile(&nvrtc, &files)?;
+            let version = nvrtc.identity()?.version;
+            let images = compile(&nvrtc, &files, &cache::of_build(&out))?;
             warn_of(&images);
             report(&out, version, &images, start.elapsed())?;
             write_images(&out, &images)?;
@@ -83,7 +91,7 @@ pub fn embed() -> Result<(), String> {
 }
 
 fn declare_inputs() {
-    let shared = ["compression", "nvrtc", "search", "target"];
+    let shared = ["cache", "compression", "nvrtc", "search", "target"];
     let shared = shared.map(|name| format!("src/cuda/{name}.rs"));
     for path in ["build", "kernels"].into_iter().chain(shared.iter().map(String::as_str)) {
         println!("cargo::rerun-if-changed={path}");
@@ -134,39 +142,91 @@ fn flag(variable: &str) -> bool {
 
 /// Every unit for every target, on as many threads as cargo grants. In the order of their names,
 /// whichever is ready first.
-fn compile<'a>(nvrtc: &Nvrtc, files: &'a [File]) -> Result<Vec<Image<'a>>, String> {
+fn compile<'a>(nvrtc: &Nvrtc, files: &'a [File], cache: &Path) -> Result<Vec<Image<'a>>, String> {
     let request = env::var(ARCHITECTURES).ok().filter(|request| !request.is_empty());
     let targets = requested(request.as_deref(), &nvrtc.capabilities()?)
         .map_err(|error| format!("{ARCHITECTURES}: {error}"))?;
     let (units, headers): (Vec<_>, Vec<_>) = files.iter().partition(|file| file.is_unit());
     let headers: Vec<_> = headers.into_iter().map(File::source).collect();
-    let jobs: Vec<_> =
-        units.iter().flat_map(|unit| targets.iter().map(move |target| (*unit, *target))).collect();
-    in_parallel(&jobs, |(unit, target)| compile_one(nvrtc, unit, &headers, *target))
-        .into_iter()
-        .collect()
+    let compiler = Compiler { nvrtc, identity: nvrtc.identity()?, headers: &headers, cache };
+    let capabilities: BTreeSet<_> = targets.iter().map(|target| target.capability()).collect();
+    // The last names are of the longest units, whose end would else be waited for.
+    let jobs: Vec<_> = units
+        .iter()
+        .rev()
+        .flat_map(|unit| capabilities.iter().map(move |capability| (*unit, *capability)))
+        .collect();
+    let compiled = in_parallel(&jobs, |(unit, capability)| {
+        // One compilation gives both: machine code, which is first, is made of PTX.
+        let of_it = targets.iter().copied().filter(|target| target.capability() == *capability);
+        compiler.images(unit, &of_it.collect::<Vec<_>>())
+    });
+    let mut images: Vec<_> =
+        compiled.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
+    images.sort_by_key(|image| (image.unit, image.target));
+    Ok(images)
 }
 
-fn compile_one<'a>(
-    nvrtc: &Nvrtc,
-    unit: &'a File,
-    headers: &[Source<'_>],
-    target: Target,
-) -> Result<Image<'a>, String> {
-    let start = Instant::now();
-    let compiled = nvrtc
-        .compile(unit.source(), headers, target)
-        .map_err(|error| format!("kernels/{} for {target}: {error}", unit.name))?;
-    let compressed = compress(&compiled.image, compression::BEST)
-        .map_err(|error| format!("compressing {}: {error}", unit.name))?;
-    Ok(Image {
-        unit: unit.name.trim_end_matches(".cu"),
-        target,
-        compressed,
-        bytes: compiled.image.len(),
-        log: compiled.log,
-        time: start.elapsed(),
-    })
+/// NVRTC, what it needs beside a unit, and what it has compiled before.
+struct Compiler<'a> {
+    nvrtc: &'a Nvrtc,
+    identity: Identity,
+    headers: &'a [Source<'a>],
+    cache: &'a Path,
+}
+
+impl Compiler<'_> {
+    /// A unit for targets of one compute capability.
+    fn images<'a>(&self, unit: &'a File, targets: &[Target]) -> Result<Vec<Image<'a>>, String> {
+        let known: Option<Vec<_>> =
+            targets.iter().map(|target| self.known(unit, *target)).collect();
+        match known {
+            Some(images) => Ok(images),
+            None => self.compile(unit, targets),
+        }
+    }
+
+    fn compile<'a>(&self, unit: &'a File, targets: &[Target]) -> Result<Vec<Image<'a>>, String> {
+        let start = Instant::now();
+        let first = targets[0];
+        let compiled = self
+            .nvrtc
+            .compile(unit.source(), self.headers, first)
+            .map_err(|error| format!("kernels/{} for {first}: {error}", unit.name))?;
+        let Compiled { image, ptx, log } = compiled;
+        let image_of = |target: Target| {
+            let (image, log) =
+                if target == first { (&image, log.clone()) } else { (&ptx, String::new()) };
+            let compressed = compress(image, compression::BEST)
+                .map_err(|error| format!("compressing {}: {error}", unit.name))?;
+            let (bytes, time) = (image.len(), Some(start.elapsed()));
+            let image = Image { unit: unit.stem(), target, compressed, bytes, log, time };
+            self.remember(unit, &image);
+            Ok(image)
+        };
+        targets.iter().copied().map(image_of).collect()
+    }
+
+    /// Where an image is kept; what the compilers said of it lies beside.
+    fn place(&self, unit: &File, target: Target) -> PathBuf {
+        self.cache.join(cache::name(unit.source(), self.headers, target, &self.identity))
+    }
+
+    /// What an earlier build has left, if it is whole.
+    fn known<'a>(&self, unit: &'a File, target: Target) -> Option<Image<'a>> {
+        let place = self.place(unit, target);
+        let log = fs::read_to_string(place.with_extension("log")).ok()?;
+        let compressed = fs::read(place).ok()?;
+        let bytes = decompress(&compressed).ok()?.len();
+        Some(Image { unit: unit.stem(), target, compressed, bytes, log, time: None })
+    }
+
+    fn remember(&self, unit: &File, image: &Image<'_>) {
+        let place = self.place(unit, image.target);
+        // What cannot be kept only costs the next build this time again.
+        let _ = cache::write(&place.with_extension("log"), image.log.as_bytes())
+            .and_then(|()| cache::write(&place, &image.compressed));
+    }
 }
 
 /// `work` on each job; results are in the jobs' order.
@@ -213,11 +273,9 @@ fn report(
     );
     let mut resources = String::new();
     for Image { unit, target, compressed, bytes, log, time } in images {
-        let (seconds, compressed) = (time.as_secs_f64(), compressed.len());
-        let _ = writeln!(
-            report,
-            "{unit} {target}: {seconds:.2} s, {bytes} bytes, {compressed} compressed"
-        );
+        let time = time.map_or("as before".into(), |time| format!("{:.2} s", time.as_secs_f64()));
+        let compressed = compressed.len();
+        let _ = writeln!(report, "{unit} {target}: {time}, {bytes} bytes, {compressed} compressed");
         let _ = writeln!(resources, "# {unit} {target}");
         for line in log.lines().filter(|line| !line.contains("Compile time")) {
             let _ = writeln!(resources, "{line}");

@@ -85,7 +85,7 @@ impl<P: Param> State<P> {
     /// [`load_state`](crate::BatchNorm::load_state) to judge.
     ///
     /// # Errors
-    /// An entry of another length, rank or element type; no entry at all.
+    /// An entry of another rank or element type; no entry at all. Lengths are for `load_state`.
     pub fn from_tensors(file: &SafeTensors<'_>, prefix: &str) -> Result<Self> {
         let floats = |name: &str| {
             let name = format!("{prefix}{name}");

@@ -7,7 +7,7 @@ pub const PASSES: [Pass; 4] =
     [Pass::TrainForward, Pass::TrainBackward, Pass::Inference, Pass::Copy];
 pub const FUSED: [Fused; 3] = [Fused::None, Fused::Relu, Fused::AddRelu];
 
-/// The CPU's shapes.
+/// The CPU's shapes. The peers' programs repeat them, which a test compares.
 pub const CPU_SHAPES: [&[usize]; 8] = [
     &[32, 64, 112, 112],
     &[32, 256, 56, 56],
@@ -20,7 +20,7 @@ pub const CPU_SHAPES: [&[usize]; 8] = [
 ];
 
 /// Other element types and epilogues are measured on these.
-const CPU_SAMPLED: [&[usize]; 2] = [&[32, 256, 56, 56], &[4096, 1024]];
+pub const CPU_SAMPLED: [&[usize]; 2] = [&[32, 256, 56, 56], &[4096, 1024]];
 
 /// f32 without an epilogue everywhere; the rest on two shapes, so that a full run stays bearable.
 pub fn is_cpu_case(id: &Id) -> bool {

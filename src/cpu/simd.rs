@@ -3,8 +3,9 @@
 //!
 //! Inner loops are plain Rust, written once; [`vectorized!`] compiles them for AVX-512, AVX2 and the
 //! baseline (on aarch64 that has NEON), and picks one at run time. Whatever they call must be
-//! `#[inline(always)]`, or it stays compiled for the baseline. No multiplication is fused with an
-//! addition, so that every instruction set arrives at the same bits.
+//! `#[inline(always)]`, or it stays compiled for the baseline. A multiplication is fused with an
+//! addition only by `mul_add`, which rounds once whether there is an instruction for it or not, so that
+//! every instruction set arrives at the same bits.
 
 #![allow(unsafe_code)]
 

@@ -203,8 +203,7 @@ fn check_view(
     Err(Error::argument(
         operand.name(),
         format_args!(
-            "{} strides [at least {sample}, {channel}, {spatial}]; \
-             copy it into that layout (`to_owned`, `assign`)",
+            "{} strides [at least {sample}, {channel}, {spatial}]; `to_layout` copies into them",
             problem.layout()
         ),
         format_args!("{strides:?}"),

@@ -1,17 +1,16 @@
 //! The kernels as a device takes them: embedded by the build script, or compiled at run time from
 //! the sources it embedded, where no image fits and NVRTC is to be found.
 
+use super::cache;
 use super::compression::{self, compress, decompress};
-use super::nvrtc::{self, Nvrtc, Source};
+use super::nvrtc::{Nvrtc, Source};
 use super::search::REMEDY;
 use super::target::Target;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::cmp::Reverse;
-use std::ffi::OsString;
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::{Path, PathBuf};
-use std::{env, fs, process};
+use std::path::Path;
+use std::{env, fs};
 
 /// What the build script embeds.
 struct Embedded {
@@ -104,7 +103,7 @@ fn embedded(target: Target) -> Result<Modules> {
 }
 
 fn compile_now(capability: u32) -> Result<Modules> {
-    let cache = cache_directory(|name| env::var_os(name));
+    let cache = cache::of_user(|name| env::var_os(name));
     compile(EMBEDDED.sources, capability, cache.as_deref()).map_err(|reason| {
         let build = match EMBEDDED.compiler {
             Ok(_) => "no image of this build fits".to_owned(),
@@ -123,7 +122,7 @@ fn compile_now(capability: u32) -> Result<Modules> {
 /// # Errors
 /// No NVRTC, or one that does not know the device; a file that does not compile: NVRTC's log.
 pub fn compile_sources(sources: &[Source<'_>], capability: u32) -> Result<Modules> {
-    let cache = cache_directory(|name| env::var_os(name));
+    let cache = cache::of_user(|name| env::var_os(name));
     compile(sources, capability, cache.as_deref()).map_err(|reason| {
         let what = format!("compiling kernels for compute capability {}", decimal(capability));
         Error::system(what, format!("{reason}. If NVRTC is missing: {REMEDY}"))
@@ -158,11 +157,11 @@ fn compile(
     let nvrtc = Nvrtc::open(|name| env::var_os(name))?;
     let target = best_of(&nvrtc.capabilities()?, capability)
         .ok_or_else(|| format!("this NVRTC does not know {}", decimal(capability)))?;
-    let version = nvrtc.version()?;
+    let compiler = nvrtc.identity()?;
     let (units, headers): (Vec<Source<'_>>, Vec<_>) =
         sources.iter().partition(|source| source.name.ends_with(".cu"));
     let image = |unit: &Source<'_>| {
-        let file = cache.map(|cache| cache.join(cache_name(sources, unit, target, version)));
+        let file = cache.map(|cache| cache.join(cache::name(*unit, &headers, target, &compiler)));
         if let Some(image) = file.as_deref().and_then(read_cache) {
             return Ok(image);
         }
@@ -187,46 +186,13 @@ fn best_of(supported: &[u32], capability: u32) -> Option<Target> {
         .copied()
 }
 
-/// The user's directory for what can be made again.
-fn cache_directory(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    let directory =
-        |name: &str| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let user = if cfg!(windows) {
-        directory("LOCALAPPDATA")
-    } else {
-        directory("XDG_CACHE_HOME").or_else(|| directory("HOME").map(|home| home.join(".cache")))
-    };
-    user.map(|user| user.join("warpnorm"))
-}
-
-/// A name that changes with whatever the image depends on.
-fn cache_name(
-    sources: &[Source<'_>],
-    unit: &Source<'_>,
-    target: Target,
-    version: (u32, u32),
-) -> String {
-    let mut hasher = DefaultHasher::new();
-    for source in sources {
-        (source.name, source.text).hash(&mut hasher);
-    }
-    (unit.name, nvrtc::options(target), version).hash(&mut hasher);
-    format!("{}.{target}.{:016x}.lz", unit.name.trim_end_matches(".cu"), hasher.finish())
-}
-
 /// A whole image, or nothing.
 fn read_cache(file: &Path) -> Option<Vec<u8>> {
     decompress(&fs::read(file).ok()?).ok()
 }
 
-/// Written beside its place and moved there, so that another process sees all of it or nothing.
 fn write_cache(file: &Path, image: &[u8]) -> std::io::Result<()> {
-    if let Some(directory) = file.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    let unfinished = file.with_extension(format!("{}.tmp", process::id()));
-    fs::write(&unfinished, compress(image, compression::FAST)?)?;
-    fs::rename(&unfinished, file).inspect_err(|_| drop(fs::remove_file(&unfinished)))
+    cache::write(file, &compress(image, compression::FAST)?)
 }
 
 #[cfg(test)]
@@ -302,21 +268,12 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_gives_back_what_was_put_in() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("below/image.lz");
-        assert_eq!(read_cache(&file), None);
-        write_cache(&file, b"an image").unwrap();
-        assert_eq!(read_cache(&file).unwrap(), b"an image");
-        let left: Vec<_> = fs::read_dir(file.parent().unwrap()).unwrap().collect();
-        assert_eq!(left.len(), 1, "{left:?}");
-    }
-
-    #[test]
     fn a_damaged_cache_is_no_cache() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("image.lz");
+        assert_eq!(read_cache(&file), None);
         write_cache(&file, &[7; 1000]).unwrap();
+        assert_eq!(read_cache(&file).unwrap(), [7; 1000]);
         let whole = fs::read(&file).unwrap();
         fs::write(&file, &whole[..whole.len() - 1]).unwrap();
         assert_eq!(read_cache(&file), None);
@@ -324,14 +281,6 @@ mod tests {
         *flipped.last_mut().unwrap() ^= 1;
         fs::write(&file, flipped).unwrap();
         assert_eq!(read_cache(&file), None);
-    }
-
-    #[test]
-    fn a_cache_that_cannot_be_written_is_an_error_of_its_own() {
-        let directory = tempfile::tempdir().unwrap();
-        let occupied = directory.path().join("occupied");
-        fs::write(&occupied, "a file").unwrap();
-        assert!(write_cache(&occupied.join("image.lz"), b"an image").is_err());
     }
 
     const SOURCES: [Source<'static>; 2] = [
@@ -342,20 +291,6 @@ mod tests {
                 extern \"C\" __global__ void kernel(Params p) { *p.out = 1; }",
         },
     ];
-
-    #[test]
-    fn names_in_the_cache_tell_what_they_depend_on_apart() {
-        let unit = SOURCES[1];
-        let name = cache_name(&SOURCES, &unit, Sm(90), (12, 9));
-        assert!(name.starts_with("unit.sm_90."), "{name}");
-        let others = [
-            cache_name(&SOURCES, &Source { name: "other.cu", ..unit }, Sm(90), (12, 9)),
-            cache_name(&SOURCES[1..], &unit, Sm(90), (12, 9)),
-            cache_name(&SOURCES, &unit, Ptx(90), (12, 9)),
-            cache_name(&SOURCES, &unit, Sm(90), (13, 0)),
-        ];
-        assert!(!others.contains(&name));
-    }
 
     /// Where there is NVRTC; elsewhere, that its absence is said.
     #[test]
@@ -382,17 +317,5 @@ mod tests {
         let error = load(10, |_| Ok(())).unwrap_err().to_string();
         assert!(error.contains("compute capability 1.0"), "{error}");
         assert!(error.contains("pip install"), "{error}");
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn the_cache_lies_where_users_expect_it() {
-        let of = |set: &'static str, to: &'static str| {
-            cache_directory(move |name| (name == set).then(|| to.into()))
-        };
-        assert_eq!(of("XDG_CACHE_HOME", "/cache"), Some("/cache/warpnorm".into()));
-        assert_eq!(of("HOME", "/home/me"), Some("/home/me/.cache/warpnorm".into()));
-        assert_eq!(of("XDG_CACHE_HOME", "relative"), None);
-        assert_eq!(of("OTHER", "/x"), None);
     }
 }

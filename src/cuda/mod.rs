@@ -4,6 +4,8 @@
 #[cfg(feature = "cuda")]
 mod best;
 mod bind;
+#[cfg(feature = "cuda")]
+mod cache;
 mod choice;
 #[cfg(feature = "cuda")]
 mod compression;

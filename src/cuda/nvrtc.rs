@@ -9,7 +9,8 @@ use super::target::Target;
 use libloading::Library;
 use std::ffi::{CStr, CString, OsString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
-use std::ptr;
+use std::time::SystemTime;
+use std::{fs, ptr};
 
 /// A file's name and text.
 #[derive(Debug, Clone, Copy)]
@@ -20,11 +21,22 @@ pub struct Source<'a> {
     pub text: &'a str,
 }
 
+/// What tells one NVRTC from another, its patches included.
+#[derive(Debug, Hash)]
+pub struct Identity {
+    /// Major and minor.
+    pub version: (u32, u32),
+    /// Its file's length and when it was written, where the loader was given a file.
+    pub file: Option<(u64, SystemTime)>,
+}
+
 /// What compiling gives.
 #[derive(Debug)]
 pub struct Compiled {
-    /// A cubin, or PTX without a final NUL.
+    /// What was asked for: a cubin, or PTX.
     pub image: Vec<u8>,
+    /// PTX for the same compute capability, without a final NUL: a cubin is made of it.
+    pub ptx: Vec<u8>,
     /// Warnings, and for a cubin the resources of each kernel.
     pub log: String,
 }
@@ -123,6 +135,16 @@ impl Nvrtc {
         Ok((major.unsigned_abs(), minor.unsigned_abs()))
     }
 
+    /// Which NVRTC it is.
+    ///
+    /// # Errors
+    /// NVRTC's own.
+    pub fn identity(&self) -> Result<Identity, String> {
+        let file = fs::metadata(&self.path);
+        let file = file.and_then(|file| Ok((file.len(), file.modified()?))).ok();
+        Ok(Identity { version: self.version()?, file })
+    }
+
     /// The compute capabilities that it compiles for.
     ///
     /// # Errors
@@ -154,13 +176,14 @@ impl Nvrtc {
         let log = program.text(self.functions.log_size, self.functions.log)?;
         let log = String::from_utf8_lossy(strip_nul(&log)).into_owned();
         outcome.map_err(|error| format!("{error}\n{log}"))?;
+        let ptx = program.text(self.functions.ptx_size, self.functions.ptx)?;
+        let ptx = strip_nul(&ptx).to_vec();
         let image = if target.is_ptx() {
-            let ptx = program.text(self.functions.ptx_size, self.functions.ptx)?;
-            strip_nul(&ptx).to_vec()
+            ptx.clone()
         } else {
             program.text(self.functions.cubin_size, self.functions.cubin)?
         };
-        Ok(Compiled { image, log })
+        Ok(Compiled { image, ptx, log })
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the benchmarks measure.
 
-use crate::cases::{GROWTH, RESNET_50, STEP_BATCHES, gpu};
+use crate::cases::{CPU_SAMPLED, CPU_SHAPES, GROWTH, RESNET_50, STEP_BATCHES, gpu};
 use crate::id::{Config, Id};
 use std::collections::HashSet;
 
@@ -59,4 +59,25 @@ fn the_peers_list_is_the_benchmarks() {
     }
     let listed = std::fs::read_to_string(path).unwrap();
     assert!(listed == ids, "{path} is out of date; WARPNORM_BLESS=1 cargo test --test benches");
+}
+
+/// The peers' programs for the CPU, which have lists of their own.
+#[test]
+fn the_peers_shapes_on_the_cpu_are_the_benchmarks() {
+    let programs = [
+        include_str!("../../benches/peers/torch_bn.py"),
+        include_str!("../../benches/peers/onednn_bn.cpp"),
+    ];
+    let ours = CPU_SHAPES.iter().chain(&CPU_SAMPLED);
+    let ours: Vec<_> = ours
+        .map(|shape| shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x"))
+        .collect();
+    for program in programs {
+        let is_shape = |text: &&str| {
+            text.contains('x') && text.split('x').all(|extent| extent.parse::<usize>().is_ok())
+        };
+        let listed: Vec<_> = program.split('"').filter(is_shape).collect();
+        // Others follow that are no lists.
+        assert_eq!(listed[..ours.len()], ours);
+    }
 }

@@ -496,6 +496,66 @@ fn saved_statistics_of_another_call() {
     assert_names(error, "problem", "relu", "identity");
 }
 
+/// A call with `ndarray` views in place of flat memory, as `spoil` makes them of right ones: `[x, y]`
+/// of [4, 3, 5] in the layout's memory order. The bias is every `step`-th value of an array.
+#[track_caller]
+fn refuse_views(
+    layout: Layout,
+    step: usize,
+    spoil: impl Fn([Array3<f32>; 2]) -> [Array3<f32>; 2],
+    [argument, expected, found]: [&str; 3],
+) {
+    let dim = (4, 3, 5);
+    let tensors = [(); 2].map(|()| array::<f32>(dim, layout, |n, c, s| (n + 2 * c + s) as f64));
+    let ([x, mut y], bias) = (spoil(tensors), Array1::<f32>::ones(3 * step));
+    let problem = Problem::new(&[4, 3, 5], layout, DType::F32, Epilogue::NONE).unwrap();
+    let cpu = Cpu::new();
+    let mut workspace = cpu.workspace(&problem).unwrap();
+    let (ones, before) = (vec![1.0f32; 3], bits(&y));
+    let bias = bias.slice(s![..; step]).insert_axis(Axis(0)).insert_axis(Axis(0));
+    let args = Inference::<Cpu, f32> {
+        x: CpuSlice::View(x.view()),
+        residual: None,
+        affine: Affine { weight: Some((&ones).into()), bias: Some(CpuSlice::View(bias)) },
+        running: Running { mean: (&ones).into(), var: (&ones).into() },
+        y: CpuSliceMut::View(y.view_mut()),
+        workspace: &mut workspace,
+    };
+    let error = cpu.inference::<f32>(&problem, &Norm { eps: 1e-5, momentum: None }, args);
+    assert_names(error.unwrap_err(), argument, expected, found);
+    assert_eq!(bits(&y), before);
+}
+
+#[test]
+fn views_of_another_shape_or_layout() {
+    for layout in LAYOUTS {
+        refuse_views(layout, 2, |tensors| tensors, ["bias", "contiguous memory", "strided"]);
+        // The other layout's strides, and another shape of as many elements.
+        let other = LAYOUTS.into_iter().find(|other| *other != layout).unwrap();
+        let turned = |[x, y]: [Array3<f32>; 2]| [in_layout(&x, other), y];
+        refuse_views(layout, 1, turned, ["x", "`to_layout` copies", "["]);
+        let reshaped = |[x, _]: [Array3<f32>; 2]| [x, array((4, 5, 3), layout, |_, _, _| 0.0)];
+        refuse_views(layout, 1, reshaped, ["y", "[N, C, spatial] = (4, 3, 5)", "(4, 5, 3)"]);
+    }
+}
+
+#[test]
+fn problems_of_other_channels_than_a_layers() {
+    let bn = layer(3);
+    let error = bn.problem::<f32>(&[4, 7, 5], Layout::ChannelsFirst, false).unwrap_err();
+    assert_names(error, "extents", "3 channels", "7");
+
+    let problem =
+        Problem::new(&[4, 7, 5], Layout::ChannelsFirst, DType::F32, Epilogue::NONE).unwrap();
+    let mut workspace = Cpu::new().workspace(&problem).unwrap();
+    let (x, mut y) = (vec![1.0; 140], vec![2.0; 140]);
+    let error = bn
+        .forward_eval_into::<f32>(&problem, (&x).into(), None, (&mut y).into(), &mut workspace)
+        .unwrap_err();
+    assert_names(error, "problem", "3 channels", "7");
+    assert_eq!(y, [2.0; 140]);
+}
+
 #[test]
 fn slopes_that_differ_are_both_named() {
     let leaky = |negative_slope| Activation::LeakyRelu { negative_slope };

@@ -214,6 +214,65 @@ fn folds_do_what_the_layers_do_apart() {
     }
 }
 
+/// `[N, in, L]` with `[C, in / groups, K]`, without padding, in f64.
+fn convolution(x: &Array3<f64>, weight: &Array3<f64>, bias: &Array1<f64>) -> Array3<f64> {
+    let ((n, inputs, len), (c, per_group, taps)) = (x.dim(), weight.dim());
+    let groups = inputs / per_group;
+    Array3::from_shape_fn((n, c, len - taps + 1), |(n, c, at)| {
+        let first = c / (weight.len_of(Axis(0)) / groups) * per_group;
+        let products = (0..per_group * taps).map(|i| {
+            let (input, tap) = (i / taps, i % taps);
+            x[[n, first + input, at + tap]] * weight[[c, input, tap]]
+        });
+        products.sum::<f64>() + bias[c]
+    })
+}
+
+/// `[N, in, L]` with `[in, C, K]`.
+fn transposed_convolution(
+    x: &Array3<f64>,
+    weight: &Array3<f64>,
+    bias: &Array1<f64>,
+) -> Array3<f64> {
+    let ((n, inputs, len), (_, c, taps)) = (x.dim(), weight.dim());
+    let mut y = Array3::from_shape_fn((n, c, len + taps - 1), |(_, c, _)| bias[c]);
+    for ((n, i, at), &x) in x.indexed_iter() {
+        for (c, tap) in (0..c).flat_map(|c| (0..taps).map(move |tap| (c, tap))) {
+            y[[n, c, at + tap]] += x * weight[[i, c, tap]];
+        }
+    }
+    assert_eq!(inputs, weight.len_of(Axis(0)));
+    y
+}
+
+#[test]
+fn folds_into_convolutions() {
+    let (channels, inputs) = (6, 4);
+    let data = Data::<f64>::new(Case::new((3, channels, 5), Layout::ChannelsFirst, Epilogue::NONE));
+    let layer = data.layer(Cpu::new());
+    let mut random = Random::new(5);
+    let mut values = |dim: Dim| Array3::from_shape_fn(dim, |_| random.normal());
+    let x = values((3, inputs, 9));
+    let bias = values((1, 1, channels)).into_shape_with_order(channels).unwrap();
+    type Run = fn(&Array3<f64>, &Array3<f64>, &Array1<f64>) -> Array3<f64>;
+    let kinds: [(&str, Dim, usize, Run); 4] = [
+        ("of one group", (channels, inputs, 3), 0, convolution),
+        ("of two groups", (channels, inputs / 2, 3), 0, convolution),
+        ("of a channel each", (channels, 1, 2), 0, convolution),
+        ("transposed", (inputs, channels, 3), 1, transposed_convolution),
+    ];
+    for (name, dim, axis, run) in kinds {
+        // Depthwise, as many channels come in as go out.
+        let x = if dim.1 == 1 { values((3, channels, 9)) } else { x.clone() };
+        let weight = values(dim);
+        let apart = layer.forward_eval(&run(&x, &weight, &bias)).unwrap();
+        let folded = layer.fold_into(&weight, Some(&bias), axis).unwrap();
+        let together = run(&x, &folded.weight, &folded.bias);
+        let furthest = apart.iter().zip(&together).map(|(one, other)| (one - other).abs());
+        assert!(furthest.fold(0.0, f64::max) < 1e-12, "{name}");
+    }
+}
+
 #[test]
 fn folds_that_do_not_fit_are_refused() {
     let layer = trained();
