@@ -78,11 +78,12 @@ impl<B: Backend, E: Element> Tensors<B, E> {
             false => Ok(None),
         };
         Ok(Tensors {
+            // In this order: x and y of 16 MiB are slower where they lie 32 MiB apart.
             x: backend.upload(&inputs.x)?,
-            dy: backend.upload(&inputs.dy)?,
-            residual: residual()?,
             y: backend.upload(&inputs.x)?,
+            dy: backend.upload(&inputs.dy)?,
             dx: backend.upload(&inputs.x)?,
+            residual: residual()?,
             dresidual: residual()?,
             weight: backend.upload(&inputs.weight)?,
             bias: backend.upload(&inputs.bias)?,

@@ -14,13 +14,14 @@ pub enum Target {
 
 /// What is compiled unless asked otherwise: 89 runs the machine code of 86, and what is newer than
 /// this list is served by PTX.
-pub const DEFAULT: [Target; 7] = [
+pub const DEFAULT: [Target; 8] = [
     Target::Sm(75),
     Target::Sm(80),
     Target::Sm(86),
     Target::Sm(90),
     Target::Sm(100),
     Target::Sm(120),
+    Target::Ptx(75),
     Target::Ptx(90),
 ];
 
@@ -113,7 +114,8 @@ mod tests {
     #[test]
     fn by_default_what_the_compiler_supports() {
         let targets = requested(None, &[75, 80, 90]).unwrap();
-        let expected = [Target::Sm(75), Target::Sm(80), Target::Sm(90), Target::Ptx(90)];
+        let expected = [75, 80, 90].map(Target::Sm).into_iter().chain([75, 90].map(Target::Ptx));
+        let expected: Vec<_> = expected.collect();
         assert_eq!(targets, expected);
     }
 

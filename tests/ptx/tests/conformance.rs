@@ -15,6 +15,8 @@ use warpnorm::cuda::{Device, DeviceFacts, Tier};
 /// A device of its own for every check: they run side by side.
 #[derive(Clone, Copy)]
 struct Compiled {
+    /// The compute capability that NVRTC compiled for: 90 is 9.0.
+    capability: u32,
     tier: Tier,
     facts: DeviceFacts,
 }
@@ -32,7 +34,7 @@ impl Subject for Compiled {
     }
 
     fn device(&self, seed: u64) -> Device<PtxMachine> {
-        let program = kernels().expect("checks are ignored where there are none");
+        let program = kernels(self.capability).expect("else checks are ignored");
         let machine = PtxMachine::new(Arc::clone(program), self.facts, seed);
         Device::new(machine).with_tier(Some(self.tier))
     }
@@ -46,11 +48,16 @@ impl Subject for Compiled {
     }
 }
 
-/// What the build embeds as PTX for compute capability 9.0; `None`: it embeds none.
-fn kernels() -> Option<&'static Arc<Program>> {
-    static KERNELS: OnceLock<Option<Arc<Program>>> = OnceLock::new();
-    let kernels = KERNELS.get_or_init(|| {
-        let units = images().iter().filter(|image| image.target == Target::Ptx(90));
+/// The least that kernels are compiled for, which has no asynchronous copies, no clusters and no bf16;
+/// and what has all of it.
+const CAPABILITIES: [u32; 2] = [75, 90];
+
+/// What the build embeds as PTX for a compute capability; `None`: it embeds none.
+fn kernels(capability: u32) -> Option<&'static Arc<Program>> {
+    static KERNELS: [OnceLock<Option<Arc<Program>>>; 2] = [const { OnceLock::new() }; 2];
+    let place = CAPABILITIES.iter().position(|one| *one == capability)?;
+    let kernels = KERNELS[place].get_or_init(|| {
+        let units = images().iter().filter(|image| image.target == Target::Ptx(capability));
         let texts: Vec<_> = units.map(|unit| unit.decompress().expect("it is whole")).collect();
         let texts = texts.iter().map(|text| str::from_utf8(text).expect("PTX is text"));
         let program = program(texts).unwrap_or_else(|error| panic!("{error}"));
@@ -63,39 +70,46 @@ fn kernels() -> Option<&'static Arc<Program>> {
 const CHECKS: [&str; 5] =
     ["::every_epilogue", "::a_stride_for", "::a_mean_far", "views::", "calls::"];
 
+/// A tier's checks, ignored where there are no kernels.
 fn trials_of(name: &str, subject: Compiled) -> impl Iterator<Item = Trial> + use<> {
-    let name = name.to_owned();
+    let name = format!("{}::{name}", subject.capability);
+    let is_missing = kernels(subject.capability).is_none();
     let wanted = move |check: &Check<_>| {
         check.concerns(subject.tier) && CHECKS.iter().any(|part| check.name.contains(part))
     };
     checks().into_iter().filter(wanted).map(move |check| {
-        Trial::test(format!("{name}::{}", check.name), move || {
+        let run = move || {
             (check.run)(&subject);
             Ok::<(), Failed>(())
-        })
+        };
+        Trial::test(format!("{name}::{}", check.name), run).with_ignored_flag(is_missing)
     })
 }
 
 fn main() -> ExitCode {
-    let facts = default_facts();
-    let streaming = Compiled { tier: Tier::Streaming, facts };
-    let block = Compiled { tier: Tier::Block, facts };
-    let grid = Compiled { tier: Tier::Grid, facts: cramped_facts() };
-    let cluster = Compiled { tier: Tier::Cluster, facts: clustered_facts(3) };
-    let trials = trials_of("streaming", streaming)
-        .chain(trials_of("block", block))
-        .chain(trials_of("grid", grid))
-        .chain(trials_of("cluster_3", cluster));
-    let is_missing = kernels().is_none();
-    let trials = trials.map(|trial| trial.with_ignored_flag(is_missing)).collect();
-    if is_missing {
-        println!("nothing to run: the build holds no PTX for 9.0, as without NVRTC");
+    let mut trials = Vec::new();
+    for capability in CAPABILITIES {
+        let compute_capability = (capability / 10, capability % 10);
+        let of = |tier, facts: DeviceFacts| {
+            let facts = DeviceFacts { compute_capability, ..facts };
+            Compiled { capability, tier, facts }
+        };
+        trials.extend(trials_of("streaming", of(Tier::Streaming, default_facts())));
+        trials.extend(trials_of("block", of(Tier::Block, default_facts())));
+        trials.extend(trials_of("grid", of(Tier::Grid, cramped_facts())));
+        if capability >= 90 {
+            trials.extend(trials_of("cluster_3", of(Tier::Cluster, clustered_facts(3))));
+        }
+        if kernels(capability).is_none() {
+            println!("nothing to run: no PTX for {capability} in the build, as without NVRTC");
+        }
     }
     let arguments = Arguments::from_args();
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Where all checks were run, all kernels must have been.
     let is_all = arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.list;
-    let missed = kernels().filter(|_| is_all).map_or(Vec::new(), |program| program.never_run());
+    let programs = CAPABILITIES.into_iter().filter_map(kernels).filter(|_| is_all);
+    let missed: Vec<_> = programs.flat_map(|program| program.never_run()).collect();
     if !missed.is_empty() {
         println!("no check has run {missed:?}");
         return ExitCode::FAILURE;
