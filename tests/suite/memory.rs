@@ -138,8 +138,8 @@ fn samples_may_lie_more_than_2_31_elements_apart() {
 /// between the activation's bounds or is NaN.
 fn mask_by_the_documentation(y: &Array3<f32>, layout: Layout, activation: Activation) -> Vec<u8> {
     let passes = |y: f32| match activation {
-        Activation::Relu6 => !(y <= 0.0 || y >= 6.0),
-        _ => !(y <= 0.0),
+        Activation::Relu6 => (0.0 < y && y < 6.0) || y.is_nan(),
+        _ => y > 0.0 || y.is_nan(),
     };
     let (n, c, s) = y.dim();
     let (rows, len) = match layout {
