@@ -77,16 +77,20 @@ impl<B: Backend, E: Element> Tensors<B, E> {
             true => backend.upload(&inputs.residual).map(Some),
             false => Ok(None),
         };
-        let (x, y) = (backend.upload(&inputs.x)?, backend.upload(&inputs.x)?);
-        // No two of one call are twice a tensor apart: of 16 MiB, those are slower on some machines.
-        let _apart = backend.upload(&inputs.x[..inputs.x.len() / 2])?;
+        // Until all are there, half a tensor here and there keeps those of one call from lying an even
+        // number of tensors apart: of 16 MiB, such are slower on some machines.
+        let half = || backend.upload(&inputs.x[..inputs.x.len() / 2]);
+        let (x, y, _after_y) = (backend.upload(&inputs.x)?, backend.upload(&inputs.x)?, half()?);
+        let (dy, dx, _after_dx) =
+            (backend.upload(&inputs.dy)?, backend.upload(&inputs.x)?, half()?);
+        let (dresidual, _after_dresidual) = (residual()?, half()?);
         Ok(Tensors {
             x,
             y,
-            dy: backend.upload(&inputs.dy)?,
-            dx: backend.upload(&inputs.x)?,
+            dy,
+            dx,
+            dresidual,
             residual: residual()?,
-            dresidual: residual()?,
             weight: backend.upload(&inputs.weight)?,
             bias: backend.upload(&inputs.bias)?,
             mask: (!mask.is_empty()).then(|| backend.upload(&mask)).transpose()?,
