@@ -1,7 +1,7 @@
 //! Arguments of the CPU's calls, checked and bound: everything that can be refused is refused here.
 
-use super::channel::{Channels, SavedChannel, Statistics, advance_running, running_factor};
-use super::moments::Moments;
+use super::channel::{Channels, Statistics, advance_channels, running_factor, save_channels};
+use super::moments::ChannelMoments;
 use super::parallel::{Along, Bits};
 use super::tensor::{BackwardTensors, CpuSlice, CpuSliceMut, GradientTensors, mask_shape};
 use super::tile::Pass;
@@ -296,14 +296,14 @@ impl<'a, P: Param> BoundSavedMut<'a, P> {
         Ok((bound, saved.mask))
     }
 
-    pub(super) fn write(&mut self, channel: usize, moments: Moments, eps: f64) {
-        let saved = SavedChannel::<P>::new(moments, eps);
-        self.mean_hi[channel] = saved.mean_hi;
-        self.mean_lo[channel] = saved.mean_lo;
-        self.invstd[channel] = saved.invstd;
+    /// Saves some channels' statistics, and advances the running ones.
+    pub(super) fn write<E: Element<Param = P>>(&mut self, moments: ChannelMoments<'_>, eps: f64) {
+        let range = moments.range();
+        let rows = [&mut *self.mean_hi, &mut *self.mean_lo, &mut *self.invstd];
+        save_channels::<E>(moments, eps, rows.map(|row| &mut row[range.clone()]));
         if let Some(running) = &mut self.running {
-            let (mean, var) = (&mut running.mean[channel], &mut running.var[channel]);
-            advance_running(moments, self.factor, mean, var);
+            let (mean, var) = (&mut running.mean[range.clone()], &mut running.var[range]);
+            advance_channels::<E>(moments, self.factor, mean, var);
         }
     }
 

@@ -3,7 +3,7 @@
 use super::bind::*;
 use super::channel::{Channels, Sums};
 use super::channels_first::{self, ForwardSettings};
-use super::moments::{Moments, read};
+use super::moments::{ChannelMoments, Moments, read};
 use super::passes::*;
 use super::tensor::{CpuSlice, CpuSliceMut};
 use super::{Cpu, CpuWorkspace, channels_last};
@@ -45,8 +45,8 @@ pub(super) fn forward_train<E: Element>(
                 channels_first::forward_train(partition, tensors, saved.along(), &settings);
             }
             partition => {
-                moments_of(partition, x, workspace, |channel, moments| {
-                    saved.write(channel, moments, norm.eps);
+                moments_of(partition, x, workspace, |moments| {
+                    saved.write::<E>(moments, norm.eps);
                 });
                 let channels = Channels { statistics: saved.statistics(), weight, bias };
                 apply_to(partition, tensors, &channels, workspace, pass);
@@ -206,11 +206,13 @@ pub(super) fn statistics<E: Element>(
     let rows = moments.flat("moments", MOMENT_ROWS * channels)?;
     let x = call.bind(Operand::X, x)?;
     cpu.run(call.parallel, || {
-        moments_of(&call.partition, x, workspace, |channel, moments| {
-            rows[channel] = moments.count;
-            rows[channels + channel] = moments.mean_hi;
-            rows[2 * channels + channel] = moments.mean_lo;
-            rows[3 * channels + channel] = moments.m2;
+        moments_of(&call.partition, x, workspace, |moments| {
+            let range = moments.range();
+            let mut rows = rows.chunks_exact_mut(channels).map(|row| &mut row[range.clone()]);
+            rows.next().expect("four rows").fill(moments.count);
+            for (row, values) in rows.zip([moments.mean_hi, moments.mean_lo, moments.m2]) {
+                row.copy_from_slice(values);
+            }
         });
     });
     Ok(())
@@ -347,7 +349,7 @@ pub(super) fn merge_statistics<E: Element>(
         ));
     }
     for channel in 0..channels {
-        saved.write(channel, merged(channel), norm.eps);
+        saved.write::<E>(ChannelMoments::of_one(channel, &merged(channel)), norm.eps);
     }
     saved.count_batch();
     Ok(())

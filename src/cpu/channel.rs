@@ -1,7 +1,8 @@
 //! What is done once per channel, in f64: variance, invstd, running statistics, and the
 //! coefficients that the loops over elements use.
 
-use super::moments::Moments;
+use super::moments::{ChannelMoments, Moments};
+use super::simd::vectorized;
 use crate::backend::Norm;
 use crate::element::{DType, Element, Param};
 use std::ops::Range;
@@ -44,7 +45,7 @@ pub struct GradientCoefficients {
 
 impl GradientCoefficients {
     /// From the channel's sums of g and of g * d.
-    #[inline]
+    #[inline(always)]
     pub fn new(invstd: f64, sums: Sums) -> Self {
         GradientCoefficients {
             mean_g: sums.g / sums.count,
@@ -139,6 +140,7 @@ impl<'a, P: Param> Channels<'a, P> {
     }
 
     /// [`coefficients`](Self::coefficients) of all channels, a slice each.
+    #[inline(always)]
     pub fn fill<E: Element>(
         &self,
         mean_hi: &mut [f64],
@@ -179,6 +181,7 @@ impl<'a, P: Param> Channels<'a, P> {
     }
 }
 
+#[inline(always)]
 fn widen<P: Param>(src: &[P], dst: &mut [f64]) {
     for (dst, src) in dst.iter_mut().zip(src) {
         *dst = src.to_f64();
@@ -193,6 +196,7 @@ pub fn unit(invstd: f64) -> f64 {
 }
 
 /// `1 / sqrt(var + eps)`, and 0 where both are 0.
+#[inline(always)]
 pub fn invstd(var: f64, eps: f64) -> f64 {
     if var + eps == 0.0 { 0.0 } else { 1.0 / (var + eps).sqrt() }
 }
@@ -206,6 +210,7 @@ pub struct SavedChannel<P> {
 }
 
 impl<P: Param> SavedChannel<P> {
+    #[inline(always)]
     pub fn new(moments: Moments, eps: f64) -> Self {
         let mean_hi = P::from_f64(moments.mean_hi);
         let rest = (moments.mean_hi - mean_hi.to_f64()) + moments.mean_lo;
@@ -217,7 +222,39 @@ impl<P: Param> SavedChannel<P> {
     }
 }
 
+vectorized! {
+    /// Saves the statistics of some channels: rows mean hi, mean lo, invstd.
+    pub fn save_channels<'a, E>(
+        moments: ChannelMoments<'a>,
+        eps: f64,
+        rows: [&'a mut [E::Param]; 3],
+    ) {
+        let channels = moments.mean_hi.len();
+        let [hi, lo, invstd] = rows.map(|row| &mut row[..channels]);
+        let each = hi.iter_mut().zip(lo).zip(invstd).zip(moments.each());
+        for (((hi, lo), invstd), moments) in each {
+            let saved = SavedChannel::<E::Param>::new(moments, eps);
+            (*hi, *lo, *invstd) = (saved.mean_hi, saved.mean_lo, saved.invstd);
+        }
+    }
+}
+
+vectorized! {
+    /// Moves the running statistics of some channels towards the batch's.
+    pub fn advance_channels<'a, E>(
+        moments: ChannelMoments<'a>,
+        factor: f64,
+        mean: &'a mut [E::Param],
+        var: &'a mut [E::Param],
+    ) {
+        for ((mean, var), moments) in mean.iter_mut().zip(var).zip(moments.each()) {
+            advance_running(moments, factor, mean, var);
+        }
+    }
+}
+
 /// Not infinite where P holds no number so large: a constant channel's y is the bias still.
+#[inline(always)]
 fn finite<P: Param>(invstd: f64) -> f64 {
     let largest = match P::DTYPE {
         DType::F32 => f32::MAX.into(),
@@ -232,6 +269,7 @@ pub fn running_factor(norm: &Norm, num_batches_tracked: i64) -> f64 {
 }
 
 /// Moves a channel's running mean and (unbiased) variance towards the batch's.
+#[inline(always)]
 pub fn advance_running<P: Param>(moments: Moments, factor: f64, mean: &mut P, var: &mut P) {
     let blend = |old: P, new: f64| P::from_f64((1.0 - factor) * old.to_f64() + factor * new);
     *mean = blend(*mean, moments.mean_hi);

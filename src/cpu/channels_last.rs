@@ -8,7 +8,7 @@ use super::direct::{
     with_precision,
 };
 use super::lanes::{LaneCoefficients, LanePrecisions};
-use super::moments::{Lanes, Moments, is_far, read_lane};
+use super::moments::{ChannelMoments, Lanes, is_far};
 use super::parallel::for_each_dense;
 use super::row_sums::{LanePairs, add_rows};
 use super::rows::Partition;
@@ -23,12 +23,12 @@ use crate::element::Element;
 use ndarray::{ArrayView3, ArrayViewMut3};
 use std::ops::Range;
 
-/// Each channel's moments.
+/// Every channel's moments, as `result` is given them.
 pub fn statistics<E: Element>(
     partition: &Partition,
     x: ArrayView3<'_, E>,
     partials: &mut [f64],
-    mut result: impl FnMut(usize, Moments),
+    mut result: impl FnMut(ChannelMoments<'_>),
 ) {
     let width = Lanes::ROWS * partition.lanes();
     partition.for_each_partial(x, partials, width, &|x, rows, lanes, partial| {
@@ -37,9 +37,7 @@ pub fn statistics<E: Element>(
     let (partials, merged) = partials.split_at_mut(partition.partials() * width);
     let merged = &mut merged[..Lanes::ROWS * partition.channels];
     let count = merge_partials::<E>(partition, partials, merged);
-    for channel in 0..partition.channels {
-        result(channel, read_lane(merged, channel, count));
-    }
+    result(ChannelMoments::of_rows(merged, count));
 }
 
 vectorized! {

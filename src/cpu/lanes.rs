@@ -282,22 +282,37 @@ impl Panel<f64> {
         sums: Option<&[Sums]>,
     ) {
         let rows = self.0.each_mut().map(|row| &mut row[at..at + range.len()]);
-        let [mean_hi, mean_lo, scale, bias, invstd, mean_g, slope] = rows;
-        channels.range(range.clone()).fill::<E>(mean_hi, mean_lo, scale, bias, invstd);
-        let Some(sums) = sums else { return };
-        let to = mean_g.iter_mut().zip(slope).zip(&*invstd);
-        for (((mean_g, slope), &invstd), &sums) in to.zip(&sums[range]) {
-            let by = GradientCoefficients::new(invstd, sums);
-            (*mean_g, *slope) = (by.mean_g, by.slope);
-        }
+        fill_rows::<E>(rows, channels.range(range.clone()), sums.map(|sums| &sums[range]));
     }
 
     /// Fills columns with the first `count` of them over and over again.
     fn repeat(&mut self, columns: Range<usize>, count: usize) {
         for row in &mut self.0 {
-            for column in columns.start + count..columns.end {
-                row[column] = row[column - count];
+            let row = &mut row[columns.clone()];
+            let mut filled = count;
+            while filled < row.len() {
+                let next = filled.min(row.len() - filled);
+                row.copy_within(..next, filled);
+                filled += next;
             }
+        }
+    }
+}
+
+vectorized! {
+    /// Fills rows with the coefficients of channels.
+    fn fill_rows<'a, E>(
+        rows: [&'a mut [f64]; ROWS],
+        channels: Channels<'a, E::Param>,
+        sums: Option<&'a [Sums]>,
+    ) {
+        let [mean_hi, mean_lo, scale, bias, invstd, mean_g, slope] = rows;
+        channels.fill::<E>(mean_hi, mean_lo, scale, bias, invstd);
+        let Some(sums) = sums else { return };
+        let to = mean_g.iter_mut().zip(slope).zip(&*invstd);
+        for (((mean_g, slope), &invstd), &sums) in to.zip(sums) {
+            let by = GradientCoefficients::new(invstd, sums);
+            (*mean_g, *slope) = (by.mean_g, by.slope);
         }
     }
 }

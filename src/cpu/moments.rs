@@ -156,10 +156,44 @@ impl Lanes<'_> {
     }
 }
 
-/// Lane `lane` of `[3, lanes]` moments of `count` values.
-pub fn read_lane(rows: &[f64], lane: usize, count: f64) -> Moments {
-    let lanes = rows.len() / Lanes::ROWS;
-    Moments { count, mean_hi: rows[lane], mean_lo: rows[lanes + lane], m2: rows[2 * lanes + lane] }
+/// Moments of neighbouring channels that share a count, a slice each.
+#[derive(Debug, Clone, Copy)]
+pub struct ChannelMoments<'a> {
+    pub first: usize,
+    pub count: f64,
+    pub mean_hi: &'a [f64],
+    pub mean_lo: &'a [f64],
+    pub m2: &'a [f64],
+}
+
+impl<'a> ChannelMoments<'a> {
+    /// One channel's.
+    pub fn of_one(channel: usize, moments: &'a Moments) -> Self {
+        let Moments { count, mean_hi, mean_lo, m2 } = moments;
+        let [mean_hi, mean_lo, m2] = [mean_hi, mean_lo, m2].map(std::slice::from_ref);
+        ChannelMoments { first: channel, count: *count, mean_hi, mean_lo, m2 }
+    }
+
+    /// Those of `[3, channels]`, of `count` values each.
+    pub fn of_rows(rows: &'a [f64], count: f64) -> Self {
+        let channels = rows.len() / Lanes::ROWS;
+        let (mean_hi, rest) = rows.split_at(channels);
+        let (mean_lo, m2) = rest.split_at(channels);
+        ChannelMoments { first: 0, count, mean_hi, mean_lo, m2 }
+    }
+
+    /// Each channel's.
+    #[inline(always)]
+    pub fn each(self) -> impl Iterator<Item = Moments> {
+        let ChannelMoments { count, mean_hi, mean_lo, m2, .. } = self;
+        let rows = mean_hi.iter().zip(mean_lo).zip(m2);
+        rows.map(move |((&mean_hi, &mean_lo), &m2)| Moments { count, mean_hi, mean_lo, m2 })
+    }
+
+    /// The channels.
+    pub fn range(&self) -> std::ops::Range<usize> {
+        self.first..self.first + self.mean_hi.len()
+    }
 }
 
 /// Reads channel `channel` of one rank's `[4, channels]` moments.

@@ -3,7 +3,7 @@
 use super::bind::Partition;
 use super::channel::{Channels, Sums};
 use super::channels_first;
-use super::moments::Moments;
+use super::moments::{ChannelMoments, Moments};
 use super::tensor::{BackwardTensors, ForwardTensors, GradientTensors};
 use super::tile::Pass;
 use super::{CpuWorkspace, LaneTables, channels_last};
@@ -11,19 +11,20 @@ use crate::config::Epilogue;
 use crate::element::Element;
 use ndarray::ArrayView3;
 
-/// Calls `result` with each channel's moments, merged over the parts in order.
+/// Calls `result` with the channels' moments, merged over the parts in order.
 pub(super) fn moments_of<E: Element>(
     partition: &Partition,
     x: ArrayView3<'_, E>,
     workspace: &mut CpuWorkspace,
-    mut result: impl FnMut(usize, Moments) + Send,
+    mut result: impl FnMut(ChannelMoments<'_>) + Send,
 ) {
     match partition {
         Partition::First(partition) => {
             channels_first::statistics(partition, x, &mut workspace.moments);
             let parts = workspace.moments.chunks(partition.parts());
             for (channel, parts) in parts.take(x.dim().1).enumerate() {
-                result(channel, parts.iter().fold(Moments::default(), |a, &b| a.merge(b)));
+                let merged = parts.iter().fold(Moments::default(), |a, &b| a.merge(b));
+                result(ChannelMoments::of_one(channel, &merged));
             }
         }
         Partition::Last(partition) => {
