@@ -6,7 +6,9 @@
 #   benches/peers/in_turns.sh NAME [REPORT OPTION...]
 #
 # NAME is the machine's, a folder in benches/results. PYTHON names a python3 with PyTorch, and ONEDNN
-# the program that onednn_bn.cpp becomes; whatever is missing is left out. Takes some 20 minutes.
+# the program that onednn_bn.cpp becomes; whatever is missing is left out. ROUNDS says how often all of
+# it is measured (1): of several rounds each library's fastest counts, case by case. A round takes some
+# 20 minutes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 name=${1:?a name for the machine}
@@ -18,30 +20,35 @@ threads=$([ "$(nproc)" -gt 1 ] && echo 1,2 || echo 1)
 passes=(inference train_forward train_backward)
 
 rm -rf "$home"
-mkdir -p "$home"
 cargo bench --bench cpu --no-run
 # In the order of the list that the benchmark has.
 shapes=$(cargo bench --quiet --bench cpu -- --list | sed -n 's#^copy/[^/]*/[^/]*/\([^/]*\)/.*#\1#p' | awk '!seen[$0]++')
 has_torch=$("$python" -c 'import torch' 2>/dev/null && echo yes || true)
 peers=()
+# What is measured of a pass and a shape, in one round.
 ours() {
-    CRITERION_HOME=$home cargo bench --quiet --bench cpu -- --noplot "^$1/.*/$2/"
+    CRITERION_HOME=$home/$1 cargo bench --quiet --bench cpu -- --noplot "^$2/.*/$3/"
 }
-for shape in $shapes; do
-    ours copy "$shape"
-    for pass in "${passes[@]}"; do
-        if [ -n "$has_torch" ]; then
-            torch=$home/torch-$pass-$shape.json
-            "$python" benches/peers/torch_bn.py --device cpu --threads "$threads" \
-                --shapes "$shape" --passes "$pass" --output "$torch"
-            peers+=(--peer "$torch")
-        fi
-        ours "$pass" "$shape"
-        if command -v "$onednn" >/dev/null; then
-            dnnl=$home/onednn-$pass-$shape.json
-            "$onednn" --threads "$threads" --shapes "$shape" --passes "$pass" --output "$dnnl"
-            peers+=(--peer "$dnnl")
-        fi
+in_turn() {
+    local round=$1 pass=$2 shape=$3
+    if [ -n "$has_torch" ]; then
+        peers+=(--peer "$home/$round/torch-$pass-$shape.json")
+        "$python" benches/peers/torch_bn.py --device cpu --threads "$threads" \
+            --shapes "$shape" --passes "$pass" --output "${peers[-1]}"
+    fi
+    ours "$round" "$pass" "$shape"
+    if command -v "$onednn" >/dev/null; then
+        peers+=(--peer "$home/$round/onednn-$pass-$shape.json")
+        "$onednn" --threads "$threads" --shapes "$shape" --passes "$pass" --output "${peers[-1]}"
+    fi
+}
+for round in $(seq "${ROUNDS:-1}"); do
+    mkdir -p "$home/$round"
+    for shape in $shapes; do
+        ours "$round" copy "$shape"
+        for pass in "${passes[@]}"; do
+            in_turn "$round" "$pass" "$shape"
+        done
     done
 done
 cargo run --release --example report -- --device "$name" --criterion "$home" "${peers[@]}" "$@"

@@ -37,6 +37,7 @@ pub fn on_a_cpu(peer_ns: f64, peer_device: &str) -> Report {
         device: "box".into(),
         machine: machine(),
         dates: ("2025-01-01".into(), "2025-01-02".into()),
+        rounds: 1,
         commit: Some("abc".into()),
         version: "0.0.0".into(),
         rustc: None,

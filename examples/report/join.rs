@@ -74,6 +74,21 @@ pub fn join(ours: &[Measured], peers: &[Peer]) -> Result<Vec<Row>, warpnorm::Err
     Ok(rows)
 }
 
+/// The least of the times of each identifier, which was measured in several rounds; and how many
+/// there are of one at most.
+pub fn fastest(measured: Vec<Measured>) -> (Vec<Measured>, usize) {
+    let (mut rounds, mut of_id) = (HashMap::new(), BTreeMap::new());
+    for it in measured {
+        let name = it.id.to_string();
+        *rounds.entry(name.clone()).or_insert(0) += 1;
+        let least = of_id.entry(name).or_insert_with(|| it.clone());
+        if it.median_ns < least.median_ns {
+            *least = it;
+        }
+    }
+    (of_id.into_values().collect(), rounds.into_values().max().unwrap_or(0))
+}
+
 fn by_id(measured: &[Measured]) -> HashMap<String, f64> {
     measured.iter().map(|Measured { id, median_ns }| (id.to_string(), *median_ns)).collect()
 }
@@ -168,6 +183,14 @@ mod tests {
         let rows = join(&ours, &[peer(fast.to_vec())]).unwrap();
         let ids: Vec<_> = slower(&rows).iter().map(|(row, ..)| row.id.to_string()).collect();
         assert_eq!(ids, [BACKWARD, FORWARD]);
+    }
+
+    #[test]
+    fn of_several_rounds_the_fastest_counts() {
+        let rounds = [(FORWARD, 3.0), (BACKWARD, 5.0), (FORWARD, 2.0), (FORWARD, 4.0)];
+        let rounds = rounds.map(|(id, time)| measured(id, time)).to_vec();
+        assert_eq!(fastest(rounds), (vec![measured(BACKWARD, 5.0), measured(FORWARD, 2.0)], 3));
+        assert_eq!(fastest(Vec::new()), (Vec::new(), 0));
     }
 
     #[test]

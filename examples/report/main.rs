@@ -54,7 +54,8 @@ struct Args {
     #[arg(long, value_name = "DIR", default_value = "benches/results")]
     output: PathBuf,
 
-    /// Where Criterion left its results.
+    /// Where Criterion left its results; or those of several rounds, a folder each: then of every
+    /// benchmark the fastest round counts, ours and the peers'.
     #[arg(long, value_name = "DIR", default_value_os_t = criterion_home())]
     criterion: PathBuf,
 
@@ -135,8 +136,12 @@ fn gather(args: &Args, device: &str) -> Result<Report, Box<dyn std::error::Error
     let beside = [cudnn].into_iter().filter(|path| path.exists());
     for path in beside.chain(args.peers.iter().cloned()) {
         let (of_file, beside_times) = read_peers(&path)?;
-        of_file.into_iter().try_for_each(|peer| add_peer(&mut peers, peer, &path))?;
+        let mut of_file = of_file.into_iter();
+        of_file.try_for_each(|peer| add_peer(&mut peers, peer, &path, ours.rounds))?;
         rust = beside_times.or(rust);
+    }
+    for peer in &mut peers {
+        (peer.results, _) = join::fastest(std::mem::take(&mut peer.results));
     }
     let mut gpu = read_if_there::<GpuFile>(&args.criterion.join(GPU_FILE))?;
     if let Some(gpu) = &mut gpu {
@@ -147,6 +152,7 @@ fn gather(args: &Args, device: &str) -> Result<Report, Box<dyn std::error::Error
         device: device.to_owned(),
         machine: Machine::here(args.cpu.clone()),
         dates: (machine::date(ours.oldest), machine::date(ours.newest)),
+        rounds: ours.rounds,
         commit: args.commit.clone().or_else(machine::commit),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         rustc: machine::rustc(),

@@ -18,6 +18,8 @@ pub struct Report {
     pub machine: Machine,
     /// First and last day of our measurements.
     pub dates: (String, String),
+    /// How often everything was measured; of each case the fastest time of each library is here.
+    pub rounds: usize,
     pub commit: Option<String>,
     /// Of this crate.
     pub version: String,
@@ -91,7 +93,11 @@ fn write_header(report: &Report, page: &mut String) {
     if let Some(gpu) = &report.gpu {
         header.row(vec!["GPU".into(), gpu_page::device(gpu)]);
     }
-    header.row(vec!["measured".into(), date]);
+    let measured = match report.rounds {
+        1 => date,
+        rounds => format!("{date}, in {rounds} rounds, of which each library's fastest counts"),
+    };
+    header.row(vec!["measured".into(), measured]);
     header.row(vec!["commit".into(), report.commit.clone().unwrap_or_else(unknown)]);
     let rustc = report.rustc.clone().unwrap_or_else(unknown);
     header.row(vec!["warpnorm".into(), format!("{}, {rustc}", report.version)]);
@@ -269,6 +275,14 @@ mod tests {
         for part in ["CPU, 2 cores, L2 1M, 4 GiB", "2025-01-01 to 2025-01-02", "abc", "peer 1.2"] {
             assert!(page.contains(part), "{part} in {page}");
         }
+    }
+
+    #[test]
+    fn rounds_are_told_where_there_were_several() {
+        let mut report = invented::on_a_cpu(3000.0, "CPU");
+        assert!(!markdown(&report, &[]).contains("rounds"));
+        report.rounds = 3;
+        assert!(markdown(&report, &[]).contains("2025-01-02, in 3 rounds, of which"));
     }
 
     #[test]

@@ -17,6 +17,9 @@ struct Record {
     date: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     first_date: Option<String>,
+    /// Nothing where there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rounds: Option<usize>,
     commit: Option<String>,
     versions: Versions,
     peers: Vec<RecordedPeer>,
@@ -92,6 +95,7 @@ pub fn write(report: &Report) -> Result<String, serde_json::Error> {
         machine: report.machine.clone(),
         date: last.clone(),
         first_date: (first != last).then(|| first.clone()),
+        rounds: (report.rounds != 1).then_some(report.rounds),
         commit: report.commit.clone(),
         versions: Versions { warpnorm: report.version.clone(), rustc: report.rustc.clone() },
         peers: report.peers.iter().map(recorded_peer).collect(),
@@ -147,6 +151,7 @@ pub fn read(path: &Path) -> Result<Report, SourceError> {
         device: record.device,
         machine: record.machine,
         dates: (record.first_date.unwrap_or_else(|| record.date.clone()), record.date),
+        rounds: record.rounds.unwrap_or(1),
         commit: record.commit,
         version: record.versions.warpnorm,
         rustc: record.versions.rustc,

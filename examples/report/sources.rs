@@ -2,7 +2,7 @@
 
 use crate::files::{PeerFile, PeerResult, RustFile};
 use crate::id::{Id, Pass};
-use crate::join::{Measured, Peer};
+use crate::join::{Measured, Peer, fastest};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -28,6 +28,8 @@ pub fn unusable(path: &Path, reason: impl Display) -> SourceError {
 #[derive(Debug)]
 pub struct Ours {
     pub results: Vec<Measured>,
+    /// How often a benchmark was measured at most; the results are the fastest.
+    pub rounds: usize,
     pub oldest: SystemTime,
     pub newest: SystemTime,
 }
@@ -47,7 +49,8 @@ struct Estimate {
     point_estimate: f64,
 }
 
-/// The latest run of each of our benchmarks under Criterion's folder; other groups are not ours.
+/// The latest run of each of our benchmarks under Criterion's folder, or the fastest where folders of
+/// several rounds lie in it; other groups are not ours.
 pub fn read_criterion(directory: &Path) -> Result<Ours, SourceError> {
     let mut ours: Option<Ours> = None;
     for folder in latest_runs(directory)? {
@@ -64,14 +67,21 @@ pub fn read_criterion(directory: &Path) -> Result<Ours, SourceError> {
             .and_then(|metadata| metadata.modified())
             .map_err(|error| unusable(&path, error))?;
         let result = measured(id, estimates.median.point_estimate, &path)?;
-        let ours = ours.get_or_insert(Ours { results: Vec::new(), oldest: time, newest: time });
+        let ours = ours.get_or_insert(Ours {
+            results: Vec::new(),
+            rounds: 1,
+            oldest: time,
+            newest: time,
+        });
         ours.results.push(result);
         ours.oldest = ours.oldest.min(time);
         ours.newest = ours.newest.max(time);
     }
-    ours.ok_or_else(|| {
+    let mut ours = ours.ok_or_else(|| {
         unusable(directory, "no benchmark results here; run `cargo bench --bench cpu` first")
-    })
+    })?;
+    (ours.results, ours.rounds) = fastest(ours.results);
+    Ok(ours)
 }
 
 /// Folders `new` that hold a `benchmark.json`, at any depth.
@@ -134,16 +144,22 @@ fn peer(file: PeerFile, path: &Path) -> Result<Peer, SourceError> {
     })
 }
 
-/// Adds a peer to others. One that is there already has been measured on another device, or on
-/// other identifiers.
-pub fn add_peer(peers: &mut Vec<Peer>, peer: Peer, path: &Path) -> Result<(), SourceError> {
+/// Adds a peer to others. One that is there already has been measured on another device, on other
+/// identifiers, or in another of so many `rounds`, of which the fastest counts.
+pub fn add_peer(
+    peers: &mut Vec<Peer>,
+    peer: Peer,
+    path: &Path,
+    rounds: usize,
+) -> Result<(), SourceError> {
     let Some(known) = peers.iter_mut().find(|known| known.name == peer.name) else {
         peers.push(peer);
         return Ok(());
     };
-    let twice = peer.results.iter().find(|new| known.results.iter().any(|old| old.id == new.id));
-    if let Some(Measured { id, .. }) = twice {
-        return Err(unusable(path, format_args!("a second time of {} for {id}", peer.name)));
+    let times_of = |id: &Id| known.results.iter().filter(|known| known.id == *id).count();
+    if let Some(Measured { id, .. }) = peer.results.iter().find(|it| times_of(&it.id) >= rounds) {
+        let found = format_args!("more times of {} for {id} than of ours: {rounds}", peer.name);
+        return Err(unusable(path, found));
     }
     known.devices.extend(peer.devices);
     known.devices.dedup();
@@ -220,6 +236,20 @@ mod tests {
     }
 
     #[test]
+    fn of_the_rounds_in_a_folder_the_fastest_counts() {
+        let folder = Folder::new("rounds");
+        for (round, time) in [(1, 12.5), (2, 11.5), (3, 13.5)] {
+            let run = format!("round-{round}/copy/a/new");
+            folder.write(&format!("{run}/benchmark.json"), &format!(r#"{{"full_id":"{ID}"}}"#));
+            let estimates = format!(r#"{{"median":{{"point_estimate":{time}}}}}"#);
+            folder.write(&format!("{run}/estimates.json"), &estimates);
+        }
+        let ours = read_criterion(&folder.0).unwrap();
+        assert_eq!(ours.results, [Measured { id: ID.parse().unwrap(), median_ns: 11.5 }]);
+        assert_eq!(ours.rounds, 3);
+    }
+
+    #[test]
     fn a_folder_without_results_says_what_to_run() {
         let folder = Folder::new("empty");
         let error = read_criterion(&folder.0).unwrap_err().to_string();
@@ -257,10 +287,12 @@ mod tests {
         let (mut peers, _) = read_peers(&path).unwrap();
         assert_eq!(peers.len(), 2);
         let (more, _) = read_peers(&folder.write("gpu.json", &peer("P", other))).unwrap();
-        add_peer(&mut peers, more[0].clone(), &path).unwrap();
+        add_peer(&mut peers, more[0].clone(), &path, 1).unwrap();
         assert_eq!((peers.len(), peers[0].results.len(), peers[0].devices.len()), (2, 2, 2));
-        let error = add_peer(&mut peers, more[0].clone(), &path).unwrap_err().to_string();
-        assert!(error.contains("a second time of P"), "{error}");
+        let error = add_peer(&mut peers, more[0].clone(), &path, 1).unwrap_err().to_string();
+        assert!(error.contains("more times of P"), "{error}");
+        add_peer(&mut peers, more[0].clone(), &path, 2).unwrap();
+        assert_eq!(peers[0].results.len(), 3);
     }
 
     #[test]
