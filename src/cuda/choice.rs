@@ -89,7 +89,10 @@ pub fn predicted_seconds(
 ) -> Result<f64> {
     let aligned = [Alignment::ALIGNED; 2];
     match pass {
-        Pass::Apply => Ok(apply_seconds(problem, facts)),
+        Pass::Apply => {
+            let plan = Plan::new(pass, problem, facts, Alignment::ALIGNED)?;
+            Ok(apply_seconds(problem, facts, &plan))
+        }
         _ => Ok(plans_and_seconds(pass, problem, facts, aligned, choice.into())?.1),
     }
 }
@@ -106,14 +109,18 @@ fn plans_and_seconds(
         _ => [Pass::Statistics, Pass::Apply],
     };
     let first = Plan::new(first, problem, facts, inputs)?;
-    let streaming = vec![first, Plan::new(second, problem, facts, all)?];
-    let seconds = streaming_seconds(pass, problem, facts);
+    let streaming = [first, Plan::new(second, problem, facts, all)?];
+    let seconds = streaming_seconds(pass, problem, facts, &streaming);
     let found = match choice {
         Choice::Tier(Tier::Streaming) => None,
         Choice::Parts(Tier::Streaming, parts) => {
-            let cut: Option<_> =
+            let cut: Option<Vec<_>> =
                 streaming.iter().map(|plan| plan.with_parts(parts, problem)).collect();
-            cut.map(|plans| (plans, seconds))
+            let cut = cut.and_then(|plans| <[Plan; 2]>::try_from(plans).ok());
+            cut.map(|plans| {
+                let seconds = streaming_seconds(pass, problem, facts, &plans);
+                (plans.into(), seconds)
+            })
         }
         _ => resident(pass, problem, facts, all, choice)
             .filter(|(_, time)| choice != Choice::Best || *time < seconds)
@@ -122,6 +129,6 @@ fn plans_and_seconds(
     match (found, choice) {
         (Some(found), _) => Ok(found),
         (None, Choice::Parts(tier, parts)) => Err(Choice::refused(tier, parts, problem, facts)),
-        (None, _) => Ok((streaming, seconds)),
+        (None, _) => Ok((streaming.into(), seconds)),
     }
 }

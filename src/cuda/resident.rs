@@ -14,6 +14,8 @@ pub(super) const SLOT_GRANULE: u64 = 4;
 
 /// Blocks that a multiprocessor's registers hold: `RESIDENT_ENTRY` in `kernels/entries.h`.
 const RESIDENTS: u64 = 2;
+/// Bytes of what memory moves at least.
+const SECTOR: u64 = 32;
 /// What a pack's bits of mask take on chip.
 const MASK_BYTES: u64 = 2;
 /// Areas for partial results in shared memory, which groups use in turn: `Team` in
@@ -33,6 +35,8 @@ const GRID_EXCHANGE: f64 = 3.0e-6;
 const RAMP: f64 = 1.5e-6;
 /// Of the multiprocessors, what saturates memory.
 const SATURATING: f64 = 0.6;
+/// Seconds from a load to its bytes: as many as the bandwidth brings in that time must be under way.
+const LATENCY: f64 = 0.7e-6;
 /// Of the cost of memory, what a read costs that L2 serves.
 const FROM_L2: f64 = 0.4;
 
@@ -127,7 +131,7 @@ pub(super) fn resident(
     });
     let (best, time) = all
         .filter(|candidate| choice.allows(candidate.tier, candidate.parts))
-        .map(|candidate| (candidate, seconds(pass, problem, facts, &candidate)))
+        .map(|candidate| (candidate, seconds(pass, problem, facts, slot_bytes, &candidate)))
         .min_by(|(_, a), (_, b)| a.total_cmp(b))?;
     Some((plan_of(pass, problem, facts, walk, pack, slot_bytes, &best), time))
 }
@@ -195,12 +199,10 @@ fn cuts(
                 return Vec::new();
             };
             let row = columns / u64::from(pack);
-            let is_whole = |width: &u32| {
-                columns_per_channel == 1
-                    && *width < packs_per_tile
-                    && row.is_multiple_of(u64::from(*width))
+            let is_narrower = |width: &u32| {
+                columns_per_channel == 1 && *width < packs_per_tile && u64::from(*width) < row
             };
-            let narrower = [4, 8, 16].into_iter().filter(is_whole);
+            let narrower = [4, 8, 16].into_iter().filter(is_narrower);
             narrower.chain([packs_per_tile]).map(|width| columns_cut(widest, width, pack)).collect()
         }
     }
@@ -373,33 +375,79 @@ impl Sweeps {
     }
 }
 
-/// What a call should take in two launches, where L2 serves the second read of what it holds.
-pub(super) fn streaming_seconds(pass: Pass, problem: &Problem, facts: &DeviceFacts) -> f64 {
+/// Bytes a second that so many blocks move which are there together, with so many bytes under way for
+/// each.
+fn reached(facts: &DeviceFacts, blocks: u64, under_way: u64) -> f64 {
+    let (multiprocessors, bandwidth) = (facts.multiprocessors, facts.memory_bandwidth as f64);
+    let busy = blocks.min(multiprocessors.into()) as f64;
+    let by_multiprocessors = busy / (SATURATING * f64::from(multiprocessors));
+    let by_latency = (blocks * under_way) as f64 / (LATENCY * bandwidth);
+    bandwidth * by_multiprocessors.min(by_latency).min(1.0)
+}
+
+/// Bytes of the sectors that a plan's blocks touch, over those that they ask for: tiles of rows that
+/// are no whole sectors touch half of one more, on average.
+fn sectors(geometry: &Geometry, pack: u64, size: usize) -> f64 {
+    let &Geometry::Columns { columns, packs_per_tile, .. } = geometry else { return 1.0 };
+    let size = size as u64;
+    let (row, tile) = (columns * size, u64::from(packs_per_tile) * pack * size);
+    let is_whole = row.is_multiple_of(SECTOR) && tile.is_multiple_of(SECTOR);
+    if is_whole || tile >= row { 1.0 } else { 1.0 + (SECTOR / 2) as f64 / tile as f64 }
+}
+
+/// The same for a launch that streams.
+fn reached_streaming(plan: &Plan, problem: &Problem, facts: &DeviceFacts) -> f64 {
+    // As entries.h has it: packs, or single elements, whose kernels take fewer registers.
+    let (loads, residents) = if plan.pack > 1 { (4, RESIDENTS) } else { (1, 2 * RESIDENTS) };
+    let tensors = if plan.pass.reads_dy() { 2 } else { 1 };
+    let bytes = u64::from(plan.pack) * problem.dtype().size() as u64;
+    let blocks = u64::from(plan.grid).min(residents * u64::from(facts.multiprocessors));
+    let sectors = sectors(&plan.geometry, plan.pack.into(), problem.dtype().size());
+    reached(facts, blocks, u64::from(BLOCK) * loads * tensors * bytes) / sectors
+}
+
+/// What a call should take in two launches, where L2 serves the second read of what it holds. Between
+/// them memory idles, while the first one's blocks leave each other what they have found.
+pub(super) fn streaming_seconds(
+    pass: Pass,
+    problem: &Problem,
+    facts: &DeviceFacts,
+    plans: &[Plan; 2],
+) -> f64 {
     let Sweeps { both, second } = Sweeps::of(pass, problem);
     let fits_l2 = both <= facts.l2_bytes as f64 / 2.0;
     let again = if fits_l2 { FROM_L2 } else { 1.0 };
-    2.0 * LAUNCH + (both * (1.0 + again) + second) / facts.memory_bandwidth as f64
+    let [first_rate, second_rate] =
+        [0, 1].map(|index| reached_streaming(&plans[index], problem, facts));
+    let exchange = if plans[0].parts > 1 { GRID_EXCHANGE } else { BLOCK_EXCHANGE };
+    let sweeps = both / first_rate + (both * again + second) / second_rate;
+    2.0 * LAUNCH + sweeps + exchange + RAMP
 }
 
 /// What inference should take, which leaves no mask.
-pub(super) fn apply_seconds(problem: &Problem, facts: &DeviceFacts) -> f64 {
+pub(super) fn apply_seconds(problem: &Problem, facts: &DeviceFacts, plan: &Plan) -> f64 {
     let bytes = problem.forward_floor_bytes() - problem.mask_len();
-    LAUNCH + bytes as f64 / facts.memory_bandwidth as f64
+    LAUNCH + bytes as f64 / reached_streaming(plan, problem, facts)
 }
 
-/// What a launch should take: bytes over the bandwidth that its multiprocessors reach, and
-/// exchanges where nothing hides them.
-fn seconds(pass: Pass, problem: &Problem, facts: &DeviceFacts, candidate: &Candidate) -> f64 {
-    let Candidate { residents, groups, channels, parts, teams, evicted, .. } = *candidate;
-    let multiprocessors = f64::from(facts.multiprocessors);
+/// What a launch should take: bytes over the bandwidth that its blocks reach, and exchanges where
+/// nothing hides them.
+fn seconds(
+    pass: Pass,
+    problem: &Problem,
+    facts: &DeviceFacts,
+    slot_bytes: u64,
+    candidate: &Candidate,
+) -> f64 {
+    let Candidate { residents, groups, channels, parts, teams, slots, evicted, .. } = *candidate;
     let Sweeps { both, second } = Sweeps::of(pass, problem);
     let bytes = both * (1.0 + evicted) + second;
 
     let at_once = if parts == 1 { residents * u64::from(facts.multiprocessors) } else { teams };
     let waves = groups.div_ceil(at_once) as f64;
-    let busy = ((at_once.min(groups) * parts) as f64 / residents as f64).ceil();
-    let bandwidth = facts.memory_bandwidth as f64
-        * (busy.min(multiprocessors) / (SATURATING * multiprocessors)).min(1.0);
+    let size = problem.dtype().size();
+    let sectors = sectors(&candidate.geometry, PACK_BYTES / size as u64, size);
+    let bandwidth = reached(facts, at_once.min(groups) * parts, slots * slot_bytes) / sectors;
     let balance = groups as f64 / (waves * at_once as f64);
     let balance = if waves > 1.0 { balance.max(0.5) } else { 1.0 };
     let meeting = match candidate.tier {
@@ -410,6 +458,7 @@ fn seconds(pass: Pass, problem: &Problem, facts: &DeviceFacts, candidate: &Candi
     // Where there is much to merge they meet once more.
     let meetings = if parts > 1 && parts * channels > MERGED_ALONE { 2.0 } else { 1.0 };
     let exchange = meetings * meeting;
-    let exposed = if residents > 1 { exchange } else { waves * (exchange + RAMP) };
-    LAUNCH + bytes / bandwidth / balance + exposed
+    // A block that shares its multiprocessor works while the other waits, but for the first time.
+    let turns = if residents > 1 { 1.0 } else { waves };
+    LAUNCH + bytes / bandwidth / balance + turns * (exchange + RAMP)
 }
