@@ -141,16 +141,20 @@ struct OnShelf {
 template <class Item, class Walk>
 constexpr int SHELF_WORDS = OnShelf<Item>::WORDS *Walk::MAX_PLACES;
 
-template <int PLACES, class Item>
-__device__ inline void put_on_shelf(float *shelf, unsigned place, Item item) {
+// Puts what is known of one of the group's channels where its elements look for it.
+template <class Item, class Walk>
+__device__ inline void put_on_shelf(float *shelf, const Walk &walk, unsigned channel, Item item) {
     typedef OnShelf<Item> Form;
+    constexpr int PLACES = Walk::MAX_PLACES;
     Form form = {};
     form.each_word(item, [](float &of_item, float &on_shelf) { on_shelf = of_item; });
+    walk.each_place_of(channel, [&](unsigned place) {
 #pragma unroll
-    for (int q = 0; q < Form::QUADS; ++q) {
-        store_pack<4>(shelf + (q * PLACES + place) * 4, form.quads[q]);
-    }
-    if (Form::HAS_SINGLE) shelf[Form::QUADS * PLACES * 4 + place] = form.single;
+        for (int q = 0; q < Form::QUADS; ++q) {
+            store_pack<4>(shelf + (q * PLACES + place) * 4, form.quads[q]);
+        }
+        if (Form::HAS_SINGLE) shelf[Form::QUADS * PLACES * 4 + place] = form.single;
+    });
 }
 
 // What the shelf holds for the thread's element `v`.
@@ -174,8 +178,7 @@ __device__ inline Item take_own(const float *shelf, const Walk &walk, int v) {
 template <class Item, class Walk, class OfChannel>
 __device__ inline void fill_shelf(float *shelf, const Walk &walk, const OfChannel &of_channel) {
     for (unsigned channel = threadIdx.x; channel < walk.channels(); channel += THREADS) {
-        put_on_shelf<Walk::MAX_PLACES>(shelf, walk.place_of(channel),
-                                       of_channel(walk.first_channel() + channel));
+        put_on_shelf(shelf, walk, channel, of_channel(walk.first_channel() + channel));
     }
     __syncthreads();
 }

@@ -42,7 +42,7 @@ __device__ inline void leave(const Params &, const Planes<V> &, const Item (&ite
 template <class Wide, class Item, int V, class At>
 __device__ inline void leave(const Params &params, const Columns<V> &walk, const Item (&items)[V],
                              Scratch<Columns<V>> &scratch, const At &place) {
-    const unsigned fold = params.columns_per_channel, columns = walk.columns();
+    const unsigned fold = walk.fold(), columns = walk.columns();
     // What a channel's sums are about: what the first row has found of its first column. The first row
     // has some of the values if any has.
     if constexpr (Wide::HAS_PIVOT) {
@@ -55,12 +55,12 @@ __device__ inline void leave(const Params &params, const Columns<V> &walk, const
         __syncthreads();
     }
     const auto pivot_of = [&](unsigned channel) {
-        return Wide::HAS_PIVOT ? scratch.pivots[walk.turned(channel * fold)] : 0.0f;
+        return Wide::HAS_PIVOT ? scratch.pivots[walk.turned(walk.column_of(channel, 0))] : 0.0f;
     };
     const auto sums_of = [&](int v) {
         if (!walk.has_columns()) return Sums::empty();
         const unsigned column = walk.x * V + v;
-        return Wide::sums_of(items[v], pivot_of(fold == 1 ? column : column / fold));
+        return Wide::sums_of(items[v], pivot_of(fold == 1 ? column : walk.channel_of(column)));
     };
     const double count = (double)((Extent)walk.rest * fold);
     const auto finish = [&](unsigned channel, const Sums &total) {
@@ -75,7 +75,7 @@ __device__ inline void leave(const Params &params, const Columns<V> &walk, const
     rows_total<THREADS, V>(walk.width, scratch.rows, sums_of, give);
     if (fold == 1) return;
     const auto of = [&](unsigned channel, unsigned i) {
-        return scratch.columns.get(walk.turned(channel * fold + i));
+        return scratch.columns.get(walk.turned(walk.column_of(channel, i)));
     };
     merge_parts<THREADS, Sums>(walk.channels(), fold, of, finish);
 }
@@ -138,7 +138,6 @@ __device__ inline void share_on_shelf(const Params &params, const Walk &walk,
     const Extent first = walk.first_channel();
     share_group<Wide>(params, walk, items, reinterpret_cast<Scratch<Walk> &>(shelf),
                       [&](unsigned channel, const Wide &total) {
-                          put_on_shelf<Walk::MAX_PLACES>(shelf, walk.place_of(channel),
-                                                         finish(first + channel, total));
+                          put_on_shelf(shelf, walk, channel, finish(first + channel, total));
                       });
 }

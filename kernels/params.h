@@ -68,4 +68,5 @@ struct Params {
     Extent rows_per_part;    // columns
     unsigned columns_per_channel;  // columns: neighbours that fold into one channel
     unsigned packs_per_tile;       // columns: packs of a row that a block covers
+    Extent rows_abreast;           // columns: rows of the tensor that one of the matrix holds, side by side
 };

@@ -5,7 +5,8 @@
 //   planes, which may begin and end off the pack boundaries.
 // - `Columns`: the tensor is a matrix of rows, and a thread stays at its columns: channels-last
 //   ([N * spatial, C]), and channels-first with small planes ([N, C * spatial]), whose neighbouring
-//   columns fold into channels.
+//   columns fold into channels. Where C makes no whole packs, several rows abreast do
+//   ([N * spatial / 2, 2 * C]): then columns a row apart fold into a channel.
 //
 //     Walk<V> walk(params, place_of_block(params));
 //     for (; walk.has_batch(); walk.end_batch(BATCH))
@@ -242,7 +243,10 @@ struct Planes {
 
     // On a block's shelf for what it knows of its channels.
     __device__ unsigned place(int) const { return 0; }
-    __device__ unsigned place_of(unsigned) const { return 0; }
+    template <class Use>
+    __device__ void each_place_of(unsigned, const Use &use) const {
+        use(0);
+    }
     // Whether the thread has any part of the tensor.
     __device__ bool has_columns() const { return true; }
 
@@ -347,11 +351,25 @@ struct Columns {
         const unsigned step = params.columns_per_channel == 1 ? params.packs_per_tile : 0;
         return first_place + v * anew(step) + (anew(places_on) >> 4 * v & 15u);
     }
-    __device__ unsigned place_of(unsigned channel) const {
-        return params.columns_per_channel == 1 ? turned(channel) : channel;
+    template <class Use>
+    __device__ void each_place_of(unsigned channel, const Use &use) const {
+        if (params.columns_per_channel > 1) return use(channel);
+        for (unsigned i = 0; i < fold(); ++i) use(turned(column_of(channel, i)));
     }
     __device__ unsigned turned(unsigned column) const { return column % V * width + column / V; }
     __device__ bool has_columns() const { return y < height && column < params.columns; }
+
+    // Columns of a channel: neighbours, or a row of the tensor apart; one, mostly.
+    __device__ unsigned fold() const {
+        return params.columns_per_channel * (unsigned)params.rows_abreast;
+    }
+    __device__ bool is_abreast() const { return params.rows_abreast > 1; }
+    __device__ unsigned column_of(unsigned channel, unsigned i) const {
+        return is_abreast() ? i * (unsigned)params.channels + channel : channel * fold() + i;
+    }
+    __device__ unsigned channel_of(unsigned column) const {
+        return is_abreast() ? column % (unsigned)params.channels : column / fold();
+    }
 
     // Of the tile that the tensor has.
     __device__ unsigned columns() const {
@@ -360,8 +378,11 @@ struct Columns {
     __device__ Extent group() const { return tile; }
     __device__ Extent first_channel() const { return channel; }
     __device__ unsigned channels() const {
+        if (is_abreast()) return (unsigned)params.channels;
         const Extent end = min((tile + 1) * width * V, params.columns);
         return (unsigned)(divide(end - 1, params.columns_per_channel).whole - channel + 1);
     }
-    __device__ unsigned max_channels() const { return width * V / params.columns_per_channel; }
+    __device__ unsigned max_channels() const {
+        return is_abreast() ? (unsigned)params.channels : width * V / params.columns_per_channel;
+    }
 };

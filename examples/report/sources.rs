@@ -67,12 +67,8 @@ pub fn read_criterion(directory: &Path) -> Result<Ours, SourceError> {
             .and_then(|metadata| metadata.modified())
             .map_err(|error| unusable(&path, error))?;
         let result = measured(id, estimates.median.point_estimate, &path)?;
-        let ours = ours.get_or_insert(Ours {
-            results: Vec::new(),
-            rounds: 1,
-            oldest: time,
-            newest: time,
-        });
+        let ours =
+            ours.get_or_insert(Ours { results: Vec::new(), rounds: 1, oldest: time, newest: time });
         ours.results.push(result);
         ours.oldest = ours.oldest.min(time);
         ours.newest = ours.newest.max(time);

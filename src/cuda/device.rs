@@ -206,6 +206,7 @@ fn with_geometry(params: Params, plan: &Plan) -> Params {
             rows_per_part,
             columns_per_channel,
             packs_per_tile,
+            rows_abreast,
         } => Params {
             rows,
             columns,
@@ -213,6 +214,7 @@ fn with_geometry(params: Params, plan: &Plan) -> Params {
             rows_per_part,
             columns_per_channel,
             packs_per_tile,
+            rows_abreast: rows_abreast.into(),
             ..params
         },
     }

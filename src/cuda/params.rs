@@ -65,4 +65,5 @@ pub struct Params {
     pub rows_per_part: Extent,
     pub columns_per_channel: ::core::ffi::c_uint,
     pub packs_per_tile: ::core::ffi::c_uint,
+    pub rows_abreast: Extent,
 }

@@ -201,6 +201,8 @@ pub enum Geometry {
         columns_per_channel: u32,
         /// Packs of a row that one block covers.
         packs_per_tile: u32,
+        /// Rows of the tensor that one of the matrix holds, side by side.
+        rows_abreast: u32,
     },
 }
 
@@ -301,7 +303,7 @@ pub(super) fn pack_of(walk: Walk, pass: Pass, problem: &Problem, alignment: Alig
     let pack = PACK_BYTES / problem.dtype().size() as u64;
     let row = match walk {
         Walk::Planes => problem.spatial() as u64,
-        Walk::Columns => columns_of(problem),
+        Walk::Columns => columns_of(problem) * rows_abreast(problem),
     };
     let touches_mask = problem.epilogue().has_mask() && (pass.reads_mask() || pass.writes_y());
     let fits = match (walk, alignment.offset) {
@@ -312,7 +314,9 @@ pub(super) fn pack_of(walk: Walk, pass: Pass, problem: &Problem, alignment: Alig
                 || (offset == 0 && row.is_multiple_of(8) && samples_are_aligned(problem, pack))
         }
         (Walk::Columns, Some(offset)) => {
-            offset == 0 && row.is_multiple_of(pack) && samples_are_aligned(problem, pack)
+            let is_matrix = problem.layout() == Layout::ChannelsLast && is_gapless(problem);
+            let rows_are_aligned = is_matrix || samples_are_aligned(problem, pack);
+            offset == 0 && row.is_multiple_of(pack) && rows_are_aligned
         }
     };
     if fits { pack as u32 } else { 1 }
@@ -326,11 +330,31 @@ fn samples_are_aligned(problem: &Problem, pack: u64) -> bool {
             .all(|&operand| (problem.batch_stride(operand) as u64).is_multiple_of(pack))
 }
 
-pub(super) fn columns_of(problem: &Problem) -> u64 {
+/// Of one row.
+fn columns_of(problem: &Problem) -> u64 {
     match problem.layout() {
         Layout::ChannelsFirst => (problem.channels() * problem.spatial()) as u64,
         Layout::ChannelsLast => problem.channels() as u64,
     }
+}
+
+/// Rows of a channels-last tensor that are whole packs side by side, where one is not: if a block can
+/// cover them, none is left over, and no mask begins with each.
+fn rows_abreast(problem: &Problem) -> u64 {
+    let pack = PACK_BYTES / problem.dtype().size() as u64;
+    let (rows, columns) = (problem.values_per_channel() as u64, columns_of(problem));
+    let missing = pack >> columns.trailing_zeros().min(pack.trailing_zeros());
+    let is_possible = problem.layout() == Layout::ChannelsLast
+        && !problem.epilogue().has_mask()
+        && is_gapless(problem)
+        && missing * columns <= MAX_COLUMNS
+        && rows.is_multiple_of(missing);
+    if is_possible { missing } else { 1 }
+}
+
+/// Whether the samples of every tensor follow each other directly.
+fn is_gapless(problem: &Problem) -> bool {
+    Operand::ALL.iter().all(|&operand| problem.is_gapless(operand))
 }
 
 /// Blocks worth having: reductions want few, so that the last block has little to merge, and what makes
@@ -385,13 +409,14 @@ pub(super) fn columns(
     facts: &DeviceFacts,
     pack: u32,
 ) -> (u64, Geometry) {
-    let columns = columns_of(problem);
+    // Single elements fit any row.
+    let abreast = if pack > 1 { rows_abreast(problem) } else { 1 };
+    let columns = columns_of(problem) * abreast;
     let (rows, rows_per_sample, columns_per_channel) = match problem.layout() {
         Layout::ChannelsFirst => (problem.batch() as u64, 1, problem.spatial() as u64),
         Layout::ChannelsLast => {
-            let rows = problem.values_per_channel() as u64;
-            let gapless = Operand::ALL.iter().all(|&operand| problem.is_gapless(operand));
-            let rows_per_sample = if gapless { rows } else { problem.spatial() as u64 };
+            let rows = problem.values_per_channel() as u64 / abreast;
+            let rows_per_sample = if is_gapless(problem) { rows } else { problem.spatial() as u64 };
             (rows, rows_per_sample, 1)
         }
     };
@@ -399,6 +424,8 @@ pub(super) fn columns(
     let tile = match (writes_mask, pack) {
         // Lanes are bits: a warp sees 32 columns of one row.
         (true, 1) => 32,
+        // All of a channel's columns.
+        _ if abreast > 1 => columns / u64::from(pack),
         _ if pass.leaves_partials() && pack > 1 => {
             // Whole sectors, and of a mask not too small a piece: the last block of each of many groups
             // has little to merge.
@@ -418,6 +445,7 @@ pub(super) fn columns(
         rows_per_part: share(rows, parts, height),
         columns_per_channel: columns_per_channel as u32,
         packs_per_tile: tile as u32,
+        rows_abreast: abreast as u32,
     };
     (groups, geometry)
 }

@@ -194,13 +194,21 @@ fn cuts(
         }
         Walk::Columns => {
             let (_, widest) = columns(pass, problem, facts, pack);
-            let Geometry::Columns { columns_per_channel, packs_per_tile, columns, .. } = widest
+            let Geometry::Columns {
+                columns_per_channel,
+                packs_per_tile,
+                columns,
+                rows_abreast,
+                ..
+            } = widest
             else {
                 return Vec::new();
             };
             let row = columns / u64::from(pack);
             let is_narrower = |width: &u32| {
-                columns_per_channel == 1 && *width < packs_per_tile && u64::from(*width) < row
+                columns_per_channel * rows_abreast == 1
+                    && *width < packs_per_tile
+                    && u64::from(*width) < row
             };
             let narrower = [4, 8, 16].into_iter().filter(is_narrower);
             narrower.chain([packs_per_tile]).map(|width| columns_cut(widest, width, pack)).collect()
@@ -209,14 +217,20 @@ fn cuts(
 }
 
 fn columns_cut(geometry: Geometry, width: u32, pack: u32) -> Cut {
-    let Geometry::Columns { rows, columns, rows_per_sample, columns_per_channel, .. } = geometry
+    let Geometry::Columns {
+        rows, columns, rows_per_sample, columns_per_channel, rows_abreast, ..
+    } = geometry
     else {
         unreachable!("only columns are cut so")
     };
+    let abreast = u64::from(rows_abreast);
     let height = u64::from(BLOCK / width);
     Cut {
         groups: columns.div_ceil(u64::from(width * pack)),
-        channels: u64::from(width * pack / columns_per_channel),
+        channels: match abreast {
+            1 => u64::from(width * pack / columns_per_channel),
+            _ => columns / abreast,
+        },
         whole: rows,
         per_step: height,
         granule: height,
@@ -227,6 +241,7 @@ fn columns_cut(geometry: Geometry, width: u32, pack: u32) -> Cut {
             rows_per_part: rows,
             columns_per_channel,
             packs_per_tile: width,
+            rows_abreast,
         },
     }
 }

@@ -4,8 +4,8 @@ use crate::suite::flat::Buffers;
 use crate::suite::on_backend::on_backend;
 use crate::suite::{About, Bars, Case, Data, Dim, LAYOUTS, Mode, epilogues};
 use crate::{ADD_RELU, Subject};
-use warpnorm::cuda::{Device, Launcher, Tier};
-use warpnorm::{Backend, Element, Epilogue, Layout, Operand};
+use warpnorm::cuda::{Alignment, Device, Geometry, Launcher, Pass, Plan, Tier};
+use warpnorm::{Activation, Backend, Element, Epilogue, Layout, Operand};
 
 /// Training and evaluation, forward and backward, against the textbook.
 fn check<E: Element>(subject: &impl Subject, case: Case, gaps: &[(Operand, usize)], seed: u64) {
@@ -84,6 +84,46 @@ pub(crate) fn strides<S: Subject, E: Element>(subject: &S) {
     }
 }
 
+/// Channels-last rows that make whole packs only several abreast, in 16 bits if not in f32 too.
+pub(crate) fn rows_abreast<S: Subject, E: Element>(subject: &S) {
+    let pack = 16 / size_of::<E>();
+    let epilogue = |activation, residual| Epilogue { activation, residual };
+    let epilogues = [
+        Epilogue::NONE,
+        epilogue(Activation::Relu, false),
+        epilogue(Activation::Identity, true),
+        epilogue(Activation::Silu, true),
+    ];
+    for (seed, dim) in (0..).zip([
+        (512, 1, 1),
+        (64, 3, 1),
+        (16, 13, 4),
+        (8, 27, 9),
+        (40, 50, 1),
+        (128, 100, 1),
+        (900, 50, 1),
+    ]) {
+        for epilogue in epilogues {
+            let case = Case::new(dim, Layout::ChannelsLast, epilogue);
+            let problem = Buffers::dense(&Data::<E>::new(case)).problem;
+            let facts = subject.device(seed).launcher().facts();
+            let plan = Plan::new(Pass::Apply, &problem, &facts, Alignment::ALIGNED).unwrap();
+            let abreast = match plan.geometry {
+                Geometry::Columns { rows_abreast, .. } => rows_abreast as usize,
+                Geometry::Planes { .. } => 0,
+            };
+            assert_eq!((plan.pack as usize, abreast * dim.1 % pack), (pack, 0), "{plan}");
+            assert!(abreast > 1 || dim.1 % pack == 0, "{plan}");
+            check::<E>(subject, case, &[], seed);
+        }
+        let far =
+            Case { mean: 1e4, std: 1e-2, ..Case::new(dim, Layout::ChannelsLast, Epilogue::NONE) };
+        if size_of::<E>() == 4 {
+            check::<E>(subject, far, &[], seed);
+        }
+    }
+}
+
 /// Rule 9: neither another run nor another order of blocks, warps and lanes changes a bit.
 pub(crate) fn the_same_bits_again<S: Subject>(subject: &S) {
     for layout in LAYOUTS {
@@ -159,7 +199,7 @@ fn constant_channel<E: Element>(subject: &impl Subject, case: Case) {
 pub(crate) fn a_nan_stays_in_its_channel<S: Subject>(subject: &S) {
     for bad in [f32::NAN, f32::INFINITY] {
         for layout in LAYOUTS {
-            for dim in [(9, 24, 1), (7, 48, 4), (3, 8, 49), (3, 4, 1031), (5, 7, 3)] {
+            for dim in [(9, 24, 1), (7, 48, 4), (3, 8, 49), (3, 4, 1031), (5, 7, 3), (8, 7, 3)] {
                 for channel in [0, 2, dim.1 - 1] {
                     stays_in(subject, Case::new(dim, layout, Epilogue::NONE), bad, channel);
                 }

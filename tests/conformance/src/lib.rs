@@ -75,7 +75,7 @@ type Run<S> = fn(&S);
 
 /// Every check; those that take longest come first.
 pub fn checks<S: Subject>() -> Vec<Check<S>> {
-    let checks: [(&str, Run<S>); 34] = [
+    let checks: [(&str, Run<S>); 37] = [
         ("long_shares::lose_no_digits::f32", long_shares::in_f32),
         ("long_shares::lose_no_digits::bf16", long_shares::in_bf16),
         ("long_shares::lose_no_digits::f16", long_shares::in_f16),
@@ -88,6 +88,9 @@ pub fn checks<S: Subject>() -> Vec<Check<S>> {
         ("batch_norm::a_stride_for_every_operand::bf16", batch_norm::strides::<S, bf16>),
         ("batch_norm::a_scaled_twin_of_a_real_shape::f32", batch_norm::real_shapes::<S, f32>),
         ("batch_norm::a_scaled_twin_of_a_real_shape::f16", batch_norm::real_shapes::<S, f16>),
+        ("batch_norm::rows_abreast::f32", batch_norm::rows_abreast::<S, f32>),
+        ("batch_norm::rows_abreast::f16", batch_norm::rows_abreast::<S, f16>),
+        ("batch_norm::rows_abreast::bf16", batch_norm::rows_abreast::<S, bf16>),
         ("batch_norm::the_same_bits_again", batch_norm::the_same_bits_again),
         ("batch_norm::a_mean_far_from_zero", batch_norm::a_mean_far_from_zero),
         ("batch_norm::huge_and_tiny_values::f32", batch_norm::huge_and_tiny_values::<S, f32>),

@@ -5,20 +5,26 @@ use conformance::suite::flat::Buffers;
 use conformance::suite::on_backend::on_backend;
 use conformance::suite::{Bars, Case, Data, LAYOUTS, Mode, epilogues};
 use emulator::{Emulator, Options, clustered_facts, cramped_facts};
-use warpnorm::cuda::{Alignment, Device, MemoryRef, Pass, Plan, Tier, training_plans};
+use std::collections::HashSet;
+use warpnorm::cuda::{
+    Alignment, Device, DeviceFacts, MemoryRef, Pass, Plan, Tier, profiles, training_plans,
+};
 use warpnorm::{Backend, DType, Epilogue, Problem};
 
-/// A plan cannot name a kernel that does not exist.
+/// A plan cannot name a kernel that does not exist, on whatever device.
 #[test]
 fn every_plan_names_a_kernel() {
-    let kernels: Vec<String> = emulator::kernels().into_iter().map(|kernel| kernel.name).collect();
+    let kernels: HashSet<String> =
+        emulator::kernels().into_iter().map(|kernel| kernel.name).collect();
+    let devices = profiles::ALL.map(|(_, facts)| facts).into_iter();
+    let devices: Vec<_> = devices.chain([emulator::default_facts()]).collect();
     for dtype in [DType::F32, DType::F16, DType::Bf16] {
         for (layout, epilogue) in
             LAYOUTS.into_iter().flat_map(|it| epilogues().map(move |e| (it, e)))
         {
-            for spatial in [1, 49, 1024, 1031] {
-                let problem = Problem::new(&[2, 8, spatial], layout, dtype, epilogue).unwrap();
-                for plan in plans(&problem) {
+            for extents in [[2, 8, 1], [16, 100, 1], [40, 3, 49], [2, 8, 1024], [2, 7, 1031]] {
+                let problem = Problem::new(&extents, layout, dtype, epilogue).unwrap();
+                for plan in devices.iter().flat_map(|facts| plans(&problem, facts)) {
                     assert!(kernels.contains(&plan.kernel), "{plan}");
                 }
             }
@@ -27,19 +33,18 @@ fn every_plan_names_a_kernel() {
 }
 
 /// Of every call, in every tier and alignment.
-fn plans(problem: &Problem) -> Vec<Plan> {
-    let facts = emulator::default_facts();
+fn plans(problem: &Problem, facts: &DeviceFacts) -> Vec<Plan> {
     let named = [Tier::Streaming, Tier::Block, Tier::Cluster, Tier::Grid];
     let tiers = named.map(Some).into_iter().chain([None]);
     let mut plans = Vec::new();
     for all in [Alignment::ALIGNED, Alignment::MIXED] {
         for tier in tiers.clone() {
             // Statistics see x alone, which agrees with itself.
-            let of = |pass, inputs| training_plans(pass, problem, &facts, inputs, all, tier);
+            let of = |pass, inputs| training_plans(pass, problem, facts, inputs, all, tier);
             plans.extend(of(Pass::Forward, Alignment::ALIGNED).unwrap());
             plans.extend(of(Pass::Backward, all).unwrap());
         }
-        plans.push(Plan::new(Pass::Frozen, problem, &facts, all).unwrap());
+        plans.push(Plan::new(Pass::Frozen, problem, facts, all).unwrap());
     }
     plans
 }

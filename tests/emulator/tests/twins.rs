@@ -56,10 +56,19 @@ const CHANNELS_LAST: Twin =
 /// Some of the channels of a wider tensor.
 const SLICE: Twin =
     Twin { of: "32x48x55x55", dim: (3, 16, 29 * 29), gaps: &[(Operand::X, 29 * 29)], ..TWIN };
-const IMAGE: Twin =
-    Twin { of: "32x3x224x224", dim: (4, 3, 56 * 56), layout: Layout::ChannelsLast, ..TWIN };
+/// Images cut out of wider ones: without the gaps, several pixels abreast would make whole packs.
+const IMAGE: Twin = Twin {
+    of: "32x3x224x224",
+    dim: (4, 3, 56 * 56),
+    layout: Layout::ChannelsLast,
+    gaps: &[(Operand::X, 3 * 56)],
+    ..TWIN
+};
+/// Rows that make whole packs only several abreast.
+const ABREAST: Twin =
+    Twin { of: "125000x50", dim: (400, 50, 1), layout: Layout::ChannelsLast, ..TWIN };
 
-const TWINS: [Twin; 12] = [
+const TWINS: [Twin; 13] = [
     STAGE_1,
     Twin { activation: Activation::Relu, ..STAGE_1 },
     Twin { activation: Activation::Relu, residual: true, ..STAGE_1 },
@@ -71,9 +80,10 @@ const TWINS: [Twin; 12] = [
     Twin { activation: Activation::Silu, ..SLICE },
     Twin { activation: Activation::Silu, ..IMAGE },
     // Kernels that are reached above, in other shapes: neighbouring columns that fold into a
-    // channel, and rows of features.
+    // channel, rows of features, and rows abreast.
     Twin { activation: Activation::Relu, residual: true, ..STAGE_4 },
     Twin { of: "4096x1024", dim: (256, 256, 1), layout: Layout::ChannelsLast, ..TWIN },
+    ABREAST,
 ];
 
 /// What a kernel did for its twin.
@@ -301,6 +311,18 @@ fn bf16_counts_as_f16_does() {
 fn on_chip_banks_do_not_conflict() {
     for ((kernel, tier), row) in ROWS.iter().filter(|((_, tier), _)| *tier != "streaming") {
         assert!(row.conflicts <= Some(2), "percent: {:?}, {kernel}, {tier}", row.conflicts);
+    }
+}
+
+/// Their banks do conflict: rows of threads are no whole quarters of a warp.
+#[test]
+fn rows_abreast_are_coalesced() {
+    for tier in TEAMS {
+        let calls = run::<f16>(&ABREAST, Call::Train, Some(tier));
+        assert_eq!(calls.len(), 2, "{tier:?}: a launch each");
+        for ((kernel, _), row) in calls {
+            assert_eq!(row.sectors.0, row.sectors.1, "{kernel}, {tier:?}");
+        }
     }
 }
 

@@ -1,5 +1,6 @@
-//! Every public case, in both layouts, with the CPU backend, and in every tier with the emulated
-//! kernels and with a GPU, as a test of its own. Where there is no GPU its tests are listed as ignored.
+//! Every public case, in both layouts, with the CPU backend, and with the emulated kernels and a GPU in
+//! every tier (what has no plan there streams), as a test of its own. Where there is no GPU its tests are
+//! listed as ignored.
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use replay::{Device, Options, Tier, Verdict, find_cases, replay};
