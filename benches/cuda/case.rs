@@ -1,6 +1,6 @@
 //! A call's tensors, several times over, and the ways in which it is called.
 
-use crate::calls::{Inputs, Tensors};
+use crate::calls::{self, Inputs, Tensors};
 use crate::gpu::Gpu;
 use crate::id::{Config, Pass};
 use crate::sampling;
@@ -40,11 +40,9 @@ impl<'g, E: Element> Case<'g, E> {
     pub fn new(gpu: &'g Gpu, problem: Problem) -> Result<Self> {
         let inputs = Inputs::random(&problem);
         let first = Tensors::new(&gpu.cuda, &problem, &inputs)?;
-        let tensor = (problem.elements() * problem.dtype().size()) as u64;
-        let tensors = if problem.epilogue().residual { 6 } else { 4 };
         let count = sampling::sets(
             problem.forward_floor_bytes() as u64,
-            tensors * tensor + problem.mask_len() as u64,
+            calls::bytes(&problem),
             gpu.facts.l2_bytes,
             gpu.free_bytes()?,
         );

@@ -32,7 +32,7 @@ use case::Case;
 use criterion::{Criterion, SamplingMode, Throughput};
 use gpu::Gpu;
 use half::{bf16, f16};
-use id::{Config, Element as Type, Fused, Id, Pass};
+use id::{Config, Element as Type, Id, Pass};
 use record::Record;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -57,7 +57,11 @@ fn main() -> ExitCode {
     let file = gpu.file();
     println!("{}, copy at {:.0} GB/s", file.device.name, file.copy_bandwidth / 1e9);
     match &gpu.cudnn {
-        Ok(cudnn) => println!("cuDNN {}", cudnn.version()),
+        Ok(cudnn) => {
+            let versions: Vec<_> =
+                cudnn.versions().iter().map(|(of, version)| format!("{of} {version}")).collect();
+            println!("cuDNN: {}", versions.join(", "));
+        }
         Err(reason) => println!("no cuDNN: {reason}"),
     }
     let goes_on = std::env::var_os("BENCH_RESUME").is_some_and(|value| !value.is_empty());
@@ -108,9 +112,8 @@ impl Run<'_> {
 
     /// Whether the tensors of one call fit.
     fn fits(&self, id: &Id) -> bool {
-        let tensors = if id.fused == Fused::AddRelu { 6 } else { 4 };
-        let bytes = id.yardstick().floor_bytes().unwrap_or(usize::MAX) / 2;
-        bytes.saturating_mul(tensors) as u64 <= self.gpu.file().device.memory_bytes / 10 * 9
+        let memory = self.gpu.file().device.memory_bytes / 10 * 9;
+        id.problem().is_ok_and(|problem| calls::most_bytes(&problem) <= memory)
     }
 
     /// What shares tensors.

@@ -1,8 +1,8 @@
 //! What is kept beside Criterion's results, for the report.
 
-use crate::cudnn::Measured;
+use crate::cudnn::{Cudnn, Measured};
 use crate::files::{
-    CUDNN_FILE, Errors, GPU_FILE, GpuFile, HostCost, PeerFile, PeerResult, Planned, criterion_home,
+    CUDNN_FILE, Errors, GPU_FILE, GpuFile, HostCost, PeerFile, Planned, criterion_home,
 };
 use crate::gpu::Gpu;
 use crate::id::{Id, Pass};
@@ -32,7 +32,7 @@ impl Record {
         let theirs = read::<PeerFile>(&folder.join(CUDNN_FILE));
         let theirs = theirs.filter(|file| file.device == name).unwrap_or_default();
         let no_cudnn = now.no_cudnn.take().filter(|_| theirs.results.is_empty());
-        let version = gpu.cudnn.as_ref().ok().map(|cudnn| ("cudnn".to_owned(), cudnn.version()));
+        let versions = gpu.cudnn.as_ref().map(Cudnn::versions).unwrap_or_default();
         Record {
             gpu: GpuFile {
                 plans: before.plans,
@@ -43,12 +43,7 @@ impl Record {
                 no_cudnn,
                 ..now
             },
-            cudnn: PeerFile {
-                peer: Some("cuDNN".to_owned()),
-                device: name,
-                versions: version.into_iter().collect(),
-                ..theirs
-            },
+            cudnn: PeerFile { peer: Some("cuDNN".to_owned()), device: name, versions, ..theirs },
             folder,
         }
     }
@@ -126,17 +121,8 @@ impl Record {
 
     /// cuDNN's time, or that it refuses.
     pub fn cudnn(&mut self, id: &Id, measured: &Measured) {
-        let name = id.to_string();
-        self.cudnn.results.retain(|result| result.id != name);
-        self.cudnn.refused.remove(&name);
-        match &measured.best {
-            Some((mode, median_ns)) => self.cudnn.results.push(PeerResult {
-                id: name,
-                median_ns: *median_ns,
-                way: Some(mode.clone()),
-            }),
-            None => drop(self.cudnn.refused.insert(name, measured.refusals.join("; "))),
-        }
+        let best = measured.best.clone();
+        self.cudnn.replace(&id.to_string(), best, &measured.refusals);
     }
 
     /// As results come in: a run may be ended at any time.

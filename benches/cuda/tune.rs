@@ -10,6 +10,7 @@
 //! off, the constants of `src/cuda/resident.rs` are what to change.
 
 #[path = "../shared/calls.rs"]
+#[allow(dead_code, reason = "some is for the benchmarks")]
 mod calls;
 mod case;
 #[path = "../shared/cases.rs"]

@@ -18,17 +18,34 @@ onednn=${ONEDNN:-target/onednn_bn}
 home=${CARGO_TARGET_DIR:-target}/in-turns
 threads=$([ "$(nproc)" -gt 1 ] && echo 1,2 || echo 1)
 passes=(inference train_forward train_backward)
+rounds=${ROUNDS:-1}
+if ! [[ $rounds =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: ROUNDS=$rounds: expected a number from 1 on" >&2
+    exit 1
+fi
+
+# Before hours are spent without them.
+has_torch=yes has_onednn=yes
+if ! reason=$("$python" -c 'import torch' 2>&1); then
+    has_torch=
+    printf 'PyTorch is left out:\n%s\n' "$reason" >&2
+fi
+if ! command -v "$onednn" >/dev/null; then
+    has_onednn=
+    echo "oneDNN is left out: there is no $onednn" >&2
+fi
 
 rm -rf "$home"
 cargo bench --bench cpu --no-run
 # In the order of the list that the benchmark has.
 shapes=$(cargo bench --quiet --bench cpu -- --list | sed -n 's#^copy/[^/]*/[^/]*/\([^/]*\)/.*#\1#p' | awk '!seen[$0]++')
-has_torch=$("$python" -c 'import torch' 2>/dev/null && echo yes || true)
 peers=()
-# What is measured of a pass and a shape, in one round.
+
 ours() {
-    CRITERION_HOME=$home/$1 cargo bench --quiet --bench cpu -- --noplot "^$2/.*/$3/"
+    local round=$1 pass=$2 shape=$3
+    CRITERION_HOME=$home/$round cargo bench --quiet --bench cpu -- --noplot "^$pass/.*/$shape/"
 }
+
 in_turn() {
     local round=$1 pass=$2 shape=$3
     if [ -n "$has_torch" ]; then
@@ -37,12 +54,13 @@ in_turn() {
             --shapes "$shape" --passes "$pass" --output "${peers[-1]}"
     fi
     ours "$round" "$pass" "$shape"
-    if command -v "$onednn" >/dev/null; then
+    if [ -n "$has_onednn" ]; then
         peers+=(--peer "$home/$round/onednn-$pass-$shape.json")
         "$onednn" --threads "$threads" --shapes "$shape" --passes "$pass" --output "${peers[-1]}"
     fi
 }
-for round in $(seq "${ROUNDS:-1}"); do
+
+for ((round = 1; round <= rounds; round++)); do
     mkdir -p "$home/$round"
     for shape in $shapes; do
         ours "$round" copy "$shape"

@@ -32,6 +32,9 @@ allocator; each set of tensors keeps its own, so that they take turns too. `--st
 training steps of ResNet-50. Compiling takes some seconds for each shape: `--ways native,cudnn` does
 without.
 
+Needs Python 3.9 and PyTorch 2.5, where CUDA devices first tell the size of their L2; it has been tried
+with 2.15 only.
+
 Times include the call from Python and PyTorch's dispatcher; `call_overhead_ns` in the output is what
 they cost on a tensor of two elements, and is much of what is seen on 128x100.
 
@@ -56,8 +59,6 @@ import sys
 import time
 
 import torch
-import torch._dynamo
-import torch._functorch.config
 
 import torch_resnet
 
@@ -523,11 +524,20 @@ def measure_way(args, way, found, save):
 
 def compile_every_shape():
     """By default eager calls silently take over after some hundred shapes."""
-    config = torch._dynamo.config
-    config.cache_size_limit = config.accumulated_cache_size_limit = 1 << 16
-    config.fail_on_recompile_limit_hit = True
+    from torch._dynamo import config as dynamo
+    from torch._functorch import config as functorch
+    # By the names of all versions: each knows some, and refuses the others.
+    for limit in "recompile_limit", "accumulated_recompile_limit", "cache_size_limit", "accumulated_cache_size_limit":
+        set_known(dynamo, limit, 1 << 16)
+    for fails in "fail_on_recompile_limit_hit", "fail_on_cache_limit_hit":
+        set_known(dynamo, fails, True)
     # The same graph is differentiated again and again.
-    torch._functorch.config.donated_buffer = False
+    set_known(functorch, "donated_buffer", False)
+
+
+def set_known(config, name, value):
+    if hasattr(config, name):
+        setattr(config, name, value)
 
 
 def read(path):
@@ -574,7 +584,8 @@ def write(path, peers):
 def main():
     args = arguments()
     keep_freed_memory()
-    compile_every_shape()
+    if "compile" in args.ways:
+        compile_every_shape()
     torch.manual_seed(1)
     with torch.inference_mode():
         if args.device == "cpu":

@@ -46,6 +46,27 @@ impl<E: Element> Inputs<E> {
     }
 }
 
+/// Bytes of what a call borrows: so many tensors, a mask, and vectors.
+pub fn bytes(problem: &Problem) -> u64 {
+    let tensors = if problem.epilogue().residual { 6 } else { 4 };
+    let vectors = VECTORS * problem.channels() * problem.dtype().size().max(size_of::<f32>());
+    tensors * tensor_bytes(problem) + (problem.mask_len() + vectors) as u64
+}
+
+/// Bytes that are taken at most at a time, while [`Tensors::new`] makes them.
+pub fn most_bytes(problem: &Problem) -> u64 {
+    bytes(problem) + SPACERS * (tensor_bytes(problem) / 2)
+}
+
+fn tensor_bytes(problem: &Problem) -> u64 {
+    problem.elements() as u64 * problem.dtype().size() as u64
+}
+
+/// Parameters, statistics and their gradients.
+const VECTORS: usize = 9;
+/// Halves of tensors between whole ones.
+const SPACERS: u64 = 3;
+
 /// What a call borrows.
 pub struct Tensors<B: Backend, E: Element> {
     pub x: B::Buffer<E>,

@@ -148,10 +148,16 @@ pub fn is_gpu_case(id: &Id) -> bool {
     let measured = match id.pass {
         // One for all that move as many bytes: see `Id::yardstick`.
         Pass::Copy => *id == id.yardstick() && gpu_shapes().contains(&id.extents),
-        Pass::Inference => is_gpu_shape_of(id) && id.fused != Fused::AddRelu,
+        Pass::Inference => is_gpu_shape_of(id) && (id.fused != Fused::AddRelu || is_inferred(id)),
         _ => is_gpu_shape_of(id),
     };
     config_fits && is_distinct(id) && measured
+}
+
+/// Inference has a residual where the network has it, at one batch.
+fn is_inferred(id: &Id) -> bool {
+    let in_network = |layer: &Layer| layer.uses.iter().any(|(fused, _)| *fused == id.fused);
+    id.element == Element::F16 && id.extents[0] == BATCH && layer_of(id).is_some_and(in_network)
 }
 
 /// Whether the shape is measured with this element type and epilogue.

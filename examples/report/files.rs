@@ -21,9 +21,29 @@ pub struct PeerFile {
     /// What the library does not do, by identifier, and what it says to that.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub refused: BTreeMap<String, String>,
+    /// The same of single ways, where the library has another that does it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub refused_ways: BTreeMap<String, String>,
     /// A whole training step of ResNet-50 in f16, channels-last, by its batch; nanoseconds.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub resnet50_step_ns: BTreeMap<usize, f64>,
+}
+
+impl PeerFile {
+    /// Sets down what has become of an identifier: the fastest way and its time, and what the others
+    /// say to it.
+    pub fn replace(&mut self, id: &str, best: Option<(String, f64)>, refusals: &[String]) {
+        self.results.retain(|result| result.id != id);
+        self.refused.remove(id);
+        self.refused_ways.remove(id);
+        let refused = if best.is_some() { &mut self.refused_ways } else { &mut self.refused };
+        if best.is_none() || !refusals.is_empty() {
+            refused.insert(id.to_owned(), refusals.join("; "));
+        }
+        if let Some((way, median_ns)) = best {
+            self.results.push(PeerResult { id: id.to_owned(), median_ns, way: Some(way) });
+        }
+    }
 }
 
 /// One measurement of a peer.

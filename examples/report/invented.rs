@@ -21,7 +21,7 @@ fn machine() -> Machine {
 
 /// One forward and its copy, beside one peer.
 pub fn on_a_cpu(peer_ns: f64, peer_device: &str) -> Report {
-    let measured = |id: &str, median_ns| Measured { id: id.parse().unwrap(), median_ns };
+    let measured = |id: &str, median_ns| Measured::new(id.parse().unwrap(), median_ns);
     let forward = "train_forward/channels-first/f32/8x16x4x4/none/1t";
     let copy = "copy/channels-first/f32/8x16x4x4/none/1t";
     let peers = vec![Peer {
@@ -57,21 +57,29 @@ pub fn report() -> Report {
             let wobble = 1.0 + 0.1 * (id.extents[1] % 7) as f64 / 7.0;
             3000.0 + id.floor_bytes().unwrap() as f64 / (BANDWIDTH * share) * wobble
         };
-        ids.iter().map(move |id| Measured { id: id.clone(), median_ns: of(id) }).collect::<Vec<_>>()
+        ids.iter().map(move |id| Measured::new(id.clone(), of(id))).collect::<Vec<_>>()
     };
     let mut ours = time(0.9);
     for it in ours.iter_mut().filter(|it| it.id.pass == Pass::Copy) {
         it.median_ns = 2500.0 + it.id.floor_bytes().unwrap() as f64 / BANDWIDTH;
     }
     let is_plain = |it: &Measured| it.id.fused == crate::id::Fused::None;
-    let cudnn: Vec<_> =
+    let mut cudnn: Vec<_> =
         time(0.5).into_iter().filter(|it| it.id.pass != Pass::Copy && is_plain(it)).collect();
+    for it in &mut cudnn {
+        let persists = it.id.pass == Pass::TrainForward && it.id.extents.len() == 4;
+        let way = if persists { "SPATIAL_PERSISTENT" } else { "SPATIAL" };
+        it.way = Some(way.to_owned());
+    }
+    let without = cudnn.iter().filter(|it| it.id.extents.len() == 5);
+    let refused_ways = without.map(|it| (it.id.to_string(), "SPATIAL_PERSISTENT: no".to_owned()));
     let refused = ids.iter().filter(|id| id.fused != crate::id::Fused::None);
     let peers = vec![
         Peer {
             name: "cuDNN".into(),
             devices: vec!["invented GPU".into()],
             versions: [("cudnn".to_owned(), "9.0.0".to_owned())].into(),
+            refused_ways: refused_ways.collect(),
             results: cudnn,
             refused: refused.map(|id| (id.to_string(), "SPATIAL: no".to_owned())).collect(),
             ..Peer::default()
@@ -121,7 +129,7 @@ fn gpu_file(ours: &[Measured]) -> GpuFile {
             .map(|it| (it.id.to_string(), HostCost { ours_ns: 4000.0, cudnn_ns: Some(6000.0) }))
             .collect(),
         accuracy: training().map(|it| (format!("{} y", it.id), errors.clone())).collect(),
-        failed: [("train_forward/…".to_owned(), "an error of 2|3".to_owned())].into(),
+        failed: [(ours[0].id.to_string(), "an error of 2|3".to_owned())].into(),
         measured: Default::default(),
         no_cudnn: None,
     }

@@ -10,6 +10,14 @@ use std::collections::HashMap;
 pub struct Measured {
     pub id: Id,
     pub median_ns: f64,
+    /// Which of a library's ways it was, where it has several: the fastest.
+    pub way: Option<String>,
+}
+
+impl Measured {
+    pub fn new(id: Id, median_ns: f64) -> Self {
+        Measured { id, median_ns, way: None }
+    }
 }
 
 /// Another library's measurements.
@@ -24,6 +32,8 @@ pub struct Peer {
     pub results: Vec<Measured>,
     /// What it does not do, by identifier, and what it says to that.
     pub refused: BTreeMap<String, String>,
+    /// The same of single ways, where it has another that does it.
+    pub refused_ways: BTreeMap<String, String>,
     /// A whole training step of ResNet-50, by its batch.
     pub resnet50_step_ns: BTreeMap<usize, f64>,
 }
@@ -41,9 +51,10 @@ pub struct Row {
 }
 
 /// A peer's measurement of the same thing.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Against {
     pub median_ns: f64,
+    pub way: Option<String>,
     /// The peer's time over ours: below 1, we are the slower one.
     pub ratio: f64,
 }
@@ -53,19 +64,20 @@ pub fn join(ours: &[Measured], peers: &[Peer]) -> Result<Vec<Row>, warpnorm::Err
     let times = by_id(ours);
     let peer_times: Vec<_> = peers.iter().map(|peer| by_id(&peer.results)).collect();
     let mut rows = Vec::with_capacity(ours.len());
-    for Measured { id, median_ns } in ours {
+    for Measured { id, median_ns, .. } in ours {
         let name = id.to_string();
         let floor_bytes = id.floor_bytes()?;
         let yardstick = id.yardstick();
         let share_of_copy = match times.get(&yardstick.to_string()) {
-            Some(copy_ns) => {
+            Some(copy) => {
                 let copy_bytes = yardstick.floor_bytes()?;
-                Some(floor_bytes as f64 / copy_bytes as f64 * copy_ns / median_ns)
+                Some(floor_bytes as f64 / copy_bytes as f64 * copy.median_ns / median_ns)
             }
             None => None,
         };
-        let against = |times: &HashMap<String, f64>| {
-            times.get(&name).map(|&peer| Against { median_ns: peer, ratio: peer / median_ns })
+        let against = |times: &HashMap<String, &Measured>| {
+            let Measured { median_ns: theirs, way, .. } = times.get(&name)?;
+            Some(Against { median_ns: *theirs, way: way.clone(), ratio: theirs / median_ns })
         };
         let peers = peer_times.iter().map(against).collect();
         rows.push(Row { id: id.clone(), median_ns: *median_ns, floor_bytes, share_of_copy, peers });
@@ -89,8 +101,8 @@ pub fn fastest(measured: Vec<Measured>) -> (Vec<Measured>, usize) {
     (of_id.into_values().collect(), rounds.into_values().max().unwrap_or(0))
 }
 
-fn by_id(measured: &[Measured]) -> HashMap<String, f64> {
-    measured.iter().map(|Measured { id, median_ns }| (id.to_string(), *median_ns)).collect()
+fn by_id(measured: &[Measured]) -> HashMap<String, &Measured> {
+    measured.iter().map(|it| (it.id.to_string(), it)).collect()
 }
 
 /// A GPU's tables first; by pass and layout; in them the plain case first, 4-D before 2-D, large
@@ -104,13 +116,13 @@ fn order(id: &Id) -> impl Ord + use<> {
 
 /// Row and peer of every case in which a peer is the faster one, the worst first. Copies are
 /// yardsticks, not competitors.
-pub fn slower(rows: &[Row]) -> Vec<(&Row, usize, Against)> {
+pub fn slower(rows: &[Row]) -> Vec<(&Row, usize, &Against)> {
     let mut found: Vec<_> = rows
         .iter()
         .filter(|row| row.id.pass != Pass::Copy)
         .flat_map(|row| {
             let against = row.peers.iter().enumerate();
-            against.filter_map(move |(peer, against)| against.map(|against| (row, peer, against)))
+            against.filter_map(move |(peer, against)| Some((row, peer, against.as_ref()?)))
         })
         .filter(|(_, _, against)| against.ratio < 1.0)
         .collect();
@@ -123,7 +135,7 @@ pub fn score(rows: &[Row], peer: usize) -> (usize, usize) {
     let ratios = rows
         .iter()
         .filter(|row| row.id.pass != Pass::Copy)
-        .filter_map(|row| row.peers[peer].map(|against| against.ratio));
+        .filter_map(|row| row.peers[peer].as_ref().map(|against| against.ratio));
     ratios.fold((0, 0), |(all, won), ratio| (all + 1, won + usize::from(ratio >= 1.0)))
 }
 
@@ -132,7 +144,7 @@ mod tests {
     use super::*;
 
     fn measured(id: &str, median_ns: f64) -> Measured {
-        Measured { id: id.parse().unwrap(), median_ns }
+        Measured::new(id.parse().unwrap(), median_ns)
     }
 
     fn peer(results: Vec<Measured>) -> Peer {
@@ -170,8 +182,14 @@ mod tests {
         let ours = [measured(FORWARD, 200.0), measured(BACKWARD, 300.0)];
         let peers = [peer(vec![measured(BACKWARD, 150.0)]), peer(vec![measured(FORWARD, 500.0)])];
         let rows = join(&ours, &peers).unwrap();
-        assert_eq!(rows[0].peers, [None, Some(Against { median_ns: 500.0, ratio: 2.5 })]);
-        assert_eq!(rows[1].peers, [Some(Against { median_ns: 150.0, ratio: 0.5 }), None]);
+        assert_eq!(
+            rows[0].peers,
+            [None, Some(Against { median_ns: 500.0, way: None, ratio: 2.5 })]
+        );
+        assert_eq!(
+            rows[1].peers,
+            [Some(Against { median_ns: 150.0, way: None, ratio: 0.5 }), None]
+        );
         assert_eq!(score(&rows, 0), (1, 0));
         assert_eq!(score(&rows, 1), (1, 1));
     }

@@ -5,6 +5,7 @@
 #[path = "../../benches/shared/cases.rs"]
 #[allow(dead_code, reason = "some is for the benchmarks")]
 mod cases;
+#[allow(dead_code, reason = "some is for the benchmarks")]
 mod files;
 mod gpu_page;
 mod id;
@@ -24,6 +25,7 @@ mod rust_page;
 mod sources;
 mod summary;
 mod table;
+mod ways;
 
 use clap::Parser;
 use files::{CUDNN_FILE, GPU_FILE, GpuFile, criterion_home};
@@ -66,6 +68,10 @@ struct Args {
     /// The commit that was measured [default: the one checked out].
     #[arg(long, value_name = "HASH")]
     commit: Option<String>,
+
+    /// What compiled it [default: the rustc that is here].
+    #[arg(long, value_name = "TEXT")]
+    rustc: Option<String>,
 }
 
 const WORKFLOW: &str = "\
@@ -155,7 +161,7 @@ fn gather(args: &Args, device: &str) -> Result<Report, Box<dyn std::error::Error
         rounds: ours.rounds,
         commit: args.commit.clone().or_else(machine::commit),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        rustc: machine::rustc(),
+        rustc: args.rustc.clone().or_else(machine::rustc),
         rows: join::join(&ours.results, &peers)?,
         peers,
         gpu,

@@ -95,7 +95,7 @@ mod tests {
 
     fn rows(times: &[(&str, f64)]) -> Vec<Row> {
         let measured =
-            |&(id, median_ns): &(&str, f64)| Measured { id: id.parse().unwrap(), median_ns };
+            |&(id, median_ns): &(&str, f64)| Measured::new(id.parse().unwrap(), median_ns);
         join(&times.iter().map(measured).collect::<Vec<_>>(), &[]).unwrap()
     }
 

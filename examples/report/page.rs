@@ -9,6 +9,7 @@ use crate::plots::Picture;
 use crate::rust_page;
 use crate::summary::{Line, Ratios, summarize};
 use crate::table::{Table, cell, percent, ratio, time};
+use crate::ways;
 use std::fmt::Write;
 
 /// Everything that is known about a machine.
@@ -65,6 +66,7 @@ pub fn markdown(report: &Report, pictures: &[Picture]) -> String {
     write_header(report, &mut page);
     write_slower(report, &mut page);
     write_summary(report, &mut page);
+    ways::write(report, &mut page);
     for Picture { name, caption } in pictures {
         let _ = writeln!(page, "![{caption}]({name}.png)\n\n{caption}\n");
     }
@@ -217,9 +219,12 @@ fn write_table(report: &Report, rows: &[Row], page: &mut String) {
 }
 
 fn peer_cell(row: &Row, index: usize, peer: &Peer) -> String {
-    match row.peers[index] {
+    match &row.peers[index] {
         None if peer.refused.contains_key(&row.id.to_string()) => "refused".to_owned(),
-        against => cell(against, |against| ratio(against.ratio)),
+        against => cell(against.as_ref(), |against| match &against.way {
+            Some(way) => format!("{} {}", ratio(against.ratio), ways::letters(way)),
+            None => ratio(against.ratio),
+        }),
     }
 }
 
@@ -316,6 +321,7 @@ mod tests {
         let page = markdown(&invented::report(), &[]);
         for part in [
             "## Training forward on the GPU, channels-last",
+            "## Ways",
             "## Copy on the GPU",
             "## Measured against the plans' predictions",
             "## Growth",

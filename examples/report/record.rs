@@ -45,6 +45,8 @@ struct RecordedPeer {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     refused: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    refused_ways: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     resnet50_step_ns: BTreeMap<usize, f64>,
 }
 
@@ -85,6 +87,8 @@ struct RecordedRow {
 struct RecordedTime {
     median_ns: f64,
     ratio: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    way: Option<String>,
 }
 
 /// The contents of `results.json`.
@@ -113,6 +117,7 @@ fn recorded_peer(peer: &Peer) -> RecordedPeer {
         versions: peer.versions.clone(),
         foreign_cpu_share: peer.foreign_cpu_share,
         refused: peer.refused.clone(),
+        refused_ways: peer.refused_ways.clone(),
         resnet50_step_ns: peer.resnet50_step_ns.clone(),
     }
 }
@@ -120,8 +125,8 @@ fn recorded_peer(peer: &Peer) -> RecordedPeer {
 fn recorded_row(report: &Report, row: &join::Row) -> RecordedRow {
     let named = report.peers.iter().zip(&row.peers);
     let times = named.filter_map(|(peer, against)| {
-        let join::Against { median_ns, ratio } = (*against)?;
-        Some((peer.name.clone(), RecordedTime { median_ns, ratio }))
+        let join::Against { median_ns, ratio, way } = against.clone()?;
+        Some((peer.name.clone(), RecordedTime { median_ns, ratio, way }))
     });
     RecordedRow {
         id: row.id.to_string(),
@@ -139,12 +144,12 @@ pub fn read(path: &Path) -> Result<Report, SourceError> {
     let mut peers: Vec<Peer> = record.peers.into_iter().map(peer).collect();
     for RecordedRow { id, median_ns, peers: times, .. } in record.results {
         let id: crate::id::Id = id.parse().map_err(|reason: String| unusable(path, reason))?;
-        for (name, RecordedTime { median_ns, .. }) in times {
+        for (name, RecordedTime { median_ns, way, .. }) in times {
             let peer = peers.iter_mut().find(|peer| peer.name == name);
             let peer = peer.ok_or_else(|| unusable(path, format_args!("no peer {name:?}")))?;
-            peer.results.push(Measured { id: id.clone(), median_ns });
+            peer.results.push(Measured { id: id.clone(), median_ns, way });
         }
-        ours.push(Measured { id, median_ns });
+        ours.push(Measured::new(id, median_ns));
     }
     let rows = join::join(&ours, &peers).map_err(|error| unusable(path, error))?;
     Ok(Report {
@@ -170,6 +175,7 @@ fn peer(recorded: RecordedPeer) -> Peer {
         foreign_cpu_share: recorded.foreign_cpu_share,
         results: Vec::new(),
         refused: recorded.refused,
+        refused_ways: recorded.refused_ways,
         resnet50_step_ns: recorded.resnet50_step_ns,
     }
 }
@@ -191,14 +197,49 @@ mod tests {
         paths.filter(|path| path.exists()).collect()
     }
 
+    /// Everything in a record that should be an identifier and is none of the benchmarks'.
+    fn unknown(report: &Report) -> Vec<String> {
+        let rows = report.rows.iter().map(|row| row.id.to_string());
+        // Whole steps of a network have no identifier.
+        let refused = report.peers.iter().flat_map(|peer| {
+            let whole = peer.refused.keys().filter(|id| !id.starts_with("step/"));
+            whole.chain(peer.refused_ways.keys()).cloned()
+        });
+        let gpu = report.gpu.iter().flat_map(|gpu| {
+            // Behind the identifier is the output.
+            let compared = gpu.accuracy.keys().map(|key| key.split(' ').next().unwrap_or(key));
+            let ids = gpu.plans.keys().chain(gpu.host.keys()).chain(gpu.failed.keys());
+            ids.chain(&gpu.measured).map(String::as_str).chain(compared).map(str::to_owned)
+        });
+        let is_unknown = |text: &String| {
+            let id: Result<crate::id::Id, _> = text.parse();
+            !id.is_ok_and(|id| cases::is_cpu_case(&id) || cases::is_gpu_case(&id))
+        };
+        rows.chain(refused).chain(gpu).filter(is_unknown).collect()
+    }
+
     #[test]
     fn recorded_identifiers_are_those_of_the_benchmarks() {
         for path in recorded() {
-            for row in read(&path).unwrap().rows {
-                let exists = cases::is_cpu_case(&row.id) || cases::is_gpu_case(&row.id);
-                assert!(exists, "{}: no benchmark measures {}", path.display(), row.id);
-            }
+            assert_eq!(unknown(&read(&path).unwrap()), [""; 0], "{}", path.display());
         }
+        assert_eq!(unknown(&invented::report()), [""; 0]);
+    }
+
+    #[test]
+    fn identifiers_of_no_benchmark_are_found_wherever_they_are() {
+        let mut report = invented::report();
+        let id = |fused| format!("train_forward/channels-last/f16/64x256x56x57/{fused}/gpu");
+        report.peers[0].refused.insert(id("none"), "no".to_owned());
+        report.peers[1].refused_ways.insert(id("relu"), "no".to_owned());
+        report.peers[1].refused.insert("step/64".to_owned(), "no".to_owned());
+        let gpu = report.gpu.as_mut().unwrap();
+        let plan = gpu.plans.values().next().unwrap().clone();
+        gpu.plans.insert("nothing".to_owned(), plan);
+        gpu.failed.insert("a/b".to_owned(), "no".to_owned());
+        gpu.accuracy.insert(format!("{} y", id("add_relu")), Default::default());
+        let expected = [&id("none"), &id("relu"), "nothing", "a/b", &id("add_relu")];
+        assert_eq!(unknown(&report), expected);
     }
 
     #[test]

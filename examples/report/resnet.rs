@@ -31,7 +31,7 @@ pub fn steps(rows: &[Row], peers: &[Peer]) -> Vec<Step> {
             };
             let Some(ours_ns) = sum(&|row| Some(row.median_ns)) else { continue };
             let peers_ns = (0..peers.len())
-                .map(|index| sum(&|row| row.peers[index].map(|against| against.median_ns)))
+                .map(|index| sum(&|row| row.peers[index].as_ref().map(|against| against.median_ns)))
                 .collect();
             steps.push(Step { batch, slot, ours_ns, peers_ns });
         }
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn a_step_is_106_calls_and_a_gap_is_no_sum() {
-        let all = |slot| uses(64, slot).map(|(id, _)| Measured { id, median_ns: 1.0 });
+        let all = |slot| uses(64, slot).map(|(id, _)| Measured::new(id, 1.0));
         let ours: Vec<_> = all(Slot::ChannelsFirst).chain(all(Slot::ChannelsLast)).collect();
         let theirs = Peer { results: ours[1..].to_vec(), ..Peer::default() };
         let peers = [theirs];

@@ -122,12 +122,12 @@ fn of_json<T: DeserializeOwned>(json: Value, path: &Path) -> Result<T, SourceErr
 fn peer(file: PeerFile, path: &Path) -> Result<Peer, SourceError> {
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     let mut results: Vec<Measured> = Vec::new();
-    for PeerResult { id, median_ns, .. } in file.results {
+    for PeerResult { id, median_ns, way } in file.results {
         let id: Id = id.parse().map_err(|reason: String| unusable(path, reason))?;
         if results.iter().any(|known| known.id == id) {
             return Err(unusable(path, format_args!("{id} is there twice")));
         }
-        results.push(measured(id, median_ns, path)?);
+        results.push(Measured { way, ..measured(id, median_ns, path)? });
     }
     Ok(Peer {
         name: file.peer.or(stem).unwrap_or_default(),
@@ -136,6 +136,7 @@ fn peer(file: PeerFile, path: &Path) -> Result<Peer, SourceError> {
         foreign_cpu_share: file.foreign_cpu_share,
         results,
         refused: file.refused,
+        refused_ways: file.refused_ways,
         resnet50_step_ns: file.resnet50_step_ns,
     })
 }
@@ -164,6 +165,7 @@ pub fn add_peer(
     known.foreign_cpu_share = shares.reduce(f64::max);
     known.results.extend(peer.results);
     known.refused.extend(peer.refused);
+    known.refused_ways.extend(peer.refused_ways);
     known.resnet50_step_ns.extend(peer.resnet50_step_ns);
     Ok(())
 }
@@ -180,7 +182,7 @@ fn measured(id: Id, median_ns: f64, path: &Path) -> Result<Measured, SourceError
             format_args!("{id}: expected a time above 0, found {median_ns}"),
         ));
     }
-    Ok(Measured { id, median_ns })
+    Ok(Measured::new(id, median_ns))
 }
 
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, SourceError> {
@@ -228,7 +230,7 @@ mod tests {
                 .write(&format!("{name}/estimates.json"), r#"{"median":{"point_estimate":12.5}}"#);
         }
         let ours = read_criterion(&folder.0).unwrap();
-        assert_eq!(ours.results, [Measured { id: ID.parse().unwrap(), median_ns: 12.5 }]);
+        assert_eq!(ours.results, [Measured::new(ID.parse().unwrap(), 12.5)]);
     }
 
     #[test]
@@ -241,7 +243,7 @@ mod tests {
             folder.write(&format!("{run}/estimates.json"), &estimates);
         }
         let ours = read_criterion(&folder.0).unwrap();
-        assert_eq!(ours.results, [Measured { id: ID.parse().unwrap(), median_ns: 11.5 }]);
+        assert_eq!(ours.results, [Measured::new(ID.parse().unwrap(), 11.5)]);
         assert_eq!(ours.rounds, 3);
     }
 
@@ -261,7 +263,7 @@ mod tests {
         let (peers, _) = read_peers(&folder.write("p.json", &text)).unwrap();
         let peer = &peers[0];
         assert_eq!((peer.name.as_str(), peer.devices[0].as_str()), ("P", "D"));
-        assert_eq!(peer.results, [Measured { id: ID.parse().unwrap(), median_ns: 3.0 }]);
+        assert_eq!(peer.results, [Measured::new(ID.parse().unwrap(), 3.0)]);
     }
 
     #[test]
@@ -289,6 +291,25 @@ mod tests {
         assert!(error.contains("more times of P"), "{error}");
         add_peer(&mut peers, more[0].clone(), &path, 2).unwrap();
         assert_eq!(peers[0].results.len(), 3);
+    }
+
+    #[test]
+    fn the_fastest_way_and_what_others_refuse_are_kept_over_rounds() {
+        let folder = Folder::new("ways");
+        let read = |ns: f64, way: &str| {
+            let text = format!(
+                r#"{{"peer":"P","device":"D","refused_ways":{{"{ID}":"{way}: no"}},
+                "results":[{{"id":"{ID}","median_ns":{ns},"way":"{way}"}}]}}"#
+            );
+            read_peers(&folder.write("p.json", &text)).unwrap().0.remove(0)
+        };
+        let mut peers = Vec::new();
+        for (ns, way) in [(3.0, "A"), (2.0, "B"), (4.0, "C")] {
+            add_peer(&mut peers, read(ns, way), &folder.0, 3).unwrap();
+        }
+        let (results, _) = fastest(peers[0].results.clone());
+        assert_eq!(results[0].way.as_deref(), Some("B"));
+        assert_eq!(peers[0].refused_ways.len(), 1);
     }
 
     #[test]

@@ -51,8 +51,9 @@ pub fn summarize(rows: &[Row], peers: &[Peer]) -> Vec<Line> {
     for kind in kinds {
         let of_kind = || rows.iter().filter(move |row| Kind::of(&row.id) == kind);
         for (index, peer) in peers.iter().enumerate() {
-            let against = of_kind()
-                .filter_map(|row| row.peers[index].map(|against| (against.ratio, &row.id)));
+            let against = of_kind().filter_map(|row| {
+                row.peers[index].as_ref().map(|against| (against.ratio, &row.id))
+            });
             let against: Vec<(f64, &Id)> = against.collect();
             let is_refused = |row: &&Row| peer.refused.contains_key(&row.id.to_string());
             let refused = of_kind().filter(is_refused).count();
@@ -84,7 +85,7 @@ mod tests {
 
     fn measured(shape: &str, layout: &str, median_ns: f64) -> Measured {
         let id = format!("train_forward/{layout}/f32/{shape}/none/1t").parse().unwrap();
-        Measured { id, median_ns }
+        Measured::new(id, median_ns)
     }
 
     #[test]

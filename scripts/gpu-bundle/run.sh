@@ -5,10 +5,15 @@ set -euo pipefail
 # As the caller says them, before the folder changes.
 results=$(realpath -m -- "${RESULTS:-$(dirname "$0")/results}")
 bench_home=${BENCH_HOME:+$(realpath -m -- "$BENCH_HOME")}
+# PyTorch brings its own libraries: those that are chosen here are not for it.
+as_called=(env -u LD_LIBRARY_PATH)
+if [ -n "${LD_LIBRARY_PATH:-}" ]; then as_called=(env "LD_LIBRARY_PATH=$LD_LIBRARY_PATH"); fi
 cd "$(dirname "$0")"
 
 readonly FAILED=1 NO_GPU=2 NO_TOOL=3
 failures=()
+# What was asked for with the rest and could not be done here, and why.
+left_out=()
 python=${PYTHON:-python3}
 # Seconds that a step may take; 0 is for ever.
 limit=${LIMIT:-0}
@@ -50,17 +55,68 @@ header() {
     fi
 }
 
-# cuDNN, cuBLAS and NVRTC where Python's packages have them, after all else that the loader knows.
-find_python_libraries() {
-    local found
-    found=$("$python" -c '
+# Of a library's name or its beginning the first file in folders, which colons part.
+in_folders() {
+    local name=$1 folder folders path
+    IFS=: read -ra folders <<<"$2"
+    for folder in "${folders[@]}"; do
+        for path in "${folder:-.}/$name"*; do
+            if [ -e "$path" ]; then
+                echo "$path"
+                return
+            fi
+        done
+    done
+}
+
+# Everything that the loader knows without LD_LIBRARY_PATH. Debian has ldconfig on root's PATH only.
+loader_cache() {
+    PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null || true
+}
+
+# Where the loader finds a library: on LD_LIBRARY_PATH, then in its cache.
+find_library() {
+    local path
+    path=$(in_folders "$1" "${LD_LIBRARY_PATH:-}")
+    if [ -z "$path" ]; then
+        # Read to its end: a program that is cut off fails, and with it the pipe.
+        path=$(loader_cache | awk -v name="$1" 'index($1, name) == 1 && !path { path = $NF } END { print path }')
+    fi
+    echo "$path"
+}
+
+has_library() {
+    [ -n "$(find_library "lib$1.so")" ]
+}
+
+# cuBLAS, NVRTC and cuDNN where the loader finds them; where it does not, in Python's packages. The
+# loader looks at LD_LIBRARY_PATH before its cache: nothing is added that the cache has.
+choose_libraries() {
+    local folders name path
+    folders=$("$python" -c '
 import glob, importlib.util
 roots = importlib.util.find_spec("nvidia").submodule_search_locations
 print(":".join(path for root in roots for path in sorted(glob.glob(root + "/*/lib"))))
-' 2>/dev/null) || return 0
-    if [ -n "$found" ]; then
-        export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$found
-    fi
+' 2>/dev/null) || folders=
+    cudnn=$(find_library libcudnn.so.9)
+    cudnn=${cudnn:-$(in_folders libcudnn.so.9 "$folders")}
+    for name in cublas nvrtc; do
+        path=$(in_folders "lib$name.so" "$folders")
+        if [ -n "$path" ] && ! has_library "$name"; then
+            export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}${path%/*}
+        fi
+    done
+    if [ -n "$cudnn" ]; then link_cudnn "$(realpath -- "${cudnn%/*}")" "${cudnn##*/}"; fi
+}
+
+# cuDNN is many libraries, which load each other by name, and the benchmark asks for libcudnn.so before
+# it asks for libcudnn.so.9. A folder before all others, with links to all of one version, keeps
+# another that the machine has out of it.
+link_cudnn() {
+    mkdir "$scratch/cudnn"
+    ln -s "$1"/libcudnn*.so.9* "$scratch/cudnn/"
+    ln -s "$1/$2" "$scratch/cudnn/libcudnn.so"
+    export LD_LIBRARY_PATH=$scratch/cudnn${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 }
 
 # Without a GPU every test is ignored, which must not look like success.
@@ -74,11 +130,16 @@ require_gpu() {
 }
 
 conclude() {
+    if [ ${#left_out[@]} -gt 0 ]; then printf '\nLEFT OUT: %s' "${left_out[@]}" && echo; fi
     if [ ${#failures[@]} -gt 0 ]; then
         printf '\nFAILED: %s\n' "$(IFS=, && echo "${failures[*]}")"
         exit "$FAILED"
     fi
-    printf '\nall passed: %d s\n' "$SECONDS"
+    if [ ${#left_out[@]} -gt 0 ]; then
+        printf '\nwhat was run passed, %d left out: %d s\n' ${#left_out[@]} "$SECONDS"
+    else
+        printf '\nall passed: %d s\n' "$SECONDS"
+    fi
 }
 
 run_test() {
@@ -96,7 +157,7 @@ run_test() {
         step 'operations of the training example' bin/train-tests
         step 'training against the CPU' bin/train --device cuda --check-against-cpu
     else
-        printf '\ncuBLAS or NVRTC is not here: the training example was not run\n'
+        left_out+=('the training example: cuBLAS or NVRTC is not here')
     fi
     conclude
 }
@@ -109,16 +170,6 @@ test_group() {
     if [ ${#failures[@]} -gt "$before" ]; then
         step "$group, one by one" env CUDA_LAUNCH_BLOCKING=1 bin/gpu "$group::" --test-threads 1
     fi
-}
-
-# Where the loader looks.
-has_library() {
-    local name=$1 directory directories
-    IFS=: read -ra directories <<<"${LD_LIBRARY_PATH:-}"
-    for directory in "${directories[@]}"; do
-        if compgen -G "$directory/lib$name.so*" >/dev/null; then return 0; fi
-    done
-    ldconfig -p 2>/dev/null | grep -q "lib$name\.so"
 }
 
 sanitizer() {
@@ -173,9 +224,12 @@ run_bench() {
     mkdir -p "$home"
     for name in "${names[@]}"; do
         case $name in
-            torch) bench_torch "$home" "$filter" ;;
+            torch) bench_torch "$home" "$filter" "$*" ;;
             *)
-                if [ "$name" = cuda ]; then require_gpu; fi
+                if [ "$name" = cuda ]; then
+                    require_gpu
+                    if [ -z "$cudnn" ]; then left_out+=('cuDNN: libcudnn.so.9 is not here'); fi
+                fi
                 step "bench $name" env CRITERION_HOME="$home/criterion" "bin/bench-$name" --bench \
                     ${filter:+"$filter"}
                 ;;
@@ -186,23 +240,31 @@ run_bench() {
     conclude
 }
 
+# Asked for by its name it must be there.
 bench_torch() {
-    local home=$1 filter=$2 options
-    if ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
-        printf '\nPyTorch with CUDA is not here: not measured\n'
+    local home=$1 filter=$2 asked_for=$3 reason options
+    if ! reason=$("${as_called[@]}" "$python" -c 'import torch, sys
+sys.exit(None if torch.cuda.is_available() else "torch.cuda.is_available() is False")' 2>&1); then
+        printf '\nPyTorch with CUDA is not here:\n%s\n' "$reason"
+        if [ -n "$asked_for" ]; then
+            failures+=('bench torch: PyTorch with CUDA is not here')
+        else
+            left_out+=("PyTorch: ${reason##*$'\n'}")
+        fi
         return
     fi
     read -ra options <<<"${TORCH_OPTIONS:---ways native,cudnn --step}"
-    step 'bench torch' "$python" peers/torch_bn.py --device cuda "${options[@]}" \
+    step 'bench torch' "${as_called[@]}" "$python" peers/torch_bn.py --device cuda "${options[@]}" \
         --filter "$filter" --keep --output "$home/torch.json"
 }
 
 # On all that is in a folder, also of earlier runs.
 report() {
-    local peers=()
+    local peers=() rustc
     if [ -e "$1/torch.json" ]; then peers=(--peer "$1/torch.json"); fi
+    rustc=$(sed -n 's/^built on .* by \(rustc .*\), [^,]*$/\1/p' built-from.txt)
     step report bin/report --device "$(device_name)" --criterion "$1/criterion" "${peers[@]}" \
-        --commit "$(sed -n 's/^commit //p' built-from.txt)" --output "$1"
+        --commit "$(sed -n 's/^commit //p' built-from.txt)" ${rustc:+--rustc "$rustc"} --output "$1"
 }
 
 # The first GPU's, as a folder's: NVIDIA-H100-80GB-HBM3.
@@ -228,6 +290,9 @@ run_info() {
     conclude
 }
 
+# Its test reads the functions alone.
+if [ "${BASH_SOURCE[0]}" != "$0" ]; then return; fi
+
 command=${1:-}
 case $command in
     test | sanitize | bench | tune | train | info) shift ;;
@@ -236,7 +301,7 @@ case $command in
 esac
 
 run() {
-    find_python_libraries
+    choose_libraries
     header
     case $command in
         test) run_test ;;
@@ -251,6 +316,8 @@ run() {
 stamp=$(date -u +%Y%m%dT%H%M%SZ)
 log=$results/$stamp-$command.log
 mkdir -p "$results"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 status=0
 run "$@" 2>&1 | tee "$log" || status=${PIPESTATUS[0]}
 echo "log: $log"

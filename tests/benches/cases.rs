@@ -27,6 +27,20 @@ fn every_layer_of_a_step_is_measured() {
 }
 
 #[test]
+fn inference_has_the_epilogues_of_the_network() {
+    let ids: HashSet<String> = gpu().iter().map(Id::to_string).collect();
+    for layer in &RESNET_50 {
+        let [c, h, w] = layer.sample;
+        for (fused, _) in layer.uses {
+            for slot in ["channels-first", "channels-last"] {
+                let id = format!("inference/{slot}/f16/64x{c}x{h}x{w}/{fused}/gpu");
+                assert!(ids.contains(&id), "{id}");
+            }
+        }
+    }
+}
+
+#[test]
 fn every_case_is_listed_once_and_has_its_yardstick() {
     let ids = gpu();
     let names: HashSet<String> = ids.iter().map(Id::to_string).collect();

@@ -1,7 +1,8 @@
-//! What cuDNN is told of a call.
+//! What cuDNN is told of a call, and which cuDNN that is.
 
 use crate::describe::{Shape, layout, mode_name, modes, ops, reason_against, shape};
 use crate::id::{Fused, Pass};
+use crate::loaded;
 use warpnorm::Layout::{ChannelsFirst, ChannelsLast};
 
 #[test]
@@ -59,4 +60,34 @@ fn inference_of_very_many_samples_is_not_asked_for() {
     assert_eq!(reason_against(Pass::Inference, 65_535), None);
     assert!(reason_against(Pass::Inference, 65_536).unwrap().contains("65535"));
     assert_eq!(reason_against(Pass::TrainForward, 125_000), None);
+}
+
+const MAPS: &str = "\
+7f00-7f01 r-xp 00000000 08:01 11 /usr/lib/libc.so.6
+7f10-7f11 r--p 00000000 08:01 12 /opt/cu dnn/libcudnn.so.9.21.0
+7f11-7f12 r-xp 00001000 08:01 12 /opt/cu dnn/libcudnn.so.9.21.0
+7f20-7f21 r-xp 00000000 08:01 13 /opt/cu dnn/libcudnn_ops.so.9.21.0
+7f30-7f31 rw-p 00000000 00:00 0
+7ffd-7ffe rw-p 00000000 00:00 0 [stack]
+";
+
+#[test]
+fn the_library_is_named_by_its_file() {
+    let files = loaded::files(MAPS);
+    assert_eq!(files.len(), 2);
+    let library = loaded::library(&files).unwrap().unwrap();
+    assert_eq!(library.to_str(), Some("/opt/cu dnn/libcudnn.so.9.21.0"));
+    assert_eq!(loaded::library(&loaded::files("")), Ok(None));
+}
+
+#[test]
+fn a_cudnn_of_two_installations_is_refused() {
+    for other in ["/usr/lib/libcudnn.so.9", "/usr/lib/libcudnn_graph.so.9"] {
+        let maps = format!("{MAPS}7f40-7f41 r-xp 00000000 08:01 14 {other}\n");
+        let refused = loaded::library(&loaded::files(&maps)).unwrap_err();
+        assert!(
+            refused.contains(other) && refused.contains("/opt/cu dnn/libcudnn.so"),
+            "{refused}"
+        );
+    }
 }

@@ -3,14 +3,15 @@
 #![allow(unsafe_code, reason = "cuDNN is a C library")]
 
 use super::describe::{self, Shape};
+use super::loaded;
 use cudarc::cudnn::{result, sys};
 use cudarc::driver::CudaStream;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use warpnorm::DType;
 
-/// The library's name, from version 9 on, which has the numbers of errors that cudarc knows.
-const LIBRARIES: [&str; 2] = ["libcudnn.so.9", "libcudnn.so"];
+/// From here on it has the numbers of errors that cudarc knows.
 const LEAST_VERSION: usize = 90_000;
 
 /// Where the library cannot be used: why.
@@ -24,6 +25,8 @@ pub fn checked(status: sys::cudnnStatus_t) -> Outcome<()> {
 pub struct Handle {
     pub raw: sys::cudnnHandle_t,
     pub stream: Arc<CudaStream>,
+    /// The file, where the system says it.
+    pub library: Option<PathBuf>,
 }
 
 impl Handle {
@@ -32,11 +35,12 @@ impl Handle {
         let bound = stream.context().bind_to_thread();
         bound.map_err(|error| error.to_string())?;
         let raw = result::create_handle().map_err(|error| error.to_string())?;
-        let handle = Rc::new(Handle { raw, stream });
+        let mut handle = Handle { raw, stream, library: None };
+        handle.library = one_installation()?;
         // SAFETY: both are alive, and the handle keeps the stream.
         let set = unsafe { result::set_stream(raw, handle.stream.cu_stream().cast()) };
         set.map_err(|error| error.to_string())?;
-        Ok(handle)
+        Ok(Rc::new(handle))
     }
 }
 
@@ -49,26 +53,31 @@ impl Drop for Handle {
 
 /// cudarc panics where the library is missing, and looks functions up when they are called.
 fn require_library() -> Outcome<()> {
+    // What cudarc will load, by the names that it tries in their order.
+    let names = cudarc::get_lib_name_candidates("cudnn");
     // SAFETY: loading the library does nothing of note.
-    let open = |name: &&str| unsafe { libloading::Library::new(*name) }.ok();
-    let library = LIBRARIES.iter().find_map(open).ok_or_else(|| {
-        let names = LIBRARIES.join(" and ");
-        format!("{names} cannot be loaded; set LD_LIBRARY_PATH to cuDNN's directory")
+    let open = |name: &String| unsafe { libloading::Library::new(name) }.ok();
+    let library = names.iter().find_map(open).ok_or_else(|| {
+        "libcudnn.so.9 cannot be loaded; set LD_LIBRARY_PATH to cuDNN's directory".to_owned()
     })?;
-    // SAFETY: looked for, not called.
-    let symbol = unsafe { library.get::<*const ()>("cudnnBatchNormalizationForwardTrainingEx") };
-    symbol.map_err(|_| "this cuDNN has no batch normalization of its own".to_owned())?;
-    // cudarc finds what is loaded by its name.
-    std::mem::forget(library);
-    // SAFETY: the symbol is there, as in every cuDNN.
-    let present = unsafe { sys::is_culib_present() };
-    if !present {
-        return Err("libcudnn.so is under no name that cudarc looks for".to_owned());
+    for name in ["cudnnBatchNormalizationForwardTrainingEx", "cudnnOpsVersionCheck"] {
+        // SAFETY: looked for, not called.
+        let symbol = unsafe { library.get::<*const ()>(name) };
+        symbol.map_err(|_| format!("this cuDNN has no {name}: it is none of version 9"))?;
     }
+    std::mem::forget(library);
     match result::get_version() {
         version if version < LEAST_VERSION => Err(format!("cuDNN {version} is older than 9")),
         _ => Ok(()),
     }
+}
+
+/// The file of a cuDNN of which all that batch normalization needs is of one version.
+fn one_installation() -> Outcome<Option<PathBuf>> {
+    // SAFETY: the symbol is there. It also loads what is checked, which else a first call would.
+    checked(unsafe { sys::cudnnOpsVersionCheck() })?;
+    let files = loaded::files(&std::fs::read_to_string("/proc/self/maps").unwrap_or_default());
+    loaded::library(&files).map(|file| file.map(Path::to_owned))
 }
 
 /// `9.21.0`, of the number 92100.

@@ -4,6 +4,7 @@
 mod batch_norm;
 mod describe;
 mod handle;
+mod loaded;
 
 use crate::case::Case;
 use crate::files::Score;
@@ -29,7 +30,7 @@ pub struct Cudnn {
 pub struct Measured {
     /// The fastest mode and its time.
     pub best: Option<(String, f64)>,
-    /// Each other mode and why it does not count.
+    /// The modes that do not count, and why.
     pub refusals: Vec<String>,
     pub errors: BTreeMap<String, Score>,
     /// Between our results and cuDNN's.
@@ -43,8 +44,11 @@ impl Cudnn {
         Ok(Cudnn { handle: Handle::new(stream)? })
     }
 
-    pub fn version(&self) -> String {
-        handle::version()
+    /// Its version and, where the system says it, its file.
+    pub fn versions(&self) -> BTreeMap<String, String> {
+        let file = self.handle.library.as_ref().map(|path| path.display().to_string());
+        let file = file.map(|file| ("library".to_owned(), file));
+        [("cudnn".to_owned(), handle::version())].into_iter().chain(file).collect()
     }
 
     /// Every mode, checked and timed as ours.

@@ -107,7 +107,7 @@ fn panel(area: &Area, pass: Pass, rows: &[&Row], peers: &[PeerColor]) -> Outcome
     let width = FILLED / peers.len() as f64;
     for (group, row) in rows.iter().enumerate() {
         for (place, (index, _, color)) in peers.iter().enumerate() {
-            let Some(against) = row.peers[*index] else { continue };
+            let Some(against) = &row.peers[*index] else { continue };
             let left = group as f64 + (1.0 - FILLED) / 2.0 + place as f64 * width;
             bar(&mut chart, left..left + 0.9 * width, against.ratio, most, *color)?;
         }

@@ -72,7 +72,7 @@ pub fn draw(canvas: &Canvas, view: &View) -> Outcome<Option<Picture>> {
         draw_end_labels(&labels, vec![end])?;
         for point in &points {
             let times = peers.iter().filter_map(|&(index, _, color)| {
-                point.row.peers[index].map(|against| (against.median_ns, color))
+                point.row.peers[index].as_ref().map(|against| (against.median_ns, color))
             });
             let times: Vec<_> = times.chain([(point.row.median_ns, OURS)]).collect();
             for &(ns, color) in &times {

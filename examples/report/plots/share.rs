@@ -71,7 +71,7 @@ fn curves<'r>(view: &View<'r>, pass: Pass, slot: Slot) -> Vec<Curve<'r>> {
     };
     let mut curves = vec![curve("warpnorm", OURS, &|_| Some(1.0))];
     for (index, name, color) in view.peers(&rows) {
-        curves.push(curve(name, color, &|row| Some(1.0 / row.peers[index]?.ratio)));
+        curves.push(curve(name, color, &|row| Some(1.0 / row.peers[index].as_ref()?.ratio)));
     }
     curves
 }

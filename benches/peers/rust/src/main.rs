@@ -169,7 +169,12 @@ fn peer(library: &Library, device: Device, timed: &[Timed]) -> PeerFile {
 /// As the driver or Linux has it.
 fn device_name(device: Device) -> String {
     if device == Device::Cuda {
-        let ask = ["--id=0", "--query-gpu=name", "--format=csv,noheader"];
+        // nvidia-smi does not read the variable. It counts by the bus, CUDA the fastest first: of
+        // unlike GPUs a number is the same to both with CUDA_DEVICE_ORDER=PCI_BUS_ID only.
+        let visible = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
+        let first = visible.split(',').next().filter(|first| !first.is_empty()).unwrap_or("0");
+        let first = format!("--id={first}");
+        let ask = [first.as_str(), "--query-gpu=name", "--format=csv,noheader"];
         let answer = std::process::Command::new("nvidia-smi").args(ask).output();
         let name = answer.ok().filter(|answer| answer.status.success());
         let name = name.map(|answer| String::from_utf8_lossy(&answer.stdout).trim().to_owned());
