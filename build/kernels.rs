@@ -12,7 +12,7 @@
 use super::cache;
 use super::compression::{self, compress, decompress};
 use super::nvrtc::{Compiled, Identity, Nvrtc, Source};
-use super::search::{REMEDY, VARIABLES};
+use super::search::{REMEDY, VARIABLES, watched};
 use super::target::{Target, requested};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -76,7 +76,7 @@ pub fn embed() -> Result<(), String> {
     let start = Instant::now();
     match open_compiler()? {
         Ok(nvrtc) => {
-            let version = nvrtc.identity()?.version;
+            let version = nvrtc.identity().version;
             let images = compile(&nvrtc, &files, &cache::of_build(&out))?;
             warn_of(&images);
             report(&out, version, &images, start.elapsed())?;
@@ -124,11 +124,17 @@ fn open_compiler() -> Result<Result<Nvrtc, String>, String> {
     }
     let reason = match Nvrtc::open(|name| env::var_os(name)) {
         Ok(nvrtc) => {
-            println!("cargo::rerun-if-changed={}", nvrtc.path().display());
+            // A path that is not there would have cargo build anew each time.
+            if nvrtc.path().exists() {
+                println!("cargo::rerun-if-changed={}", nvrtc.path().display());
+            }
             return Ok(Ok(nvrtc));
         }
         Err(reason) => reason,
     };
+    for place in watched(|name| env::var_os(name)) {
+        println!("cargo::rerun-if-changed={}", place.display());
+    }
     if flag(REQUIRE) {
         return Err(format!("{REQUIRE} is set: {reason}. Remedy: {REMEDY}"));
     }
@@ -148,7 +154,7 @@ fn compile<'a>(nvrtc: &Nvrtc, files: &'a [File], cache: &Path) -> Result<Vec<Ima
         .map_err(|error| format!("{ARCHITECTURES}: {error}"))?;
     let (units, headers): (Vec<_>, Vec<_>) = files.iter().partition(|file| file.is_unit());
     let headers: Vec<_> = headers.into_iter().map(File::source).collect();
-    let compiler = Compiler { nvrtc, identity: nvrtc.identity()?, headers: &headers, cache };
+    let compiler = Compiler { nvrtc, identity: nvrtc.identity(), headers: &headers, cache };
     let capabilities: BTreeSet<_> = targets.iter().map(|target| target.capability()).collect();
     // The last names are of the longest units, whose end would else be waited for.
     let jobs: Vec<_> = units
