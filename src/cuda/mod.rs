@@ -16,6 +16,8 @@ mod gpu;
 #[doc(hidden)]
 pub mod images;
 #[cfg(feature = "cuda")]
+mod jobs;
+#[cfg(feature = "cuda")]
 mod launch;
 mod launcher;
 #[cfg(feature = "cuda")]

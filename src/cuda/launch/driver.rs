@@ -153,15 +153,19 @@ pub(super) trait OrFail<T> {
 
 impl<T> OrFail<T> for std::result::Result<T, DriverError> {
     fn or_fail(self, what: &str) -> Result<T> {
-        self.map_err(|error| match error.0 {
-            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::out_of_memory(what, reason(error)),
-            _ => Error::system(what, reason(error)),
-        })
+        self.map_err(|error| failure(error, what))
+    }
+}
+
+pub(super) fn failure(error: DriverError, what: &str) -> Error {
+    match error.0 {
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::out_of_memory(what, reason(error)),
+        _ => Error::system(what, reason(error)),
     }
 }
 
 /// `CUDA_ERROR_OUT_OF_MEMORY (out of memory)`.
-pub(super) fn reason(error: DriverError) -> String {
+fn reason(error: DriverError) -> String {
     match error.error_string() {
         Ok(text) => format!("{:?} ({})", error.0, text.to_string_lossy()),
         Err(_) => format!("{:?}", error.0),

@@ -1,8 +1,8 @@
 //! The kernels of a context: found, loaded once, looked up by name; and what the device says of them.
 
-use super::driver::{OrFail, driver_version, reason};
+use super::driver::{OrFail, driver_version, failure};
 use super::{cluster, config};
-use crate::cuda::images;
+use crate::cuda::images::{self, Refusal};
 use crate::cuda::launcher::{Clusters, DeviceFacts};
 use crate::cuda::plan::{BLOCK, Pass, Walk};
 use crate::cuda::resident::static_shared_bytes;
@@ -42,7 +42,8 @@ struct Loaded {
 impl Kernels {
     /// The kernels of a context, which are loaded once.
     pub(super) fn of(context: &Arc<CudaContext>) -> Result<Arc<Self>> {
-        // By address: kernels hold their context, so while they live no other one has it.
+        // By address: kernels hold their context, so while they live no other one has it. Held
+        // while kernels are compiled: another GPU of the same kind then finds them in the cache.
         static LOADED: Mutex<Option<HashMap<usize, Loaded>>> = Mutex::new(None);
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         let loaded = loaded.get_or_insert_default();
@@ -63,7 +64,7 @@ impl Kernels {
         let (target, modules) = images::load(10 * major + minor, |modules| {
             let images::Modules { target, images } = modules;
             let modules = images.into_iter().map(|image| load_module(context, target, image));
-            Ok((target, modules.collect::<Result<_>>()?))
+            Ok((target, modules.collect::<std::result::Result<_, _>>()?))
         })?;
         // Plans must not ask for what the image was compiled without.
         facts.compute_capability = (target.capability() / 10, target.capability() % 10);
@@ -227,7 +228,7 @@ fn load_module(
     context: &Arc<CudaContext>,
     target: Target,
     image: Vec<u8>,
-) -> Result<Arc<CudaModule>> {
+) -> std::result::Result<Arc<CudaModule>, Refusal> {
     let image = if target.is_ptx() {
         Ptx::from_src(String::from_utf8_lossy(&image))
     } else {
@@ -238,8 +239,23 @@ fn load_module(
         let of = images::compiler().map_or(String::new(), |(a, b)| format!(" of NVRTC {a}.{b}"));
         let what =
             format!("loading kernels{of} for {target} into a driver of CUDA {major}.{minor}");
-        Error::system(what, reason(error))
+        let refusal = if is_unfit(error.0) { Refusal::Unfit } else { Refusal::Failed };
+        refusal(failure(error, &what))
     })
+}
+
+/// Whether it is of the image that this was said, and the driver may take another.
+fn is_unfit(outcome: CUresult) -> bool {
+    matches!(
+        outcome,
+        CUresult::CUDA_ERROR_INVALID_IMAGE
+            | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+            | CUresult::CUDA_ERROR_INVALID_PTX
+            | CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND
+            | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+            | CUresult::CUDA_ERROR_JIT_COMPILATION_DISABLED
+            | CUresult::CUDA_ERROR_INVALID_SOURCE
+    )
 }
 
 fn facts(context: &CudaContext) -> Result<DeviceFacts> {
@@ -306,6 +322,14 @@ fn bandwidth(clock_khz: u32, bus_bits: u32, multiprocessors: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_is_not_to_blame_for_what_befalls_the_device() {
+        assert!(is_unfit(CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU));
+        assert!(is_unfit(CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION));
+        assert!(!is_unfit(CUresult::CUDA_ERROR_OUT_OF_MEMORY));
+        assert!(!is_unfit(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS));
+    }
 
     #[test]
     fn memory_that_does_not_tell_its_speed_has_one() {
