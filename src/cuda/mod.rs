@@ -50,10 +50,10 @@ pub use device::Device;
 #[cfg(feature = "cuda")]
 pub use gpu::{Cuda, CudaWorkspace};
 #[cfg(feature = "cuda")]
-#[doc(hidden)]
-pub use launch::GpuHold;
-#[cfg(feature = "cuda")]
 pub use launch::{CudaLauncher, DeviceInfo, GpuBuffer, GpuSlice, GpuSliceMut, devices};
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub use launch::{GpuHold, expects_gpu};
 #[doc(hidden)]
 pub use launcher::{Clusters, DeviceFacts, Launch, Launched, Launcher, MemoryRef};
 #[doc(hidden)]

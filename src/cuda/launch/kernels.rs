@@ -12,6 +12,8 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, DriverError};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
+use std::env;
+use std::ffi::OsStr;
 use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
@@ -20,6 +22,8 @@ const FIRST_WITH_CLUSTERS: (u32, u32) = (9, 0);
 /// The first whose kernels can wait for the launch before by themselves, and the first version of
 /// CUDA that captures such launches in graphs.
 const FIRST_TO_BEGIN_EARLY: ((u32, u32), (u32, u32)) = ((9, 0), (12, 3));
+/// `0`: every launch begins when the one before it has ended.
+const EARLY_LAUNCH: &str = "WARPNORM_EARLY_LAUNCH";
 /// Any of the kernels that teams run.
 const STANDS_FOR_RESIDENT_KERNELS: &str = "forward_planes_f32x4";
 
@@ -68,8 +72,9 @@ impl Kernels {
         })?;
         // Plans must not ask for what the image was compiled without.
         facts.compute_capability = (target.capability() / 10, target.capability() % 10);
-        let (capability, version) = FIRST_TO_BEGIN_EARLY;
-        let begin_early = facts.compute_capability >= capability && driver_version()? >= version;
+        let switch = env::var_os(EARLY_LAUNCH);
+        let begin_early =
+            begin_early(facts.compute_capability, driver_version()?, switch.as_deref());
         let functions = RwLock::default();
         let mut kernels = Self { modules, functions, facts, begin_early };
         kernels.find_what_fits(context)?;
@@ -155,7 +160,7 @@ impl Kernels {
         Ok(functions.entry(name.to_owned()).or_insert(function).cu_function())
     }
 
-    fn find(&self, name: &str, keeps: bool) -> Result<CudaFunction> {
+    pub(super) fn find(&self, name: &str, keeps: bool) -> Result<CudaFunction> {
         let what = || format!("looking up the kernel {name:?}");
         // It may load code, which would end a capture under way.
         let _anything = AllowedInCapture::begin();
@@ -258,6 +263,14 @@ fn is_unfit(outcome: CUresult) -> bool {
     )
 }
 
+/// Whether launches may begin early with kernels for `capability`, a driver of CUDA `driver`, and
+/// [`EARLY_LAUNCH`] as it is set.
+fn begin_early(capability: (u32, u32), driver: (u32, u32), switch: Option<&OsStr>) -> bool {
+    let (first_capability, first_driver) = FIRST_TO_BEGIN_EARLY;
+    let is_switched_off = switch.is_some_and(|switch| switch == "0");
+    capability >= first_capability && driver >= first_driver && !is_switched_off
+}
+
 fn facts(context: &CudaContext) -> Result<DeviceFacts> {
     let attribute = |name| {
         let value = context.attribute(name).or_fail("asking the device for its properties")?;
@@ -329,6 +342,15 @@ mod tests {
         assert!(is_unfit(CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION));
         assert!(!is_unfit(CUresult::CUDA_ERROR_OUT_OF_MEMORY));
         assert!(!is_unfit(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS));
+    }
+
+    #[test]
+    fn launches_begin_early_where_they_can_unless_they_shall_not() {
+        let hopper = |switch: Option<&str>| begin_early((9, 0), (12, 3), switch.map(OsStr::new));
+        assert!(hopper(None) && hopper(Some("1")) && hopper(Some("")));
+        assert!(!hopper(Some("0")));
+        assert!(!begin_early((8, 9), (12, 3), None));
+        assert!(!begin_early((10, 0), (12, 2), None));
     }
 
     #[test]
