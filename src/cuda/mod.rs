@@ -57,7 +57,7 @@ pub use launch::{GpuHold, expects_gpu};
 #[doc(hidden)]
 pub use launcher::{Clusters, DeviceFacts, Launch, Launched, Launcher, MemoryRef};
 #[doc(hidden)]
-pub use plan::{Alignment, Geometry, Pass, Plan, Tier, Walk};
+pub use plan::{Alignment, BLOCK, Geometry, Pass, Plan, Tier, Walk};
 #[doc(hidden)]
 pub use resident::static_shared_bytes;
 #[doc(hidden)]
