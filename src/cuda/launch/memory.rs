@@ -101,8 +101,8 @@ fn check_range(range: &Range<usize>, len: usize) -> Result<()> {
     Err(Error::argument("range", format_args!("a part of 0..{len}"), format_args!("{range:?}")))
 }
 
-/// Borrowed device memory, to read: from a [`GpuBuffer`], from cudarc's slices and views, or from
-/// an address.
+/// Borrowed device memory, to read: from a [`GpuBuffer`], from cudarc's slices and views (by
+/// reference: cudarc's views cannot be copied, and this can), or from an address.
 #[derive(Debug, Clone, Copy)]
 pub struct GpuSlice<'a, T> {
     pub(super) source: Source<'a, T>,
