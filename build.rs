@@ -8,6 +8,9 @@ mod cache;
 #[path = "src/cuda/compression.rs"]
 mod compression;
 #[cfg(feature = "cuda")]
+#[path = "src/cuda/jobs.rs"]
+mod jobs;
+#[cfg(feature = "cuda")]
 #[path = "build/kernels.rs"]
 mod kernels;
 #[cfg(feature = "cuda")]

@@ -11,15 +11,15 @@
 
 use super::cache;
 use super::compression::{self, compress, decompress};
+use super::jobs::in_parallel;
 use super::nvrtc::{Compiled, Identity, Nvrtc, Source};
-use super::search::{REMEDY, VARIABLES};
+use super::search::{REMEDY, VARIABLES, watched};
 use super::target::{Target, requested};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use std::{env, fs, iter, thread};
+use std::{env, fs};
 
 const ARCHITECTURES: &str = "WARPNORM_CUDA_ARCHS";
 const REQUIRE: &str = "WARPNORM_REQUIRE_CUDA";
@@ -76,7 +76,7 @@ pub fn embed() -> Result<(), String> {
     let start = Instant::now();
     match open_compiler()? {
         Ok(nvrtc) => {
-            let version = nvrtc.identity()?.version;
+            let version = nvrtc.identity().version;
             let images = compile(&nvrtc, &files, &cache::of_build(&out))?;
             warn_of(&images);
             report(&out, version, &images, start.elapsed())?;
@@ -91,7 +91,7 @@ pub fn embed() -> Result<(), String> {
 }
 
 fn declare_inputs() {
-    let shared = ["cache", "compression", "nvrtc", "search", "target"];
+    let shared = ["cache", "compression", "jobs", "nvrtc", "search", "target"];
     let shared = shared.map(|name| format!("src/cuda/{name}.rs"));
     for path in ["build", "kernels"].into_iter().chain(shared.iter().map(String::as_str)) {
         println!("cargo::rerun-if-changed={path}");
@@ -124,11 +124,17 @@ fn open_compiler() -> Result<Result<Nvrtc, String>, String> {
     }
     let reason = match Nvrtc::open(|name| env::var_os(name)) {
         Ok(nvrtc) => {
-            println!("cargo::rerun-if-changed={}", nvrtc.path().display());
+            // A path that is not there would have cargo build anew each time.
+            if nvrtc.path().exists() {
+                println!("cargo::rerun-if-changed={}", nvrtc.path().display());
+            }
             return Ok(Ok(nvrtc));
         }
         Err(reason) => reason,
     };
+    for place in watched(|name| env::var_os(name)) {
+        println!("cargo::rerun-if-changed={}", place.display());
+    }
     if flag(REQUIRE) {
         return Err(format!("{REQUIRE} is set: {reason}. Remedy: {REMEDY}"));
     }
@@ -148,7 +154,7 @@ fn compile<'a>(nvrtc: &Nvrtc, files: &'a [File], cache: &Path) -> Result<Vec<Ima
         .map_err(|error| format!("{ARCHITECTURES}: {error}"))?;
     let (units, headers): (Vec<_>, Vec<_>) = files.iter().partition(|file| file.is_unit());
     let headers: Vec<_> = headers.into_iter().map(File::source).collect();
-    let compiler = Compiler { nvrtc, identity: nvrtc.identity()?, headers: &headers, cache };
+    let compiler = Compiler { nvrtc, identity: nvrtc.identity(), headers: &headers, cache };
     let capabilities: BTreeSet<_> = targets.iter().map(|target| target.capability()).collect();
     // The last names are of the longest units, whose end would else be waited for.
     let jobs: Vec<_> = units
@@ -156,7 +162,8 @@ fn compile<'a>(nvrtc: &Nvrtc, files: &'a [File], cache: &Path) -> Result<Vec<Ima
         .rev()
         .flat_map(|unit| capabilities.iter().map(move |capability| (*unit, *capability)))
         .collect();
-    let compiled = in_parallel(&jobs, |(unit, capability)| {
+    let threads = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
+    let compiled = in_parallel(&jobs, threads, |(unit, capability)| {
         // One compilation gives both: machine code, which is first, is made of PTX.
         let of_it = targets.iter().copied().filter(|target| target.capability() == *capability);
         compiler.images(unit, &of_it.collect::<Vec<_>>())
@@ -227,24 +234,6 @@ impl Compiler<'_> {
         let _ = cache::write(&place.with_extension("log"), image.log.as_bytes())
             .and_then(|()| cache::write(&place, &image.compressed));
     }
-}
-
-/// `work` on each job; results are in the jobs' order.
-fn in_parallel<J: Sync, R: Send>(jobs: &[J], work: impl Fn(&J) -> R + Sync) -> Vec<R> {
-    let threads = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
-    let next = AtomicUsize::new(0);
-    let take_jobs = || {
-        let indices = iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
-        let done = indices.map_while(|index| jobs.get(index).map(|job| (index, work(job))));
-        done.collect::<Vec<_>>()
-    };
-    let mut results: Vec<_> = thread::scope(|scope| {
-        let workers: Vec<_> =
-            (0..threads.min(jobs.len())).map(|_| scope.spawn(take_jobs)).collect();
-        workers.into_iter().flat_map(|worker| worker.join().expect("a worker panicked")).collect()
-    });
-    results.sort_by_key(|(index, _)| *index);
-    results.into_iter().map(|(_, result)| result).collect()
 }
 
 /// What the compilers complain of, spilled registers above all; once, not for each target.

@@ -6,8 +6,8 @@ use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use warpnorm::cuda::{
-    Alignment, Best, DeviceFacts, Launcher, Pass, Plan, Tier, best, devices, images, profiles,
-    training_plans,
+    Alignment, BLOCK, Best, DeviceFacts, Launcher, Pass, Plan, Tier, best, devices, images,
+    profiles, static_shared_bytes, training_plans,
 };
 use warpnorm::{Activation, DType, Epilogue, Layout, Problem, Result};
 
@@ -162,33 +162,40 @@ fn print_plans(args: &Args, best: &Best) -> Result<()> {
     table.set_header([
         "call",
         "kernel",
-        "blocks",
+        "blocks x threads",
         "blocks per channel group",
-        "shared memory",
+        "shared memory a block",
         "inputs kept on chip",
         "requested",
         "memory traffic",
         "of the minimum traffic",
     ]);
+    let aligned = Alignment::ALIGNED;
+    let tier = args.tier.map(TierName::tier);
     for (call, pass, floor) in [
         ("forward_train", Pass::Forward, problem.forward_floor_bytes()),
         ("backward_train", Pass::Backward, problem.backward_floor_bytes()),
+        // It writes no mask.
+        ("inference", Pass::Apply, problem.forward_floor_bytes() - problem.mask_len()),
     ] {
-        let aligned = Alignment::ALIGNED;
-        let tier = args.tier.map(TierName::tier);
-        let plans = training_plans(pass, &problem, &facts, aligned, aligned, tier)?;
+        let plans = match pass {
+            Pass::Apply => vec![Plan::new(pass, &problem, &facts, aligned)?],
+            _ => training_plans(pass, &problem, &facts, aligned, aligned, tier)?,
+        };
         for (index, plan) in plans.iter().enumerate() {
-            let memory = plan.hbm_bytes(&problem, &facts, index == 1);
+            let requested = plan.requested_bytes(&problem);
+            let mask = if pass == Pass::Apply { requested.mask_written } else { 0 };
+            let memory = plan.hbm_bytes(&problem, &facts, index == 1) - mask;
             table.add_row([
                 call.to_owned(),
                 plan.kernel.clone(),
-                plan.grid.to_string(),
+                format!("{} x {BLOCK}", plan.grid),
                 plan.parts.to_string(),
-                format!("{} KB a block", plan.shared_bytes >> 10),
-                kept(plan, &problem),
-                megabytes(plan.requested_bytes(&problem).total()),
+                shared_memory(plan),
+                if pass == Pass::Apply { NOTHING.to_owned() } else { kept(plan, &problem) },
+                megabytes(requested.total() - mask),
                 megabytes(memory),
-                format!("{:.2}", memory as f64 / floor as f64),
+                share(memory, floor),
             ]);
         }
     }
@@ -199,13 +206,32 @@ fn print_plans(args: &Args, best: &Best) -> Result<()> {
     Ok(())
 }
 
+/// Where there is nothing to say.
+const NOTHING: &str = "–";
+
+fn share(bytes: u64, floor: usize) -> String {
+    if floor == 0 { NOTHING.to_owned() } else { format!("{:.2}", bytes as f64 / floor as f64) }
+}
+
+/// What a launch asks for, and what the kernel has of its own.
+fn shared_memory(plan: &Plan) -> String {
+    if plan.tier == Tier::Streaming {
+        return NOTHING.to_owned();
+    }
+    let of_its_own = f64::from(static_shared_bytes(plan.pass, plan.walk)) / 1024.0;
+    format!("{} KB + at most {of_its_own} KB", plan.shared_bytes >> 10)
+}
+
 /// The share of the inputs that stays on chip between the sweeps.
 fn kept(plan: &Plan, problem: &Problem) -> String {
+    if problem.elements() == 0 {
+        return NOTHING.to_owned();
+    }
     let evicted = match plan.tier {
         Tier::Streaming => problem.elements() as u64,
         Tier::Block | Tier::Cluster | Tier::Grid => plan.evicted_elements(problem),
     };
-    let kept = 1.0 - evicted as f64 / problem.elements().max(1) as f64;
+    let kept = 1.0 - evicted as f64 / problem.elements() as f64;
     format!("{:.0} %", 100.0 * kept)
 }
 

@@ -52,8 +52,8 @@ pub(crate) fn check_dresidual(problem: &Problem, is_there: bool) -> Result<()> {
 }
 
 /// The mask of a problem that has one.
-pub(crate) fn missing_mask(problem: &Problem) -> Error {
-    Error::argument("saved.mask", format_args!("{} bytes", problem.mask_len()), "none")
+pub(crate) fn missing_mask(argument: &str, problem: &Problem) -> Error {
+    Error::argument(argument, format_args!("{} bytes", problem.mask_len()), "none")
 }
 
 /// How many ranks have gathered `found` values, `len` each.

@@ -163,6 +163,11 @@ impl BatchNormConfig {
     }
 }
 
+/// What is wrong with one of the layer's buffers, by the buffer's name.
+fn named<T>(name: &str, result: Result<T>) -> Result<T> {
+    result.map_err(|error| error.renamed(name))
+}
+
 fn constant<B: Backend, P: Param>(
     backend: &B,
     channels: usize,
@@ -271,21 +276,20 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
     /// # Errors
     /// The device fails to copy.
     pub fn state(&self) -> Result<State<P>> {
-        let download = |buffer: &Option<B::Buffer<P>>| {
-            buffer.as_ref().map(|buffer| self.backend.download(buffer)).transpose()
+        let backend = &self.backend;
+        let download = |name: &str, buffer: Option<&B::Buffer<P>>| {
+            named(name, buffer.map(|buffer| backend.download(buffer)).transpose())
         };
-        let mut state = State {
-            weight: download(&self.weight)?,
-            bias: download(&self.bias)?,
-            ..State::default()
-        };
-        if let Some(running) = &self.running {
-            state.running_mean = Some(self.backend.download(&running.mean)?);
-            state.running_var = Some(self.backend.download(&running.var)?);
-            state.num_batches_tracked =
-                self.backend.download(&running.num_batches_tracked)?.first().copied();
-        }
-        Ok(state)
+        let running = self.running.as_ref();
+        let tracked = running.map(|running| backend.download(&running.num_batches_tracked));
+        let tracked = named("num_batches_tracked", tracked.transpose())?;
+        Ok(State {
+            weight: download("weight", self.weight.as_ref())?,
+            bias: download("bias", self.bias.as_ref())?,
+            running_mean: download("running_mean", running.map(|running| &running.mean))?,
+            running_var: download("running_var", running.map(|running| &running.var))?,
+            num_batches_tracked: tracked.and_then(|tracked| tracked.first().copied()),
+        })
     }
 
     /// Replaces the parameters and running statistics, in new buffers. `num_batches_tracked` may be
@@ -403,21 +407,24 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
     /// # Errors
     /// The device has no memory left, or fails to copy.
     pub fn duplicate(&self) -> Result<Self> {
-        let copy = |buffer: &Option<B::Buffer<P>>| {
-            buffer.as_ref().map(|buffer| self.backend.duplicate(buffer)).transpose()
-        };
+        let backend = &self.backend;
+        let copy = |name: &str, buffer: &B::Buffer<P>| named(name, backend.duplicate(buffer));
         let running = self.running.as_ref().map(|running| {
+            let tracked = backend.duplicate(&running.num_batches_tracked);
             Ok::<_, Error>(RunningBuffers {
-                mean: self.backend.duplicate(&running.mean)?,
-                var: self.backend.duplicate(&running.var)?,
-                num_batches_tracked: self.backend.duplicate(&running.num_batches_tracked)?,
+                mean: copy("running_mean", &running.mean)?,
+                var: copy("running_var", &running.var)?,
+                num_batches_tracked: named("num_batches_tracked", tracked)?,
             })
         });
+        let copy_of = |name: &str, buffer: &Option<B::Buffer<P>>| {
+            buffer.as_ref().map(|buffer| copy(name, buffer)).transpose()
+        };
         Ok(BatchNorm {
             backend: self.backend.clone(),
             config: self.config,
-            weight: copy(&self.weight)?,
-            bias: copy(&self.bias)?,
+            weight: copy_of("weight", &self.weight)?,
+            bias: copy_of("bias", &self.bias)?,
             running: running.transpose()?,
             training: self.training,
         })

@@ -116,7 +116,7 @@ impl<'p> Call<'p> {
         if self.problem.mask_len() == 0 {
             return Ok(None);
         }
-        let mask = mask.ok_or_else(|| missing_mask(self.problem))?;
+        let mask = mask.ok_or_else(|| missing_mask("saved.mask", self.problem))?;
         let mask = mask.flat("saved.mask", self.problem.mask_len())?;
         let view = ArrayView3::from_shape(self.mask_shape(), mask);
         view.map(|view| Some(Bits(view)))
@@ -125,16 +125,17 @@ impl<'p> Call<'p> {
 
     pub(super) fn bind_mask_mut<'a>(
         &self,
+        argument: &str,
         mask: Option<CpuSliceMut<'a, u8>>,
     ) -> Result<Option<Bits<ArrayViewMut3<'a, u8>>>> {
         if self.problem.mask_len() == 0 {
             return Ok(None);
         }
-        let mask = mask.ok_or_else(|| missing_mask(self.problem))?;
-        let mask = mask.flat("saved.mask", self.problem.mask_len())?;
+        let mask = mask.ok_or_else(|| missing_mask(argument, self.problem))?;
+        let mask = mask.flat(argument, self.problem.mask_len())?;
         let view = ArrayViewMut3::from_shape(self.mask_shape(), mask);
         view.map(|view| Some(Bits(view)))
-            .map_err(|error| Error::argument("saved.mask", "mask_len bytes", error))
+            .map_err(|error| Error::argument(argument, "mask_len bytes", error))
     }
 
     pub(super) fn pass(&self) -> Pass {

@@ -29,7 +29,8 @@ pub(super) fn forward_train<E: Element>(
     let (mut saved, mask) = BoundSavedMut::bind(channels, norm, saved, running)?;
     let x = call.bind(Operand::X, x)?;
     let residual = call.bind_residual(residual)?;
-    let tensors = (x, residual, call.bind_mut(Operand::Y, y)?, call.bind_mask_mut(mask)?);
+    let mask = call.bind_mask_mut("saved.mask", mask)?;
+    let tensors = (x, residual, call.bind_mut(Operand::Y, y)?, mask);
     let pass = call.pass();
 
     cpu.run(call.parallel, || {
@@ -230,7 +231,8 @@ pub(super) fn apply<E: Element>(
     let channels = bind_channels::<E>(problem.channels(), affine, statistics)?;
     let x = call.bind(Operand::X, x)?;
     let residual = call.bind_residual(residual)?;
-    let tensors = (x, residual, call.bind_mut(Operand::Y, y)?, call.bind_mask_mut(mask)?);
+    let mask = call.bind_mask_mut("mask", mask)?;
+    let tensors = (x, residual, call.bind_mut(Operand::Y, y)?, mask);
     let pass = call.pass();
     cpu.run(call.parallel, || {
         apply_to(&call.partition, tensors, &channels, workspace, pass);

@@ -229,7 +229,7 @@ impl<'a, L: Launcher> Bound<'a, L> {
     ) -> Result<()> {
         let len = problem.mask_len();
         if len > 0 {
-            let mask = mask.as_ref().ok_or_else(|| missing_mask(problem))?;
+            let mask = mask.as_ref().ok_or_else(|| missing_mask("saved.mask", problem))?;
             self.params.mask = self.read("saved.mask", len, mask)?;
         }
         Ok(())
@@ -237,13 +237,14 @@ impl<'a, L: Launcher> Bound<'a, L> {
 
     pub(super) fn mask_mut(
         &mut self,
+        name: &'static str,
         problem: &Problem,
         mask: &'a mut Option<L::SliceMut<'_, u8>>,
     ) -> Result<()> {
         let len = problem.mask_len();
         if len > 0 {
-            let mask = mask.as_mut().ok_or_else(|| missing_mask(problem))?;
-            self.params.mask = self.write("saved.mask", len, mask)?;
+            let mask = mask.as_mut().ok_or_else(|| missing_mask(name, problem))?;
+            self.params.mask = self.write(name, len, mask)?;
         }
         Ok(())
     }

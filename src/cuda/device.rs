@@ -255,6 +255,7 @@ impl<L: Launcher> Backend for Device<L> {
     }
 
     fn workspace(&self, problem: &Problem) -> Result<Workspace<L>> {
+        check_dtype("problem", problem.dtype())?;
         Workspace::new(&self.launcher, problem, self.choice)
     }
 
@@ -283,7 +284,7 @@ impl<L: Launcher> Backend for Device<L> {
         bound.running_mut(&mut running)?;
         bound.tensor_mut::<E>(problem, Operand::Y, &mut y)?;
         bound.saved_mut(&mut saved)?;
-        bound.mask_mut(problem, &mut mask)?;
+        bound.mask_mut("saved.mask", problem, &mut mask)?;
         bound.scratch(workspace.size, &mut buffer)?;
 
         let question = self.question(Pass::Forward, problem, [alone, bound.alignment(problem)]);
@@ -417,7 +418,7 @@ impl<L: Launcher> Backend for Device<L> {
         bound.affine(&affine)?;
         bound.saved(&saved)?;
         bound.tensor_mut::<E>(problem, Operand::Y, &mut y)?;
-        bound.mask_mut(problem, &mut mask)?;
+        bound.mask_mut("mask", problem, &mut mask)?;
         self.launch_elementwise(Pass::Apply, problem, &bound, workspace)
     }
 

@@ -3,14 +3,15 @@
 
 use super::cache;
 use super::compression::{self, compress, decompress};
+use super::jobs::in_parallel;
 use super::nvrtc::{Nvrtc, Source};
 use super::search::REMEDY;
 use super::target::Target;
 use crate::error::{Error, Result};
-use rayon::prelude::*;
 use std::cmp::Reverse;
+use std::num::NonZero;
 use std::path::Path;
-use std::{env, fs};
+use std::{env, fs, iter, thread};
 
 /// What the build script embeds.
 struct Embedded {
@@ -77,24 +78,45 @@ pub fn images() -> &'static [Image] {
     EMBEDDED.images
 }
 
+/// Why a device did not take kernels.
+#[derive(Debug)]
+pub enum Refusal {
+    /// They are not for it or for its driver. Others may be.
+    Unfit(Error),
+    /// It would take no others, either.
+    Failed(Error),
+}
+
 /// What `load` makes of the first kernels for a device of compute capability `capability` (90 is 9.0)
 /// that it takes: the embedded ones that fit, best first, then what NVRTC compiles now.
 ///
 /// # Errors
-/// No embedded image fits, and none could be compiled now; what the best one was refused for.
-pub fn load<T>(capability: u32, load: impl Fn(Modules) -> Result<T>) -> Result<T> {
-    let mut refused = None;
-    for target in fitting(EMBEDDED.images.iter().map(|image| image.target), capability) {
-        match embedded(target).and_then(&load) {
+/// No embedded image fits, and none could be compiled now; what the best one was refused for; that
+/// loading failed.
+pub fn load<T>(
+    capability: u32,
+    load: impl Fn(Modules) -> std::result::Result<T, Refusal>,
+) -> Result<T> {
+    let fitting = fitting(EMBEDDED.images.iter().map(|image| image.target), capability);
+    let candidates = fitting.into_iter().map(embedded);
+    first_taken(candidates.chain(iter::once_with(|| compile_now(capability))), load)
+}
+
+/// Of candidates that are all unfit, or not to be had, the first one's reason is told.
+fn first_taken<T>(
+    candidates: impl Iterator<Item = Result<Modules>>,
+    load: impl Fn(Modules) -> std::result::Result<T, Refusal>,
+) -> Result<T> {
+    let mut first = None;
+    for candidate in candidates {
+        let error = match candidate.map_err(Refusal::Unfit).and_then(&load) {
             Ok(loaded) => return Ok(loaded),
-            Err(error) => _ = refused.get_or_insert(error),
-        }
+            Err(Refusal::Failed(error)) => return Err(error),
+            Err(Refusal::Unfit(error)) => error,
+        };
+        first.get_or_insert(error);
     }
-    let compiled = compile_now(capability).and_then(load);
-    match refused {
-        Some(refused) => compiled.map_err(|_| refused),
-        None => compiled,
-    }
+    Err(first.expect("what is compiled now is a candidate"))
 }
 
 fn embedded(target: Target) -> Result<Modules> {
@@ -157,7 +179,7 @@ fn compile(
     let nvrtc = Nvrtc::open(|name| env::var_os(name))?;
     let target = best_of(&nvrtc.capabilities()?, capability)
         .ok_or_else(|| format!("this NVRTC does not know {}", decimal(capability)))?;
-    let compiler = nvrtc.identity()?;
+    let compiler = nvrtc.identity();
     let (units, headers): (Vec<Source<'_>>, Vec<_>) =
         sources.iter().partition(|source| source.name.ends_with(".cu"));
     let image = |unit: &Source<'_>| {
@@ -172,8 +194,11 @@ fn compile(
         }
         Ok(image)
     };
-    let images = units.par_iter().map(image).collect::<std::result::Result<_, String>>()?;
-    Ok(Modules { target, images })
+    // The last names are of the longest units, whose end would else be waited for.
+    let units: Vec<_> = units.into_iter().rev().collect();
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let images = in_parallel(&units, threads, image).into_iter().rev();
+    Ok(Modules { target, images: images.collect::<std::result::Result<_, String>>()? })
 }
 
 /// Machine code for the very device, or where a compiler does not know it, its latest PTX.
@@ -234,7 +259,7 @@ mod tests {
     #[test]
     fn what_is_refused_is_followed_by_the_next_best() {
         let refuse_cubins = |modules: Modules| match modules.target {
-            Sm(_) => Err(Error::system("loading", "refused")),
+            Sm(_) => Err(Refusal::Unfit(Error::system("loading", "refused"))),
             target => Ok(target),
         };
         let fit = fitting(images().iter().map(|image| image.target), 90);
@@ -245,6 +270,30 @@ mod tests {
             (false, false) => assert!(loaded.unwrap_err().to_string().contains("refused")),
             (false, true) => assert!(loaded.is_err()),
         }
+    }
+
+    #[test]
+    fn only_what_is_unfit_is_followed_by_another() {
+        let candidates = || {
+            let of = |target| Ok(Modules { target, images: Vec::new() });
+            let missing = Err(Error::system("compiling", "no NVRTC"));
+            [of(Sm(90)), of(Ptx(90)), of(Ptx(75)), missing].into_iter()
+        };
+        let unfit = |target| Refusal::Unfit(Error::system(format!("{target}"), "unfit"));
+        let outcome = first_taken(candidates(), |modules| match modules.target {
+            Ptx(75) => Ok("loaded"),
+            target => Err(unfit(target)),
+        });
+        assert_eq!(outcome, Ok("loaded"));
+        let outcome = first_taken(candidates(), |modules| Err::<(), _>(unfit(modules.target)));
+        assert_eq!(outcome, Err(Error::system("sm_90", "unfit")));
+        let full = Error::out_of_memory("loading", "full");
+        let outcome = first_taken(candidates(), |modules| match modules.target {
+            Ptx(90) => Err(Refusal::Failed(full.clone())),
+            Ptx(75) => Ok(()),
+            target => Err(unfit(target)),
+        });
+        assert_eq!(outcome, Err(full));
     }
 
     #[test]

@@ -16,6 +16,8 @@ mod gpu;
 #[doc(hidden)]
 pub mod images;
 #[cfg(feature = "cuda")]
+mod jobs;
+#[cfg(feature = "cuda")]
 mod launch;
 mod launcher;
 #[cfg(feature = "cuda")]
@@ -48,14 +50,14 @@ pub use device::Device;
 #[cfg(feature = "cuda")]
 pub use gpu::{Cuda, CudaWorkspace};
 #[cfg(feature = "cuda")]
-#[doc(hidden)]
-pub use launch::GpuHold;
-#[cfg(feature = "cuda")]
 pub use launch::{CudaLauncher, DeviceInfo, GpuBuffer, GpuSlice, GpuSliceMut, devices};
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub use launch::{GpuHold, expects_gpu};
 #[doc(hidden)]
 pub use launcher::{Clusters, DeviceFacts, Launch, Launched, Launcher, MemoryRef};
 #[doc(hidden)]
-pub use plan::{Alignment, Geometry, Pass, Plan, Tier, Walk};
+pub use plan::{Alignment, BLOCK, Geometry, Pass, Plan, Tier, Walk};
 #[doc(hidden)]
 pub use resident::static_shared_bytes;
 #[doc(hidden)]

@@ -10,7 +10,7 @@ use libloading::Library;
 use std::ffi::{CStr, CString, OsString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-use std::{fs, ptr};
+use std::{fmt, fs, ptr};
 
 /// A file's name and text.
 #[derive(Debug, Clone, Copy)]
@@ -26,7 +26,7 @@ pub struct Source<'a> {
 pub struct Identity {
     /// Major and minor.
     pub version: (u32, u32),
-    /// Its file's length and when it was written, where the loader was given a file.
+    /// Its file's length and when it was written, where the file is known.
     pub file: Option<(u64, SystemTime)>,
 }
 
@@ -41,10 +41,15 @@ pub struct Compiled {
     pub log: String,
 }
 
+/// The first version that compiles the kernels: those before do not know `barrier.cluster.arrive`
+/// with `.release`, though they list compute capability 9.0.
+const FIRST_VERSION: (u32, u32) = (12, 0);
+
 /// The compiler, opened.
 pub struct Nvrtc {
     functions: Functions,
     path: PathBuf,
+    version: (u32, u32),
     // Closing either would leave the function pointers dangling.
     _library: Library,
     _builtins: Option<Library>,
@@ -89,26 +94,13 @@ functions! {
 }
 
 impl Nvrtc {
-    /// Opens the first NVRTC that the search finds; `variable` reads the environment.
+    /// Opens the first NVRTC that the search finds and that is new enough; `variable` reads the
+    /// environment.
     ///
     /// # Errors
     /// None could be opened: what was tried.
     pub fn open(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self, String> {
-        let explicit = variable(search::EXPLICIT).filter(|value| !value.is_empty());
-        let mut tried = Vec::new();
-        for path in search::candidates(variable) {
-            match Self::open_file(&path) {
-                Ok(nvrtc) => return Ok(nvrtc),
-                // That the loader knows none of its names is what "none found" says.
-                Err(error) if is_bare(&path) && error.contains("No such file") => {}
-                Err(error) => tried.push(error),
-            }
-        }
-        let place = explicit.map_or("found".into(), |value| {
-            format!("at {}={}", search::EXPLICIT, value.to_string_lossy())
-        });
-        let tried: String = tried.iter().map(|error| format!("; {error}")).collect();
-        Err(format!("no NVRTC {place}{tried}"))
+        open_first(variable, Self::open_file)
     }
 
     fn open_file(path: &Path) -> Result<Self, String> {
@@ -116,33 +108,24 @@ impl Nvrtc {
         let builtins = search::builtins(path).and_then(|path| open_library(&path).ok());
         let library = open_library(path)?;
         let functions = Functions::load(&library)?;
-        Ok(Self { functions, path: path.into(), _library: library, _builtins: builtins })
+        // What the loader was given is a link, mostly, or only a name.
+        let path = file_of(functions.version as usize).unwrap_or_else(|| path.into());
+        let version = functions.version()?;
+        check_version(version).map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(Self { functions, path, version, _library: library, _builtins: builtins })
     }
 
-    /// The library's file, or its bare name where the loader found it.
+    /// The library's file; where the system does not tell which that is, the name by which the
+    /// loader found it.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Major and minor.
-    ///
-    /// # Errors
-    /// NVRTC's own.
-    pub fn version(&self) -> Result<(u32, u32), String> {
-        let (mut major, mut minor) = (0, 0);
-        // SAFETY: two integers to write to.
-        check("nvrtcVersion", unsafe { (self.functions.version)(&mut major, &mut minor) })?;
-        Ok((major.unsigned_abs(), minor.unsigned_abs()))
-    }
-
     /// Which NVRTC it is.
-    ///
-    /// # Errors
-    /// NVRTC's own.
-    pub fn identity(&self) -> Result<Identity, String> {
+    pub fn identity(&self) -> Identity {
         let file = fs::metadata(&self.path);
         let file = file.and_then(|file| Ok((file.len(), file.modified()?))).ok();
-        Ok(Identity { version: self.version()?, file })
+        Identity { version: self.version, file }
     }
 
     /// The compute capabilities that it compiles for.
@@ -164,7 +147,7 @@ impl Nvrtc {
     /// Compiles one file, which may include any of `headers`. Threads may do so at the same time.
     ///
     /// # Errors
-    /// NVRTC's log, where the source does not compile.
+    /// Which NVRTC, and its log, where the source does not compile.
     pub fn compile(
         &self,
         source: Source<'_>,
@@ -175,7 +158,7 @@ impl Nvrtc {
         let outcome = program.compile(&options(target));
         let log = program.text(self.functions.log_size, self.functions.log)?;
         let log = String::from_utf8_lossy(strip_nul(&log)).into_owned();
-        outcome.map_err(|error| format!("{error}\n{log}"))?;
+        outcome.map_err(|error| format!("{error} ({self})\n{log}"))?;
         let ptx = program.text(self.functions.ptx_size, self.functions.ptx)?;
         let ptx = strip_nul(&ptx).to_vec();
         let image = if target.is_ptx() {
@@ -185,6 +168,72 @@ impl Nvrtc {
         };
         Ok(Compiled { image, ptx, log })
     }
+}
+
+/// `NVRTC 12.9, /usr/local/cuda/lib64/libnvrtc.so.12.9.86`
+impl fmt::Display for Nvrtc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (major, minor) = self.version;
+        write!(f, "NVRTC {major}.{minor}, {}", self.path.display())
+    }
+}
+
+impl Functions {
+    /// Major and minor.
+    fn version(&self) -> Result<(u32, u32), String> {
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: two integers to write to.
+        check("nvrtcVersion", unsafe { (self.version)(&mut major, &mut minor) })?;
+        Ok((major.unsigned_abs(), minor.unsigned_abs()))
+    }
+}
+
+/// The first of the search's candidates that `open` takes.
+fn open_first<T>(
+    variable: impl Fn(&str) -> Option<OsString>,
+    open: impl Fn(&Path) -> Result<T, String>,
+) -> Result<T, String> {
+    let explicit = variable(search::EXPLICIT).filter(|value| !value.is_empty());
+    let mut tried = Vec::new();
+    for path in search::candidates(variable) {
+        match open(&path) {
+            Ok(opened) => return Ok(opened),
+            // That the loader knows none of its names is what "none found" says.
+            Err(error) if is_bare(&path) && error.contains("No such file") => {}
+            // Links beside each other lead to one file.
+            Err(error) if tried.contains(&error) => {}
+            Err(error) => tried.push(error),
+        }
+    }
+    let place = explicit.map_or("found".into(), |value| {
+        format!("at {}={}", search::EXPLICIT, value.to_string_lossy())
+    });
+    let tried: String = tried.iter().map(|error| format!("; {error}")).collect();
+    Err(format!("no NVRTC {place}{tried}"))
+}
+
+fn check_version(version: (u32, u32)) -> Result<(), String> {
+    if version >= FIRST_VERSION {
+        return Ok(());
+    }
+    let ((major, minor), (first, update)) = (version, FIRST_VERSION);
+    Err(format!("too old: it is NVRTC {major}.{minor}, {first}.{update} or newer is needed"))
+}
+
+/// The file of the library that has the function at `address`, where the system tells.
+fn file_of(address: usize) -> Option<PathBuf> {
+    mapped(&fs::read_to_string("/proc/self/maps").ok()?, address)
+}
+
+/// The same, of lines such as `7f2c1000-7f2c9000 r-xp 00001000 08:02 173521  /lib/libnvrtc.so.12`.
+fn mapped(maps: &str, address: usize) -> Option<PathBuf> {
+    let hexadecimal = |digits: &str| usize::from_str_radix(digits, 16).ok();
+    let holds = |line: &&str| {
+        let (start, end) = line.split(' ').next()?.split_once('-')?;
+        Some((hexadecimal(start)?..hexadecimal(end)?).contains(&address))
+    };
+    let line = maps.lines().find(|line| holds(line) == Some(true))?;
+    line.find('/').map(|start| PathBuf::from(&line[start..]))
 }
 
 /// NVRTC's options. No `-lineinfo`, which puts the build's paths into the image.
@@ -319,5 +368,64 @@ fn check(what: &str, code: c_int) -> Result<(), String> {
         0 => Ok(()),
         6 => Err("the source does not compile".into()),
         code => Err(format!("{what} failed with nvrtcResult {code}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn before_cuda_12_it_is_too_old() {
+        for version in [(12, 0), (12, 9), (13, 0)] {
+            assert_eq!(check_version(version), Ok(()));
+        }
+        let refusal = check_version((11, 8)).unwrap_err();
+        assert_eq!(refusal, "too old: it is NVRTC 11.8, 12.0 or newer is needed");
+    }
+
+    /// A toolkit of CUDA 11 before the wheel that the remedy has people install.
+    #[test]
+    fn what_is_too_old_does_not_end_the_search() {
+        let root = tempfile::tempdir().unwrap();
+        let old = root.path().join("toolkit/lib64/libnvrtc.so.11.2");
+        let link = root.path().join("toolkit/lib64/libnvrtc.so");
+        let wheel = "venv/lib/python3.12/site-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12";
+        let wheel = root.path().join(wheel);
+        let variable = |name: &str| match name {
+            "CUDA_HOME" => Some(root.path().join("toolkit").into_os_string()),
+            "VIRTUAL_ENV" => Some(root.path().join("venv").into_os_string()),
+            _ => None,
+        };
+        let open = |path: &Path| match path {
+            path if path == wheel => Ok("12.9"),
+            path if path == old || path == link => Err("toolkit: too old".to_owned()),
+            path => Err(format!("{}: No such file", path.display())),
+        };
+        for file in [&old, &link] {
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, "").unwrap();
+        }
+        let error = open_first(variable, open).unwrap_err();
+        assert!(error.starts_with("no NVRTC found; toolkit: too old"), "{error}");
+        assert_eq!(error.matches("too old").count(), 1, "{error}");
+        fs::create_dir_all(wheel.parent().unwrap()).unwrap();
+        fs::write(&wheel, "").unwrap();
+        assert_eq!(open_first(variable, open), Ok("12.9"));
+    }
+
+    #[test]
+    fn the_file_of_a_function_is_found() {
+        let maps = "1000-3000 r--p 00000000 08:02 17 /lib/libother.so\n\
+            3000-5000 r-xp 00001000 08:02 18                  /a folder/libnvrtc.so.12.9.86\n\
+            5000-6000 rw-p 00000000 00:00 0\n";
+        assert_eq!(mapped(maps, 0x3000), Some("/a folder/libnvrtc.so.12.9.86".into()));
+        assert_eq!(mapped(maps, 0x2fff), Some("/lib/libother.so".into()));
+        assert_eq!(mapped(maps, 0x5000), None);
+        assert_eq!(mapped(maps, 0x6000), None);
+        if cfg!(target_os = "linux") {
+            let own = std::env::current_exe().unwrap();
+            assert_eq!(file_of(check_version as *const () as usize), Some(own));
+        }
     }
 }

@@ -20,8 +20,11 @@ pub const REMEDY: &str = "install NVRTC in the active virtual environment \
     (pip install 'nvidia-cuda-nvrtc-cu12==12.9.*') or with the CUDA toolkit, \
     or set WARPNORM_NVRTC to libnvrtc.so or to its directory";
 
-/// The names that the loader's own search is asked for. NVRTC 12 first: its machine code loads on
-/// drivers of CUDA 12 and 13, that of NVRTC 13 is not known to load on 12.
+/// Before all others, wherever several lie beside each other: its machine code loads on drivers of
+/// CUDA 12 and 13, that of NVRTC 13 is not known to load on 12.
+const PREFERRED_MAJOR: u32 = 12;
+
+/// The names that the loader's own search is asked for.
 const NAMES: [&str; 3] = ["libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so"];
 
 /// Libraries that may be NVRTC, best first: paths of files that exist, then bare names for the
@@ -44,7 +47,7 @@ fn in_toolkit(root: PathBuf) -> Vec<PathBuf> {
     vec![root.join("lib64"), root.join("lib"), root.join("targets").join(target).join("lib")]
 }
 
-/// Python wheels' directories, NVRTC 12 first (see [`NAMES`]), then where conda's own packages
+/// Python wheels' directories, NVRTC 12 first (see [`PREFERRED_MAJOR`]), then where conda's own packages
 /// put libraries.
 fn in_environment(root: PathBuf) -> Vec<PathBuf> {
     let lib = root.join("lib");
@@ -58,11 +61,44 @@ fn in_environment(root: PathBuf) -> Vec<PathBuf> {
     directories
 }
 
-/// NVRTC's files in a directory, newest first.
+/// NVRTC's files in a directory: those of the preferred major, then the others, newest first.
 fn libraries(directory: &Path) -> Vec<PathBuf> {
     let mut files = entries(directory, "libnvrtc.so");
-    files.sort_by_key(|file| Reverse(version(file)));
+    let rank = |version: Vec<u32>| (version.first() == Some(&PREFERRED_MAJOR), version);
+    files.sort_by_key(|file| Reverse(rank(version(file))));
     files
+}
+
+/// Places that are there, and that change when NVRTC is installed where the search goes: for a
+/// build without it to notice. Cargo looks at all that is below a directory, so none is large; and
+/// it builds anew each time where a path is not there, so such places go unwatched.
+#[allow(dead_code, reason = "the build script's")]
+pub fn watched(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let mut places = Vec::new();
+    match path(EXPLICIT) {
+        Some(explicit) => places.push(explicit),
+        None => {
+            places.extend(TOOLKITS.iter().filter_map(|name| path(name)).flat_map(in_toolkit));
+            let environments = ENVIRONMENTS.iter().filter_map(|name| path(name));
+            places.extend(environments.flat_map(changed_by_installing));
+            places.extend(in_toolkit("/usr/local/cuda".into()));
+            // What the loader finds: packages of the system have it written anew.
+            places.push("/etc/ld.so.cache".into());
+        }
+    }
+    places.retain(|place| place.exists());
+    places
+}
+
+/// Where pip puts packages, and what conda writes down each time.
+fn changed_by_installing(root: PathBuf) -> Vec<PathBuf> {
+    let packages = entries(&root.join("lib"), "python3").into_iter().map(|python| {
+        let packages = python.join("site-packages");
+        let nvidia = packages.join("nvidia");
+        if nvidia.exists() { nvidia } else { packages }
+    });
+    packages.chain([root.join("conda-meta/history")]).collect()
 }
 
 /// `libnvrtc-builtins` beside NVRTC. NVRTC looks for it by bare name when it first compiles, and
@@ -160,9 +196,37 @@ mod tests {
     }
 
     #[test]
-    fn conda_packages_are_found() {
-        let root = tree(&["conda/lib/libnvrtc.so.12"]);
-        assert_eq!(found(&root, &[("CONDA_PREFIX", "conda")]), ["conda/lib/libnvrtc.so.12"]);
+    fn conda_packages_are_found_and_twelve_is_preferred() {
+        let files = ["libnvrtc.so.12.9.86", "libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so"];
+        let files = files.map(|file| format!("conda/lib/{file}"));
+        let root = tree(&[&files[3], &files[0], &files[2], &files[1]]);
+        assert_eq!(found(&root, &[("CONDA_PREFIX", "conda")]), files);
+    }
+
+    /// What is watched below `root` with some variables set to folders in it.
+    fn watched_in(root: &TempDir, variables: &[(&str, &str)]) -> Vec<String> {
+        let set = |name: &str| {
+            let (_, folder) = variables.iter().find(|(variable, _)| *variable == name)?;
+            Some(root.path().join(folder).into_os_string())
+        };
+        let places = watched(set);
+        assert!(places.iter().all(|place| place.exists()), "{places:?}");
+        let below = places.iter().filter_map(|path| path.strip_prefix(root.path()).ok());
+        below.map(|path| path.to_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn where_it_may_be_installed_is_watched_as_far_as_it_is_there() {
+        let variables = [("CUDA_HOME", "cuda"), ("VIRTUAL_ENV", "venv"), ("CONDA_PREFIX", "conda")];
+        let packages = "venv/lib/python3.12/site-packages";
+        let root = tree(&[&format!("{packages}/pip/__init__.py"), "conda/conda-meta/history"]);
+        assert_eq!(watched_in(&root, &variables), [packages, "conda/conda-meta/history"]);
+        let nvidia = format!("{packages}/nvidia");
+        let root = tree(&[&format!("{nvidia}/cublas/lib/libcublas.so"), "cuda/lib64/other.so"]);
+        assert_eq!(watched_in(&root, &variables), ["cuda/lib64", &nvidia]);
+        let explicit = [("WARPNORM_NVRTC", "cuda/lib64"), variables[1]];
+        assert_eq!(watched_in(&root, &explicit), ["cuda/lib64"]);
+        assert!(watched_in(&root, &[("WARPNORM_NVRTC", "nowhere")]).is_empty());
     }
 
     #[test]

@@ -101,7 +101,13 @@ impl<L: Launcher> Workspace<L> {
     /// # Errors
     /// The backend is of another context, or its device has failed for good.
     pub fn reset(&mut self, backend: &Device<L>) -> Result<()> {
-        backend.launcher().clear(&mut self.buffer)
+        backend.launcher().clear(&mut self.buffer).map_err(|error| error.renamed("workspace"))
+    }
+
+    /// The memory itself, for tests to leave there what an aborted launch may.
+    #[doc(hidden)]
+    pub fn buffer_mut(&mut self) -> &mut L::Buffer<f64> {
+        &mut self.buffer
     }
 
     /// Bytes on the device.

@@ -133,10 +133,11 @@ fn parameters_of_another_length() {
 
 #[test]
 fn masks_and_residuals_that_are_missing_or_of_no_use() {
-    let masked = [FORWARD, BACKWARD, APPLY, REDUCE, BACKWARD_APPLY];
+    let saved = [FORWARD, BACKWARD, REDUCE, BACKWARD_APPLY].map(|call| (call, "saved.mask"));
+    let masked = saved.into_iter().chain([(APPLY, "mask")]);
     // 24 rows of 5 bits, or 20 of 6: a byte each.
     for (layout, bytes) in [(Layout::ChannelsFirst, 24), (Layout::ChannelsLast, 20)] {
-        for call in masked {
+        for (call, argument) in masked.clone() {
             for len in [None, Some(bytes - 1), Some(bytes + 1), Some(0)] {
                 let mut buffers = buffers(layout, ADD_RELU);
                 assert_eq!(buffers.problem.mask_len(), bytes);
@@ -144,7 +145,7 @@ fn masks_and_residuals_that_are_missing_or_of_no_use() {
                 let before = buffers.fingerprint();
                 let found = len.map_or("none".into(), |len| len.to_string());
                 let error = call(&mut buffers).unwrap_err();
-                assert_names(error, "saved.mask", &bytes.to_string(), &found);
+                assert_names(error, argument, &bytes.to_string(), &found);
                 assert!(buffers.fingerprint() == before);
             }
         }

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 use cudarc::driver::{DriverError, result};
+use libloading::Library;
 use std::fmt;
 use std::sync::OnceLock;
 
@@ -42,14 +43,56 @@ impl fmt::Display for DeviceInfo {
 /// # Errors
 /// No CUDA driver, or one that does not work.
 pub fn devices() -> Result<Vec<DeviceInfo>> {
+    match device_count()? {
+        0 => Ok(Vec::new()),
+        count => {
+            let driver_version = driver_version()?;
+            (0..count).map(|ordinal| device(ordinal, driver_version)).collect()
+        }
+    }
+}
+
+fn device_count() -> Result<i32> {
     require_driver()?;
     match result::init() {
-        Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => return Ok(Vec::new()),
+        Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => return Ok(0),
         outcome => outcome.or_fail("starting CUDA")?,
     }
-    let driver_version = driver_version()?;
-    let count = result::device::get_count().or_fail("counting devices")?;
-    (0..count).map(|ordinal| device(ordinal, driver_version)).collect()
+    result::device::get_count().or_fail("counting devices")
+}
+
+/// Refuses a number that is no device's.
+pub(super) fn require_device(ordinal: usize) -> Result<()> {
+    check_ordinal(ordinal, device_count()?.unsigned_abs() as usize)
+}
+
+fn check_ordinal(ordinal: usize, count: usize) -> Result<()> {
+    let what = || format!("opening CUDA device {ordinal}");
+    match count {
+        0 => Err(Error::system(what(), NO_DEVICE)),
+        1 if ordinal > 0 => Err(Error::system(what(), "there is one device only, number 0")),
+        _ if ordinal < count => Ok(()),
+        _ => {
+            let last = count - 1;
+            let reason = format!("there are {count} devices, numbered from 0 to {last}");
+            Err(Error::system(what(), reason))
+        }
+    }
+}
+
+/// What is the matter where there is a driver and no device, and where to look.
+pub(in crate::cuda) const NO_DEVICE: &str = "the CUDA driver knows of none; see whether nvidia-smi \
+    lists one, and whether CUDA_VISIBLE_DEVICES hides it";
+
+/// Whether tests of a GPU have one to run on: not where there is no driver, or one that knows no
+/// device. What else may keep a GPU from being used, they are to fail of.
+#[doc(hidden)]
+pub fn expects_gpu() -> bool {
+    is_expected(driver_library().is_ok(), devices())
+}
+
+fn is_expected(has_driver: bool, devices: Result<Vec<DeviceInfo>>) -> bool {
+    has_driver && devices.map_or(true, |devices| !devices.is_empty())
 }
 
 fn device(ordinal: i32, driver_version: (u32, u32)) -> Result<DeviceInfo> {
@@ -125,20 +168,24 @@ const DRIVER_FUNCTIONS: [&str; 41] = [
     "cuThreadExchangeStreamCaptureMode",
 ];
 
+const DRIVER: &str = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
+
+fn driver_library() -> std::result::Result<Library, libloading::Error> {
+    // SAFETY: the driver's library does nothing of note when it is loaded.
+    unsafe { Library::new(DRIVER) }
+}
+
 /// An error where cudarc would panic.
 pub(super) fn require_driver() -> Result<()> {
     static MISSING: OnceLock<Option<String>> = OnceLock::new();
-    let name = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
     let missing = MISSING.get_or_init(|| {
-        // SAFETY: the driver's library does nothing of note when it is loaded.
-        let library = match unsafe { libloading::Library::new(name) } {
-            Ok(library) => library,
-            Err(_) => return Some(format!("{name} cannot be loaded; install NVIDIA's driver")),
+        let Ok(library) = driver_library() else {
+            return Some(format!("{DRIVER} cannot be loaded; install NVIDIA's driver"));
         };
         // SAFETY: looked for, not called.
         let lacks = |function: &&str| unsafe { library.get::<*const ()>(*function) }.is_err();
         let function = DRIVER_FUNCTIONS.iter().find(|function| lacks(function))?;
-        Some(format!("{name} has no {function}; update NVIDIA's driver"))
+        Some(format!("{DRIVER} has no {function}; update NVIDIA's driver"))
     });
     match missing {
         None => Ok(()),
@@ -153,15 +200,19 @@ pub(super) trait OrFail<T> {
 
 impl<T> OrFail<T> for std::result::Result<T, DriverError> {
     fn or_fail(self, what: &str) -> Result<T> {
-        self.map_err(|error| match error.0 {
-            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::out_of_memory(what, reason(error)),
-            _ => Error::system(what, reason(error)),
-        })
+        self.map_err(|error| failure(error, what))
+    }
+}
+
+pub(super) fn failure(error: DriverError, what: &str) -> Error {
+    match error.0 {
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::out_of_memory(what, reason(error)),
+        _ => Error::system(what, reason(error)),
     }
 }
 
 /// `CUDA_ERROR_OUT_OF_MEMORY (out of memory)`.
-pub(super) fn reason(error: DriverError) -> String {
+fn reason(error: DriverError) -> String {
     match error.error_string() {
         Ok(text) => format!("{:?} ({})", error.0, text.to_string_lossy()),
         Err(_) => format!("{:?}", error.0),
@@ -178,5 +229,24 @@ mod tests {
             Ok(devices) => assert!(devices.iter().all(|device| device.memory_bytes > 0)),
             Err(error) => assert!(error.to_string().contains("driver"), "{error}"),
         }
+    }
+
+    #[test]
+    fn a_number_that_is_no_devices_is_refused_with_those_that_are() {
+        let refusal = |ordinal, count| check_ordinal(ordinal, count).unwrap_err().to_string();
+        assert_eq!(check_ordinal(0, 1).and(check_ordinal(1, 2)), Ok(()));
+        assert_eq!(refusal(0, 0), format!("opening CUDA device 0: {NO_DEVICE}"));
+        let reason = "there is one device only, number 0";
+        assert_eq!(refusal(7, 1), format!("opening CUDA device 7: {reason}"));
+        let reason = "there are 2 devices, numbered from 0 to 1";
+        assert_eq!(refusal(2, 2), format!("opening CUDA device 2: {reason}"));
+    }
+
+    #[test]
+    fn a_gpu_that_does_not_work_is_expected_to() {
+        let broken = || Err(Error::system("starting CUDA", "CUDA_ERROR_UNKNOWN"));
+        assert!(is_expected(true, broken()));
+        assert!(!is_expected(false, broken()));
+        assert!(!is_expected(true, Ok(Vec::new())));
     }
 }

@@ -1,8 +1,8 @@
 //! The kernels of a context: found, loaded once, looked up by name; and what the device says of them.
 
-use super::driver::{OrFail, driver_version, reason};
+use super::driver::{OrFail, driver_version, failure};
 use super::{cluster, config};
-use crate::cuda::images;
+use crate::cuda::images::{self, Refusal};
 use crate::cuda::launcher::{Clusters, DeviceFacts};
 use crate::cuda::plan::{BLOCK, Pass, Walk};
 use crate::cuda::resident::static_shared_bytes;
@@ -12,6 +12,8 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, DriverError};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
+use std::env;
+use std::ffi::OsStr;
 use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
@@ -20,6 +22,8 @@ const FIRST_WITH_CLUSTERS: (u32, u32) = (9, 0);
 /// The first whose kernels can wait for the launch before by themselves, and the first version of
 /// CUDA that captures such launches in graphs.
 const FIRST_TO_BEGIN_EARLY: ((u32, u32), (u32, u32)) = ((9, 0), (12, 3));
+/// `0`: every launch begins when the one before it has ended.
+const EARLY_LAUNCH: &str = "WARPNORM_EARLY_LAUNCH";
 /// Any of the kernels that teams run.
 const STANDS_FOR_RESIDENT_KERNELS: &str = "forward_planes_f32x4";
 
@@ -42,7 +46,8 @@ struct Loaded {
 impl Kernels {
     /// The kernels of a context, which are loaded once.
     pub(super) fn of(context: &Arc<CudaContext>) -> Result<Arc<Self>> {
-        // By address: kernels hold their context, so while they live no other one has it.
+        // By address: kernels hold their context, so while they live no other one has it. Held
+        // while kernels are compiled: another GPU of the same kind then finds them in the cache.
         static LOADED: Mutex<Option<HashMap<usize, Loaded>>> = Mutex::new(None);
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         let loaded = loaded.get_or_insert_default();
@@ -63,12 +68,13 @@ impl Kernels {
         let (target, modules) = images::load(10 * major + minor, |modules| {
             let images::Modules { target, images } = modules;
             let modules = images.into_iter().map(|image| load_module(context, target, image));
-            Ok((target, modules.collect::<Result<_>>()?))
+            Ok((target, modules.collect::<std::result::Result<_, _>>()?))
         })?;
         // Plans must not ask for what the image was compiled without.
         facts.compute_capability = (target.capability() / 10, target.capability() % 10);
-        let (capability, version) = FIRST_TO_BEGIN_EARLY;
-        let begin_early = facts.compute_capability >= capability && driver_version()? >= version;
+        let switch = env::var_os(EARLY_LAUNCH);
+        let begin_early =
+            begin_early(facts.compute_capability, driver_version()?, switch.as_deref());
         let functions = RwLock::default();
         let mut kernels = Self { modules, functions, facts, begin_early };
         kernels.find_what_fits(context)?;
@@ -154,7 +160,7 @@ impl Kernels {
         Ok(functions.entry(name.to_owned()).or_insert(function).cu_function())
     }
 
-    fn find(&self, name: &str, keeps: bool) -> Result<CudaFunction> {
+    pub(super) fn find(&self, name: &str, keeps: bool) -> Result<CudaFunction> {
         let what = || format!("looking up the kernel {name:?}");
         // It may load code, which would end a capture under way.
         let _anything = AllowedInCapture::begin();
@@ -227,7 +233,7 @@ fn load_module(
     context: &Arc<CudaContext>,
     target: Target,
     image: Vec<u8>,
-) -> Result<Arc<CudaModule>> {
+) -> std::result::Result<Arc<CudaModule>, Refusal> {
     let image = if target.is_ptx() {
         Ptx::from_src(String::from_utf8_lossy(&image))
     } else {
@@ -238,8 +244,31 @@ fn load_module(
         let of = images::compiler().map_or(String::new(), |(a, b)| format!(" of NVRTC {a}.{b}"));
         let what =
             format!("loading kernels{of} for {target} into a driver of CUDA {major}.{minor}");
-        Error::system(what, reason(error))
+        let refusal = if is_unfit(error.0) { Refusal::Unfit } else { Refusal::Failed };
+        refusal(failure(error, &what))
     })
+}
+
+/// Whether it is of the image that this was said, and the driver may take another.
+fn is_unfit(outcome: CUresult) -> bool {
+    matches!(
+        outcome,
+        CUresult::CUDA_ERROR_INVALID_IMAGE
+            | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+            | CUresult::CUDA_ERROR_INVALID_PTX
+            | CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND
+            | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+            | CUresult::CUDA_ERROR_JIT_COMPILATION_DISABLED
+            | CUresult::CUDA_ERROR_INVALID_SOURCE
+    )
+}
+
+/// Whether launches may begin early with kernels for `capability`, a driver of CUDA `driver`, and
+/// [`EARLY_LAUNCH`] as it is set.
+fn begin_early(capability: (u32, u32), driver: (u32, u32), switch: Option<&OsStr>) -> bool {
+    let (first_capability, first_driver) = FIRST_TO_BEGIN_EARLY;
+    let is_switched_off = switch.is_some_and(|switch| switch == "0");
+    capability >= first_capability && driver >= first_driver && !is_switched_off
 }
 
 fn facts(context: &CudaContext) -> Result<DeviceFacts> {
@@ -306,6 +335,23 @@ fn bandwidth(clock_khz: u32, bus_bits: u32, multiprocessors: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_is_not_to_blame_for_what_befalls_the_device() {
+        assert!(is_unfit(CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU));
+        assert!(is_unfit(CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION));
+        assert!(!is_unfit(CUresult::CUDA_ERROR_OUT_OF_MEMORY));
+        assert!(!is_unfit(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS));
+    }
+
+    #[test]
+    fn launches_begin_early_where_they_can_unless_they_shall_not() {
+        let hopper = |switch: Option<&str>| begin_early((9, 0), (12, 3), switch.map(OsStr::new));
+        assert!(hopper(None) && hopper(Some("1")) && hopper(Some("")));
+        assert!(!hopper(Some("0")));
+        assert!(!begin_early((8, 9), (12, 3), None));
+        assert!(!begin_early((10, 0), (12, 2), None));
+    }
 
     #[test]
     fn memory_that_does_not_tell_its_speed_has_one() {

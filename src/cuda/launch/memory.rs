@@ -101,8 +101,8 @@ fn check_range(range: &Range<usize>, len: usize) -> Result<()> {
     Err(Error::argument("range", format_args!("a part of 0..{len}"), format_args!("{range:?}")))
 }
 
-/// Borrowed device memory, to read: from a [`GpuBuffer`], from cudarc's slices and views, or from
-/// an address.
+/// Borrowed device memory, to read: from a [`GpuBuffer`], from cudarc's slices and views (by
+/// reference: cudarc's views cannot be copied, and this can), or from an address.
 #[derive(Debug, Clone, Copy)]
 pub struct GpuSlice<'a, T> {
     pub(super) source: Source<'a, T>,
@@ -235,6 +235,23 @@ impl<T> GpuSliceMut<'_, T> {
         self.len
     }
 
+    /// Some of its elements, from any one on, for as long as the whole is not used.
+    ///
+    /// # Errors
+    /// A range that is not within the slice.
+    pub fn part_mut(&mut self, range: Range<usize>) -> Result<GpuSliceMut<'_, T>> {
+        check_range(&range, self.len)?;
+        let len = range.end - range.start;
+        let target = match &mut self.target {
+            Destination::View(view) => Destination::View(view.slice_mut(range)),
+            Destination::Address(address, _) => {
+                let address = *address + (range.start * size_of::<T>()) as u64;
+                Destination::Address(address, PhantomData)
+            }
+        };
+        Ok(GpuSliceMut { target, len })
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -263,6 +280,18 @@ mod tests {
             let error = slice.part(range).unwrap_err().to_string();
             assert!(error.contains("`range`: expected a part of 0..10"), "{error}");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn parts_to_write_begin_where_they_should() -> Result<()> {
+        // SAFETY: nothing is launched with it.
+        let mut slice = unsafe { GpuSliceMut::<f32>::from_raw(4096, 10) };
+        let mut part = slice.part_mut(3..7)?;
+        let part = part.part_mut(1..4)?;
+        assert_eq!(part.len(), 3);
+        assert!(matches!(part.target, Destination::Address(address, _) if address == 4096 + 4 * 4));
+        assert!(slice.part_mut(3..11).is_err());
         Ok(())
     }
 }

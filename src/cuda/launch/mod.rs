@@ -7,7 +7,8 @@ mod driver;
 mod kernels;
 mod memory;
 
-pub use driver::{DeviceInfo, devices};
+pub(super) use driver::NO_DEVICE;
+pub use driver::{DeviceInfo, devices, expects_gpu};
 pub use memory::{GpuBuffer, GpuHold, GpuSlice, GpuSliceMut};
 
 use super::launcher::{DeviceFacts, Launch, Launched, Launcher, MemoryRef};
@@ -16,7 +17,7 @@ use crate::element::Scalar;
 use crate::error::{Error, Result};
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, CudaStream, DevicePtrMut, DeviceSlice, result};
-use driver::{OrFail, require_driver};
+use driver::{OrFail, require_device, require_driver};
 use kernels::Kernels;
 use memory::{Destination, Source};
 use std::ffi::c_void;
@@ -49,12 +50,8 @@ impl CudaLauncher {
     /// # Errors
     /// No driver, no such device, or no kernels for it; each says what to do.
     pub fn open(ordinal: usize) -> Result<Self> {
-        require_driver()?;
+        require_device(ordinal)?;
         let what = format!("opening CUDA device {ordinal}");
-        // cudarc cuts the number to 32 bits.
-        if i32::try_from(ordinal).is_err() {
-            return Err(Error::system(what, "there is no device of this number"));
-        }
         let context = CudaContext::new(ordinal).or_fail(&what)?;
         Self::new(context.default_stream())
     }
@@ -77,6 +74,19 @@ impl CudaLauncher {
     /// What memory must belong to.
     pub fn context(&self) -> &Arc<CudaContext> {
         self.stream.context()
+    }
+
+    /// Whether there is a kernel of this name, for tests.
+    #[doc(hidden)]
+    pub fn check_kernel(&self, name: &str) -> Result<()> {
+        self.context().bind_to_thread().or_fail("looking for a kernel")?;
+        self.kernels.find(name, false).map(drop)
+    }
+
+    /// Whether both launch the same kernels, loaded once, for tests.
+    #[doc(hidden)]
+    pub fn shares_kernels(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.kernels, &other.kernels)
     }
 
     /// Waits until all that was enqueued is done.
@@ -350,50 +360,14 @@ fn cooperative() -> sys::CUlaunchAttribute {
 mod tests {
     use super::*;
 
-    /// Device 0, or nothing, with the reason shown.
-    fn gpu() -> Option<CudaLauncher> {
-        CudaLauncher::open(0).inspect_err(|error| eprintln!("not tested on a GPU: {error}")).ok()
-    }
-
+    /// Whatever there is here, no device has such a number, and nothing panics.
     #[test]
-    fn opening_says_what_is_missing_and_does_not_panic() {
-        let Err(error) = CudaLauncher::open(0) else { return };
-        let text = error.to_string();
-        assert!(text.contains("install") || text.contains("CUDA_ERROR"), "{text}");
-    }
-
-    #[test]
-    fn a_device_that_is_not_there_is_an_error() {
-        assert!(CudaLauncher::open(1000).is_err());
-        // Not the first one, which 2^32 is in 32 bits.
-        assert!(CudaLauncher::open(1 << 32).is_err());
-    }
-
-    #[test]
-    fn an_unknown_kernel_is_an_error_that_names_it() {
-        let Some(gpu) = gpu() else { return };
-        let params = Params::default();
-        for kernel in ["no_such_kernel", "nul\0"] {
-            let launch = Launch {
-                kernel,
-                grid: 1,
-                block: 32,
-                shared_bytes: 0,
-                is_cooperative: false,
-                cluster: 1,
-                may_begin_early: false,
-                params: bytemuck::bytes_of(&params),
-            };
-            let error = gpu.launch(&launch).unwrap_err().to_string();
-            assert!(error.contains("looking up the kernel"), "{error}");
+    fn opening_says_what_is_missing_and_what_to_do() {
+        // The second would be 0 in 32 bits.
+        for ordinal in [1000, 1 << 32] {
+            let text = CudaLauncher::open(ordinal).unwrap_err().to_string();
+            let says = ["install", "update", "CUDA_ERROR", "nvidia-smi", "number"];
+            assert!(says.iter().any(|part| text.contains(part)), "{text}");
         }
-    }
-
-    #[test]
-    fn clones_and_further_launchers_share_kernels() {
-        let Some(gpu) = gpu() else { return };
-        let again = CudaLauncher::new(gpu.context().new_stream().unwrap()).unwrap();
-        assert!(Arc::ptr_eq(&gpu.kernels, &again.kernels));
-        assert_eq!(gpu.facts(), again.facts());
     }
 }

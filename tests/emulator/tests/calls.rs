@@ -86,7 +86,7 @@ fn a_device_that_holds_less_than_it_said() {
 }
 
 /// The same memory as input and output is refused by its addresses (safe code cannot borrow a
-/// buffer twice; `tests/gpu` makes such calls with raw ones).
+/// buffer twice; `overlaps.rs` makes such calls, and `tests/gpu` does with raw ones).
 #[test]
 fn memory_that_overlaps() {
     let memory = |address, bytes| MemoryRef { address, bytes, hold: () };

@@ -1,6 +1,6 @@
 //! Every public case, in both layouts, with the CPU backend, and with the emulated kernels and a GPU in
 //! every tier (what has no plan there streams), as a test of its own. Where there is no GPU its tests are
-//! listed as ignored.
+//! listed as ignored; one that cannot be used fails them.
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use replay::{Device, Options, Tier, Verdict, find_cases, replay};
@@ -8,6 +8,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use warpnorm::Layout;
+use warpnorm::cuda::expects_gpu;
 
 const DEVICES: &[Device] = &[
     Device::Cpu,
@@ -46,7 +47,7 @@ fn trial(case: &Path, options: Options) -> Trial {
     let name = case.file_name().unwrap_or_default().to_string_lossy();
     let Options { device, layout, tier } = options;
     let tier = tier.map_or(String::new(), |tier| format!("::{tier:?}"));
-    let has_device = device != Device::Cuda || replay::gpu::first().is_ok();
+    let has_device = device != Device::Cuda || expects_gpu();
     let name = format!("{device:?}{tier}::{layout}::{name}").to_lowercase();
     let trial = Trial::test(name, move || {
         let report = replay(&case, options);

@@ -1,8 +1,10 @@
-//! Everything on a GPU, each test on a stream of its own. Where there is no GPU, all are ignored.
+//! Everything on a GPU, each test on a stream of its own. Where there is no GPU, all are ignored;
+//! where there is one that cannot be used, all fail, with the reason.
 
 mod addresses;
 mod checks;
 mod graph;
+mod kernels;
 mod large;
 mod memory;
 mod streams;
@@ -12,7 +14,7 @@ use cudarc::driver::DriverError;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use warpnorm::cuda::{Cuda, GpuBuffer};
+use warpnorm::cuda::{Cuda, GpuBuffer, expects_gpu};
 use warpnorm::{Backend, Error};
 
 /// How a test ends that does not panic: it passed, it is ignored, it failed.
@@ -31,11 +33,12 @@ fn test(name: impl Into<String>, run: impl FnOnce() -> Outcome + Send + 'static)
 }
 
 fn main() -> ExitCode {
-    let gpu = Cuda::open(0);
-    if let Err(error) = &gpu {
-        eprintln!("no GPU: {error}");
+    let has_gpu = expects_gpu();
+    if let Err(error) = Cuda::open(0) {
+        eprintln!("{}: {error}", if has_gpu { "a GPU that cannot be used" } else { "no GPU" });
     }
     let tests = [
+        kernels::tests(),
         memory::tests(),
         checks::tests(),
         addresses::tests(),
@@ -46,7 +49,7 @@ fn main() -> ExitCode {
     ];
     let trial = |test: Test| {
         let trial = Trial::ignorable_test(test.name, test.run);
-        trial.with_ignored_flag(gpu.is_err()).with_kind(if gpu.is_ok() { "" } else { "no GPU" })
+        trial.with_ignored_flag(!has_gpu).with_kind(if has_gpu { "" } else { "no GPU" })
     };
     let trials = tests.into_iter().flatten().map(trial).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()

@@ -7,7 +7,9 @@ use libtest_mimic::{Completion, Failed};
 use std::sync::Arc;
 use std::thread;
 use warpnorm::cuda::{Cuda, CudaLauncher, GpuBuffer, GpuSlice, GpuSliceMut, Launcher, devices};
-use warpnorm::{Affine, Backend, DType, Epilogue, Inference, Layout, Norm, Problem, Running};
+use warpnorm::{
+    Affine, Backend, BatchNorm, DType, Epilogue, Inference, Layout, Norm, Problem, Running,
+};
 
 pub fn tests() -> Vec<Test> {
     vec![
@@ -61,6 +63,8 @@ fn parts_lie_where_they_should() -> Outcome {
     assert_eq!(at(GpuSlice::from(&buffer.view().slice(2..)).part(1..5)?), (12, 16));
     assert_eq!(at_mut(buffer.view_mut().slice_mut(5..).into()), (20, 20));
     assert_eq!(at_mut(buffer.part_mut(5..10)?), (20, 20));
+    let mut slice = GpuSliceMut::from(&mut buffer);
+    assert_eq!(at_mut(slice.part_mut(2..9)?.part_mut(1..5)?), (12, 16));
     assert_refused(buffer.part(3..11).map(drop), "`range`: expected a part of 0..10")?;
     assert_refused(buffer.part_mut(11..11).map(drop), "`range`: expected a part of 0..10")?;
     PASSED
@@ -90,6 +94,15 @@ fn of_another_context_is_refused() -> Outcome {
     other.launcher().synchronize()?;
     assert_refused(infer_from(&gpu, &upload(&other, 20)?), "`x`: expected memory of device 0")?;
     assert_refused(gpu.download(&upload(&other, 20)?).map(drop), "`buffer`: expected")?;
+    let mut layer: BatchNorm<Cuda> = BatchNorm::new(4, gpu.clone())?;
+    if let Some(bias) = layer.bias_buffer_mut() {
+        *bias = upload(&other, 4)?;
+    }
+    assert_refused(layer.state().map(drop), "`bias`: expected memory of device 0")?;
+    assert_refused(layer.duplicate().map(drop), "`bias`: expected memory of device 0")?;
+    let problem = layer.problem::<f32>(&[5, 4], Layout::ChannelsLast, false)?;
+    let reset = other.workspace(&problem)?.reset(&gpu);
+    assert_refused(reset, "`workspace`: expected memory of device 0")?;
     PASSED
 }
 
