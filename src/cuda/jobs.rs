@@ -31,7 +31,6 @@ pub fn in_parallel<J: Sync, R: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rayon::prelude::*;
     use std::cell::Cell;
     use std::time::Duration;
 
@@ -50,11 +49,17 @@ mod tests {
     fn who_waits_for_results_does_nothing_else_meanwhile() {
         thread_local!(static HOLDS_LOCK: Cell<bool> = const { Cell::new(false) });
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-        let open = |_| {
+        let open = || {
             assert!(!HOLDS_LOCK.replace(true), "this thread would wait for itself");
-            in_parallel(&[(); 8], 2, |()| thread::sleep(Duration::from_millis(1)));
+            in_parallel(&[(); 8], 2, |()| thread::sleep(Duration::from_millis(2)));
             HOLDS_LOCK.set(false);
         };
-        pool.install(|| (0..16).into_par_iter().for_each(open));
+        // One after the other, so that a thread has time to begin waiting before there is more to do.
+        pool.in_place_scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|_| open());
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
     }
 }
