@@ -33,14 +33,14 @@ constexpr int SCRATCH_WORDS = (sizeof(Scratch<Walk>) + 3) / 4;
 
 // Adds up the threads' items and puts those of each channel of the group at `place(channel)`.
 template <class Wide, class Item, int V, class At>
-__device__ inline void leave(const Params &, const Planes<V> &, const Item (&items)[1],
-                             Scratch<Planes<V>> &, const At &place) {
+__device__ inline void leave(const Planes<V> &, const Item (&items)[1], Scratch<Planes<V>> &,
+                             const At &place) {
     const Wide total = block_total<THREADS>(Wide::from(items[0]));
     if (threadIdx.x == 0) store_item(place(0), total);
 }
 
 template <class Wide, class Item, int V, class At>
-__device__ inline void leave(const Params &params, const Columns<V> &walk, const Item (&items)[V],
+__device__ inline void leave(const Columns<V> &walk, const Item (&items)[V],
                              Scratch<Columns<V>> &scratch, const At &place) {
     const unsigned fold = walk.fold(), columns = walk.columns();
     // What a channel's sums are about: what the first row has found of its first column. The first row
@@ -91,7 +91,7 @@ __device__ inline void finish_group(const Params &params, const Walk &walk, cons
     const auto of = [&](unsigned channel, unsigned part) {
         return results + (size_t)channel * params.parts + part;
     };
-    leave<Wide>(params, walk, items, reinterpret_cast<Scratch<Walk> &>(scratch),
+    leave<Wide>(walk, items, reinterpret_cast<Scratch<Walk> &>(scratch),
                 [&](unsigned channel) { return of(channel, walk.part); });
     if (!arrives_last(params.counters, walk.group(), params.parts)) return;
     merge_parts<THREADS, Wide>(
@@ -111,7 +111,7 @@ __device__ inline void share_group(const Params &params, const Walk &walk, const
                                    Scratch<Walk> &scratch, const Use &use) {
     const Team<Wide, Walk> team(params, walk);
     const auto of = [&](unsigned channel, unsigned part) { return load_item(team.of(channel, part)); };
-    leave<Wide>(params, walk, items, scratch, [&](unsigned channel) { return team.own(channel); });
+    leave<Wide>(walk, items, scratch, [&](unsigned channel) { return team.own(channel); });
     const unsigned parts = params.parts, channels = walk.channels();
     team.meet(true);
     if (parts == 1 || parts * channels <= MERGED_ALONE) {
