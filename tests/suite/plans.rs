@@ -324,7 +324,7 @@ fn what_fits_stays_on_chip() {
 #[test]
 fn small_tensors_cost_one_launch() {
     let is_small = |it: &Problem| matches!(it.elements(), 12_800 | 131_072);
-    let has_whole_bytes = |it: &Problem| it.mask_len() == 0 || it.channels() % 8 == 0;
+    let has_whole_bytes = |it: &Problem| it.mask_len() == 0 || it.channels().is_multiple_of(8);
     let calls = training_calls().filter(|(_, it)| is_small(it) && has_whole_bytes(it));
     let calls: Vec<_> = calls.collect();
     assert_eq!(calls.len(), 6 * (2 * 3 + 2));
