@@ -67,8 +67,8 @@ fn kernels(capability: u32) -> Option<&'static Arc<Program>> {
 }
 
 /// What they are called that are run here.
-const CHECKS: [&str; 5] =
-    ["::every_epilogue", "::a_stride_for", "::a_mean_far", "views::", "calls::"];
+const CHECKS: [&str; 6] =
+    ["::every_epilogue", "::a_stride_for", "::a_mean_far", "::rows_abreast", "views::", "calls::"];
 
 /// A tier's checks, ignored where there are no kernels.
 fn trials_of(name: &str, subject: Compiled) -> impl Iterator<Item = Trial> + use<> {
