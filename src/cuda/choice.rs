@@ -114,10 +114,9 @@ fn plans_and_seconds(
     let found = match choice {
         Choice::Tier(Tier::Streaming) => None,
         Choice::Parts(Tier::Streaming, parts) => {
-            let cut: Option<Vec<_>> =
-                streaming.iter().map(|plan| plan.with_parts(parts, problem)).collect();
-            let cut = cut.and_then(|plans| <[Plan; 2]>::try_from(plans).ok());
-            cut.map(|plans| {
+            let [first, second] = streaming.each_ref().map(|plan| plan.with_parts(parts, problem));
+            first.zip(second).map(|(first, second)| {
+                let plans = [first, second];
                 let seconds = streaming_seconds(pass, problem, facts, &plans);
                 (plans.into(), seconds)
             })

@@ -223,14 +223,10 @@ fn columns_cut(geometry: Geometry, width: u32, pack: u32) -> Cut {
     else {
         unreachable!("only columns are cut so")
     };
-    let abreast = u64::from(rows_abreast);
     let height = u64::from(BLOCK / width);
     Cut {
         groups: columns.div_ceil(u64::from(width * pack)),
-        channels: match abreast {
-            1 => u64::from(width * pack / columns_per_channel),
-            _ => columns / abreast,
-        },
+        channels: u64::from(width * pack / (columns_per_channel * rows_abreast)),
         whole: rows,
         per_step: height,
         granule: height,
@@ -410,7 +406,7 @@ fn sectors(geometry: &Geometry, pack: u64, size: usize) -> f64 {
     if is_whole || tile >= row { 1.0 } else { 1.0 + (SECTOR / 2) as f64 / tile as f64 }
 }
 
-/// The same for a launch that streams.
+/// Bytes a second that a launch moves which streams, of those that it asks for.
 fn reached_streaming(plan: &Plan, problem: &Problem, facts: &DeviceFacts) -> f64 {
     // As entries.h has it: packs, or single elements, whose kernels take fewer registers.
     let (loads, residents) = if plan.pack > 1 { (4, RESIDENTS) } else { (1, 2 * RESIDENTS) };
