@@ -193,17 +193,17 @@ __device__ inline void store_mask(const Params &params, Extent row_bytes, const 
                                   unsigned bits) {
     uint8_t *bytes = reinterpret_cast<uint8_t *>(params.mask) + window.mask_row * row_bytes;
     const unsigned lane = threadIdx.x % 32;
-    if (V == 8) {
-        if (!window.is_empty()) bytes[window.mask_bit / 8] = (uint8_t)bits;
-    } else if (V == 4) {
-        const unsigned above = __shfl_down_sync(0xffffffffu, bits, 1);
-        const bool is_first = window.mask_bit % 8 == 0;
-        if (is_first && !window.is_empty()) bytes[window.mask_bit / 8] = (uint8_t)(bits | above << 4);
-    } else {
-        const unsigned warp_bits = __ballot_sync(0xffffffffu, bits);
-        const bool is_first = window.mask_bit % 8 == 0;
-        if (is_first && !window.is_empty()) bytes[window.mask_bit / 8] = (uint8_t)(warp_bits >> lane);
+    bool is_there = !window.is_empty();
+    if (V == 4) {
+        const unsigned above = __shfl_down_sync(0xffffffffu, bits | is_there << 4, 1);
+        bits |= above << 4;
+        is_there |= above >> 4;
+    } else if (V == 1) {
+        bits = __ballot_sync(0xffffffffu, bits) >> lane;
+        is_there = __ballot_sync(0xffffffffu, is_there) >> lane & 0xffu;
     }
+    const bool is_first = window.mask_bit % 8 == 0;
+    if (is_first && is_there) bytes[window.mask_bit / 8] = (uint8_t)bits;
 }
 
 // y of one pack, in place of x; returns the mask's bits. `coefficients_of(v)` is for element v.

@@ -60,7 +60,7 @@ struct Params {
     unsigned is_bf16;        // elements of 16 bits: whether they are bf16, else f16
     Extent groups;           // of channels that are finished together
     unsigned misalignment;   // planes: elements from the last pack boundary to the first element
-    unsigned spares_cache;   // whether outputs leave the cache to inputs that are read again
+    unsigned boundary;       // planes: windows begin at its multiples: a pack, or a byte of mask
     Extent windows;          // planes: windows of one plane
     Extent windows_per_part; // planes: a multiple of 32
     Extent rows, columns;    // columns: extents of the matrix
@@ -68,5 +68,6 @@ struct Params {
     Extent rows_per_part;    // columns
     unsigned columns_per_channel;  // columns: neighbours that fold into one channel
     unsigned packs_per_tile;       // columns: packs of a row that a block covers
-    Extent rows_abreast;           // columns: rows of the tensor that one of the matrix holds, side by side
+    unsigned rows_abreast;         // columns: rows of the tensor that one of the matrix holds, side by side
+    unsigned spares_cache;   // whether outputs leave the cache to inputs that are read again
 };

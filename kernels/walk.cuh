@@ -228,14 +228,15 @@ struct Planes {
         return result;
     }
 
-    // Windows lie on pack boundaries, planes need not.
+    // Windows lie on boundaries of packs, planes need not. Where there is a mask, windows lie on those of
+    // its bytes too: the sample then begins on one.
     __device__ void cut(Window &window, Extent plane) const {
-        const unsigned offset = (unsigned)(params.misalignment + course.sample * params.x_stride + plane);
-        const unsigned shift = offset % V;
+        const Extent sample = params.misalignment + course.sample * params.x_stride;
+        const Extent offset = params.boundary > V ? plane : sample + plane;
+        const unsigned shift = (unsigned)offset & (params.boundary - 1);
         const Extent end = params.spatial + shift, begin = course.inner;
         window.inner -= shift;
-        window.mask_bit -= shift;
-        window.first = begin == 0 ? shift : 0;
+        window.first = begin < shift ? (unsigned)min(shift - begin, (Extent)V) : 0;
         window.last = begin < end ? (unsigned)min(end - begin, (Extent)V) : 0;
     }
 
@@ -361,7 +362,7 @@ struct Columns {
 
     // Columns of a channel: neighbours, or a row of the tensor apart; one, mostly.
     __device__ unsigned fold() const {
-        return params.columns_per_channel * (unsigned)params.rows_abreast;
+        return params.columns_per_channel * params.rows_abreast;
     }
     __device__ bool is_abreast() const { return params.rows_abreast > 1; }
     __device__ unsigned column_of(unsigned channel, unsigned i) const {

@@ -196,8 +196,8 @@ fn with_geometry(params: Params, plan: &Plan) -> Params {
     let (tile_bytes, spares_cache) = (plan.tile_bytes, plan.spares_cache.into());
     let params = Params { parts, slots, groups, tile_bytes, spares_cache, ..params };
     match plan.geometry {
-        Geometry::Planes { misalignment, windows, windows_per_part } => {
-            Params { misalignment, windows, windows_per_part, ..params }
+        Geometry::Planes { misalignment, boundary, windows, windows_per_part } => {
+            Params { misalignment, boundary, windows, windows_per_part, ..params }
         }
         Geometry::Columns {
             rows,
@@ -214,7 +214,7 @@ fn with_geometry(params: Params, plan: &Plan) -> Params {
             rows_per_part,
             columns_per_channel,
             packs_per_tile,
-            rows_abreast: rows_abreast.into(),
+            rows_abreast,
             ..params
         },
     }

@@ -56,7 +56,7 @@ pub struct Params {
     pub is_bf16: ::core::ffi::c_uint,
     pub groups: Extent,
     pub misalignment: ::core::ffi::c_uint,
-    pub spares_cache: ::core::ffi::c_uint,
+    pub boundary: ::core::ffi::c_uint,
     pub windows: Extent,
     pub windows_per_part: Extent,
     pub rows: Extent,
@@ -65,5 +65,6 @@ pub struct Params {
     pub rows_per_part: Extent,
     pub columns_per_channel: ::core::ffi::c_uint,
     pub packs_per_tile: ::core::ffi::c_uint,
-    pub rows_abreast: Extent,
+    pub rows_abreast: ::core::ffi::c_uint,
+    pub spares_cache: ::core::ffi::c_uint,
 }

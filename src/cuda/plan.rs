@@ -82,6 +82,11 @@ impl Pass {
     pub(super) fn reads_mask(self) -> bool {
         self.reads_dy() && self != Pass::Frozen
     }
+
+    /// Whether the problem has a mask that it may read or write.
+    fn touches_mask(self, problem: &Problem) -> bool {
+        problem.epilogue().has_mask() && (self.reads_mask() || self.writes_y())
+    }
 }
 
 /// In which pattern a pass goes through memory.
@@ -182,6 +187,8 @@ pub enum Geometry {
     Planes {
         /// Elements from the last pack boundary to the first element.
         misalignment: u32,
+        /// Windows begin at its multiples: a pack, or the 8 elements of a byte of mask.
+        boundary: u32,
         /// Packs that a plane touches.
         windows: u64,
         /// Packs of a channel that one block walks over.
@@ -305,13 +312,12 @@ pub(super) fn pack_of(walk: Walk, pass: Pass, problem: &Problem, alignment: Alig
         Walk::Planes => problem.spatial() as u64,
         Walk::Columns => columns_of(problem) * rows_abreast(problem),
     };
-    let touches_mask = problem.epilogue().has_mask() && (pass.reads_mask() || pass.writes_y());
     let fits = match (walk, alignment.offset) {
         (_, None) => false,
-        // Planes may begin anywhere, but a mask's bytes begin with them.
+        // Planes may begin anywhere, but not a mask's bytes.
         (Walk::Planes, Some(offset)) => {
-            !touches_mask
-                || (offset == 0 && row.is_multiple_of(8) && samples_are_aligned(problem, pack))
+            !pass.touches_mask(problem)
+                || (offset == 0 && has_room_in_mask(row) && samples_are_aligned(problem, pack))
         }
         (Walk::Columns, Some(offset)) => {
             let is_matrix = problem.layout() == Layout::ChannelsLast && is_gapless(problem);
@@ -320,6 +326,14 @@ pub(super) fn pack_of(walk: Walk, pass: Pass, problem: &Problem, alignment: Alig
         }
     };
     if fits { pack as u32 } else { 1 }
+}
+
+/// Whether a plane's row of mask can begin as many bits into its first byte as the plane begins
+/// elements after a multiple of 8 of its sample. That is at a multiple of `rest`: the row takes no byte
+/// more for it.
+fn has_room_in_mask(spatial: u64) -> bool {
+    let rest = spatial % 8;
+    rest == 0 || rest.is_power_of_two()
 }
 
 /// Whether every operand's batch stride keeps whole packs.
@@ -388,9 +402,12 @@ pub(super) fn planes(
     let stride_is_whole =
         problem.batch() <= 1 || (problem.batch_stride(Operand::X) as u64).is_multiple_of(pack);
     let misalignment = if pack == 1 { 0 } else { alignment.offset.unwrap_or(0) };
-    let windows = if pack == 1 && problem.epilogue().has_mask() {
-        // Lanes are bits: a warp sees 32 positions of one plane.
-        spatial.next_multiple_of(32)
+    let touches_mask = pass.touches_mask(problem);
+    let boundary = if touches_mask && has_room_in_mask(spatial) { 8 } else { pack };
+    let windows = if touches_mask {
+        // Whole bytes; where lanes are bits, a warp sees 32 of one plane.
+        let bits = if pack == 1 { 32 } else { 8 };
+        spatial.next_multiple_of(bits) / pack
     } else if spatial.is_multiple_of(pack) && misalignment == 0 && stride_is_whole {
         spatial / pack
     } else {
@@ -400,7 +417,8 @@ pub(super) fn planes(
     let whole = problem.batch() as u64 * windows;
     let parts = wanted_blocks(pass, facts).div_ceil(channels).min(whole.div_ceil(u64::from(BLOCK)));
     let windows_per_part = share(whole, parts, WINDOWS);
-    (channels, Geometry::Planes { misalignment, windows, windows_per_part })
+    let boundary = boundary as u32;
+    (channels, Geometry::Planes { misalignment, boundary, windows, windows_per_part })
 }
 
 pub(super) fn columns(

@@ -20,7 +20,8 @@ pub struct RequestedBytes {
     pub dx: u64,
     /// Stores of dresidual, if it is wanted.
     pub dresidual: u64,
-    /// Loads of the mask: a byte for every pack, whatever number of its bits the pack needs.
+    /// Loads of the mask: a byte for every pack, whatever number of its bits the pack needs, and for
+    /// every part of one.
     pub mask_read: u64,
     /// Stores of the mask.
     pub mask_written: u64,
@@ -60,7 +61,7 @@ impl Plan {
             dx: when(pass.writes_dx()),
             dresidual: when(pass.writes_dx() && epilogue.residual),
             mask_read: match touches_mask(pass.reads_mask()) {
-                true => (tensor + again) / size / u64::from(self.pack),
+                true => self.packs(problem) + self.evicted(problem, Plan::packs_before),
                 false => 0,
             },
             mask_written: match (touches_mask(pass.writes_y()), self.geometry) {
@@ -94,6 +95,11 @@ impl Plan {
 
     /// Elements that make room on chip for later ones, and are read again.
     pub fn evicted_elements(&self, problem: &Problem) -> u64 {
+        self.evicted(problem, Plan::elements_before)
+    }
+
+    /// Of what `before` counts in a channel before one of its windows, and in a row by its end.
+    fn evicted(&self, problem: &Problem, before: Before) -> u64 {
         let slots = u64::from(self.slots);
         if slots == 0 || self.steps() <= slots {
             return 0;
@@ -110,10 +116,11 @@ impl Plan {
             })
         };
         match self.geometry {
-            Geometry::Columns { rows, columns, rows_per_part, packs_per_tile, .. } => {
+            Geometry::Columns { rows, rows_per_part, packs_per_tile, .. } => {
                 let height = u64::from(BLOCK / packs_per_tile);
-                parts(rows, rows_per_part).map(|(_, rows)| evicted(rows, height)).sum::<u64>()
-                    * columns
+                parts(rows, rows_per_part)
+                    .map(|(_, rows)| before(self, problem, 0, evicted(rows, height)))
+                    .sum()
             }
             Geometry::Planes { windows, windows_per_part, .. } => {
                 let whole = problem.batch() as u64 * windows;
@@ -122,8 +129,8 @@ impl Plan {
                     parts(whole, windows_per_part)
                         .map(|(start, count)| {
                             let end = start + evicted(count, block);
-                            self.elements_before(problem, channel, end)
-                                - self.elements_before(problem, channel, start)
+                            before(self, problem, channel, end)
+                                - before(self, problem, channel, start)
                         })
                         .sum::<u64>()
                 };
@@ -142,13 +149,57 @@ impl Plan {
         }
     }
 
-    /// Elements of a channel that lie before one of its windows.
-    fn elements_before(&self, problem: &Problem, channel: u64, window: u64) -> u64 {
-        let Geometry::Planes { misalignment, windows, .. } = self.geometry else { return 0 };
-        let (pack, spatial) = (u64::from(self.pack), problem.spatial() as u64);
-        let (sample, window) = (window / windows, window % windows);
-        let stride = problem.batch_stride(Operand::X) as u64;
-        let shift = (u64::from(misalignment) + sample * stride + channel * spatial) % pack;
-        sample * spatial + (window * pack).saturating_sub(shift).min(spatial)
+    /// Elements of a channel that lie before one of its windows, or of all before a row.
+    fn elements_before(&self, problem: &Problem, channel: u64, place: u64) -> u64 {
+        match self.geometry {
+            Geometry::Columns { columns, .. } => place * columns,
+            Geometry::Planes { windows, .. } => {
+                let (sample, window) = (place / windows, place % windows);
+                let spatial = problem.spatial() as u64;
+                let shift = self.shift(problem, sample, channel);
+                let in_plane = (window * u64::from(self.pack)).saturating_sub(shift).min(spatial);
+                sample * spatial + in_plane
+            }
+        }
+    }
+
+    /// Packs, whole or in part, likewise, of planes that lie alike in all samples.
+    fn packs_before(&self, problem: &Problem, channel: u64, place: u64) -> u64 {
+        let pack = u64::from(self.pack);
+        match self.geometry {
+            Geometry::Columns { columns, .. } => place * columns / pack,
+            Geometry::Planes { windows, .. } => {
+                let (sample, window) = (place / windows, place % windows);
+                let shift = self.shift(problem, sample, channel);
+                let (first, last) =
+                    (shift / pack, (shift + problem.spatial() as u64).div_ceil(pack));
+                sample * (last - first) + window.clamp(first, last) - first
+            }
+        }
+    }
+
+    /// All packs of a tensor, whole or in part.
+    fn packs(&self, problem: &Problem) -> u64 {
+        match self.geometry {
+            Geometry::Columns { rows, .. } => self.packs_before(problem, 0, rows),
+            Geometry::Planes { windows, .. } => (0..problem.channels() as u64)
+                .map(|channel| {
+                    self.packs_before(problem, channel, problem.batch() as u64 * windows)
+                })
+                .sum(),
+        }
+    }
+
+    /// Elements from the boundary before a plane to its first: `Planes::cut` in `kernels/walk.cuh`.
+    fn shift(&self, problem: &Problem, sample: u64, channel: u64) -> u64 {
+        let Geometry::Planes { misalignment, boundary, .. } = self.geometry else { return 0 };
+        let before = match boundary > self.pack {
+            true => 0,
+            false => u64::from(misalignment) + sample * problem.batch_stride(Operand::X) as u64,
+        };
+        (before + channel * problem.spatial() as u64) % u64::from(boundary)
     }
 }
+
+/// A count of what a channel has before one of its windows, or all channels before a row.
+type Before = fn(&Plan, &Problem, u64, u64) -> u64;

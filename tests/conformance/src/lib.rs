@@ -75,7 +75,7 @@ type Run<S> = fn(&S);
 
 /// Every check; those that take longest come first.
 pub fn checks<S: Subject>() -> Vec<Check<S>> {
-    let checks: [(&str, Run<S>); 37] = [
+    let checks: [(&str, Run<S>); 40] = [
         ("long_shares::lose_no_digits::f32", long_shares::in_f32),
         ("long_shares::lose_no_digits::bf16", long_shares::in_bf16),
         ("long_shares::lose_no_digits::f16", long_shares::in_f16),
@@ -84,6 +84,9 @@ pub fn checks<S: Subject>() -> Vec<Check<S>> {
         ("batch_norm::every_epilogue::bf16", batch_norm::every_epilogue::<S, bf16>),
         ("views::tensors_begin_anywhere::f32", views::tensors_begin_anywhere::<S, f32>),
         ("views::tensors_begin_anywhere::f16", views::tensors_begin_anywhere::<S, f16>),
+        ("views::masks_of_odd_planes::f32", views::masks_of_odd_planes::<S, f32>),
+        ("views::masks_of_odd_planes::f16", views::masks_of_odd_planes::<S, f16>),
+        ("views::masks_of_odd_planes::bf16", views::masks_of_odd_planes::<S, bf16>),
         ("batch_norm::a_stride_for_every_operand::f32", batch_norm::strides::<S, f32>),
         ("batch_norm::a_stride_for_every_operand::bf16", batch_norm::strides::<S, bf16>),
         ("batch_norm::a_scaled_twin_of_a_real_shape::f32", batch_norm::real_shapes::<S, f32>),

@@ -3,6 +3,7 @@
 use crate::suite::flat::Buffers;
 use crate::suite::{Bars, Case, Data, LAYOUTS, Mode};
 use crate::{ADD_RELU, BufferOf, DeviceOf, Subject};
+use warpnorm::cuda::{Alignment, Launcher, Pass, Plan};
 use warpnorm::*;
 
 /// Elements before the first one of each tensor: x, residual, dy, y, dx, dresidual.
@@ -118,4 +119,32 @@ pub(crate) fn tensors_begin_anywhere<S: Subject, E: Element<Param = f32>>(subjec
         train::<S, E>(&subject.device(3), &mut buffers, offsets);
         buffers.assert_results(&data.expected(Mode::Train), Bars::of(E::DTYPE));
     }
+}
+
+/// Masks over planes that are no whole bytes: by packs where a row of mask has room for the bits before a
+/// plane, and by single elements where it has none or tensors lie in different ways. Forward and backward
+/// need not go alike.
+pub(crate) fn masks_of_odd_planes<S: Subject, E: Element<Param = f32>>(subject: &S) {
+    let leaky = Activation::LeakyRelu { negative_slope: 0.1 };
+    let offsets = [[0; 6], [0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 1]];
+    let dims = [(3, 8, 169), (2, 4, 514), (2, 2, 1028), (2, 8, 523)];
+    let activations = [Activation::Relu, leaky, Activation::Relu6, leaky];
+    let cases = dims.into_iter().zip(activations).flat_map(|(dim, activation)| {
+        let epilogue = Epilogue { activation, residual: true };
+        offsets.map(|offsets| (Case::new(dim, Layout::ChannelsFirst, epilogue), offsets))
+    });
+    for (case, offsets) in cases.skip(subject.one_in() / 2).step_by(subject.one_in()) {
+        let data = Data::<E>::new(case).without_gradients_at_kinks(Mode::Train);
+        let (device, mut buffers) = (subject.device(2), Buffers::dense(&data));
+        let goes_by_packs = pack_of(&device, &buffers.problem) > 1;
+        assert_eq!(goes_by_packs, case.dim.2 % 8 != 3, "{case:?}");
+        train::<S, E>(&device, &mut buffers, offsets);
+        buffers.assert_results(&data.expected(Mode::Train), Bars::of(E::DTYPE));
+    }
+}
+
+/// Elements per access of what lies on the boundaries of packs.
+fn pack_of(device: &cuda::Device<impl Launcher>, problem: &Problem) -> u32 {
+    let facts = device.launcher().facts();
+    Plan::new(Pass::Apply, problem, &facts, Alignment::ALIGNED).unwrap().pack
 }

@@ -16,8 +16,18 @@ const BUDGET: u64 = 4_000_000_000;
 pub struct PtxMachine {
     program: Arc<Program>,
     memory: Arc<Mutex<Memory>>,
+    launches: Arc<Mutex<Vec<Ran>>>,
     facts: DeviceFacts,
     seed: u64,
+}
+
+/// A launch that has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ran {
+    /// The entry point's name.
+    pub kernel: String,
+    /// Instructions of all threads, of PTX.
+    pub instructions: u64,
 }
 
 /// Memory of a device.
@@ -43,7 +53,12 @@ pub struct SliceMut<'a, T: Scalar> {
 impl PtxMachine {
     /// A device with memory of its own. `seed` is the order in which its threads run.
     pub fn new(program: Arc<Program>, facts: DeviceFacts, seed: u64) -> Self {
-        PtxMachine { program, memory: Arc::default(), facts, seed }
+        PtxMachine { program, memory: Arc::default(), launches: Arc::default(), facts, seed }
+    }
+
+    /// The launches since the last time.
+    pub fn take_launches(&self) -> Vec<Ran> {
+        std::mem::take(&mut lock(&self.launches))
     }
 
     /// Launches any kernel with any parameters.
@@ -51,7 +66,10 @@ impl PtxMachine {
     /// # Errors
     /// What a thread did wrong, and where.
     pub fn run(&self, launch: Launch<'_>) -> std::result::Result<(), String> {
-        machine::run(&self.program, &mut lock(&self.memory), launch, self.seed, BUDGET)
+        let memory = &mut lock(&self.memory);
+        let instructions = machine::run(&self.program, memory, launch, self.seed, BUDGET)?;
+        lock(&self.launches).push(Ran { kernel: launch.kernel.to_owned(), instructions });
+        Ok(())
     }
 
     /// What a GPU would refuse.
@@ -94,8 +112,8 @@ impl PtxMachine {
     }
 }
 
-fn lock(memory: &Mutex<Memory>) -> MutexGuard<'_, Memory> {
-    memory.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn bytes_of<T: Scalar>(values: &[T]) -> &[u8] {

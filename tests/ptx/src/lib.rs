@@ -9,6 +9,7 @@
 
 mod decode;
 mod device;
+mod embedded;
 mod machine;
 mod memory;
 #[cfg(test)]
@@ -20,6 +21,7 @@ mod thread;
 mod value;
 
 pub use decode::program;
-pub use device::{Buffer, PtxMachine, Slice, SliceMut};
+pub use device::{Buffer, PtxMachine, Ran, Slice, SliceMut};
+pub use embedded::{CAPABILITIES, embedded};
 pub use machine::Launch;
 pub use program::Program;

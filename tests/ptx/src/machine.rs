@@ -115,7 +115,8 @@ pub(crate) enum Event {
     End,
 }
 
-/// Runs a launch. `seed` is the order of its threads and blocks, and when asynchronous copies arrive.
+/// Runs a launch, and says how many instructions its threads took. `seed` is the order of its threads and
+/// blocks, and when asynchronous copies arrive.
 ///
 /// # Errors
 /// What a thread did wrong, and where.
@@ -125,7 +126,7 @@ pub fn run(
     launch: Launch<'_>,
     seed: u64,
     budget: u64,
-) -> Result<(), String> {
+) -> Result<u64, String> {
     let (module, kernel) = program.kernel(launch.kernel).ok_or("there is no such kernel")?;
     let at_a_time = match launch.is_cooperative {
         true => launch.grid,
@@ -152,7 +153,7 @@ pub fn run(
         machine.run()?;
     }
     program.has_run(launch.kernel);
-    Ok(())
+    Ok(budget - machine.budget)
 }
 
 impl Machine<'_> {

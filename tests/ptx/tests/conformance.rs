@@ -4,12 +4,10 @@
 use conformance::devices::{clustered_facts, cramped_facts, default_facts};
 use conformance::{Check, Subject, checks};
 use libtest_mimic::{Arguments, Failed, Trial};
-use ptx_machine::{Buffer, Program, PtxMachine, Slice, SliceMut, program};
+use ptx_machine::{Buffer, CAPABILITIES, PtxMachine, Slice, SliceMut, embedded};
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use warpnorm::Scalar;
-use warpnorm::cuda::images::images;
-use warpnorm::cuda::target::Target;
 use warpnorm::cuda::{Device, DeviceFacts, Tier};
 
 /// A device of its own for every check: they run side by side.
@@ -34,7 +32,7 @@ impl Subject for Compiled {
     }
 
     fn device(&self, seed: u64) -> Device<PtxMachine> {
-        let program = kernels(self.capability).expect("else checks are ignored");
+        let program = embedded(self.capability).expect("else checks are ignored");
         let machine = PtxMachine::new(Arc::clone(program), self.facts, seed);
         Device::new(machine).with_tier(Some(self.tier))
     }
@@ -48,24 +46,6 @@ impl Subject for Compiled {
     }
 }
 
-/// The least that kernels are compiled for, which has no asynchronous copies, no clusters and no bf16;
-/// and what has all of it.
-const CAPABILITIES: [u32; 2] = [75, 90];
-
-/// What the build embeds as PTX for a compute capability; `None`: it embeds none.
-fn kernels(capability: u32) -> Option<&'static Arc<Program>> {
-    static KERNELS: [OnceLock<Option<Arc<Program>>>; 2] = [const { OnceLock::new() }; 2];
-    let place = CAPABILITIES.iter().position(|one| *one == capability)?;
-    let kernels = KERNELS[place].get_or_init(|| {
-        let units = images().iter().filter(|image| image.target == Target::Ptx(capability));
-        let texts: Vec<_> = units.map(|unit| unit.decompress().expect("it is whole")).collect();
-        let texts = texts.iter().map(|text| str::from_utf8(text).expect("PTX is text"));
-        let program = program(texts).unwrap_or_else(|error| panic!("{error}"));
-        (!program.is_empty()).then(|| Arc::new(program))
-    });
-    kernels.as_ref()
-}
-
 /// What they are called that are run here.
 const CHECKS: [&str; 6] =
     ["::every_epilogue", "::a_stride_for", "::a_mean_far", "::rows_abreast", "views::", "calls::"];
@@ -73,7 +53,7 @@ const CHECKS: [&str; 6] =
 /// A tier's checks, ignored where there are no kernels.
 fn trials_of(name: &str, subject: Compiled) -> impl Iterator<Item = Trial> + use<> {
     let name = format!("{}::{name}", subject.capability);
-    let is_missing = kernels(subject.capability).is_none();
+    let is_missing = embedded(subject.capability).is_none();
     let wanted = move |check: &Check<_>| {
         check.concerns(subject.tier) && CHECKS.iter().any(|part| check.name.contains(part))
     };
@@ -100,7 +80,7 @@ fn main() -> ExitCode {
         if capability >= 90 {
             trials.extend(trials_of("cluster_3", of(Tier::Cluster, clustered_facts(3))));
         }
-        if kernels(capability).is_none() {
+        if embedded(capability).is_none() {
             println!("nothing to run: no PTX for {capability} in the build, as without NVRTC");
         }
     }
@@ -108,7 +88,7 @@ fn main() -> ExitCode {
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Where all checks were run, all kernels must have been.
     let is_all = arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.list;
-    let programs = CAPABILITIES.into_iter().filter_map(kernels).filter(|_| is_all);
+    let programs = CAPABILITIES.into_iter().filter_map(embedded).filter(|_| is_all);
     let missed: Vec<_> = programs.flat_map(|program| program.never_run()).collect();
     if !missed.is_empty() {
         println!("no check has run {missed:?}");

@@ -1,0 +1,180 @@
+//! How many instructions a call takes for each element, which `docs/kernels.md` shows beside what there
+//! is; with `WARPNORM_WRITE_INSTRUCTIONS=1` they are written there instead.
+
+use conformance::devices::default_facts;
+use conformance::suite::flat::Buffers;
+use conformance::suite::on_backend::on_backend;
+use conformance::suite::{Case, Data, LAYOUTS};
+use half::{bf16, f16};
+use libtest_mimic::{Arguments, Failed, Trial};
+use ptx_machine::{PtxMachine, embedded};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::{env, fs};
+use warpnorm::cuda::{Alignment, Device, DeviceFacts, Pass, Plan, Tier, training_plans};
+use warpnorm::{Activation, Backend, Element, Epilogue, Layout, Problem, Result};
+
+/// What an H200's multiprocessors issue while its memory moves a byte: 128 a cycle, and 16 bytes.
+const PER_BYTE: f64 = 8.0;
+
+/// Of a tensor that takes turns of a block's threads, and of one that takes twice as many: what a launch
+/// does beside its loops is not in the difference.
+const TURNS: [usize; 2] = [8, 16];
+
+const PASSES: [Pass; 3] = [Pass::Forward, Pass::Backward, Pass::Apply];
+
+const EPILOGUES: [(&str, Epilogue); 4] = [
+    ("", Epilogue::NONE),
+    ("ReLU", Epilogue { activation: Activation::Relu, residual: false }),
+    ("residual, ReLU", Epilogue { activation: Activation::Relu, residual: true }),
+    ("SiLU", Epilogue { activation: Activation::Silu, residual: false }),
+];
+
+/// A call, and where its tensors are between its sweeps.
+#[derive(Clone, Copy)]
+struct Call {
+    pass: Pass,
+    layout: Layout,
+    epilogue: Epilogue,
+    tier: Tier,
+}
+
+impl Call {
+    /// One multiprocessor: its blocks have much to do.
+    fn facts() -> DeviceFacts {
+        DeviceFacts { multiprocessors: 1, cooperative_blocks: [1, 2], ..default_facts() }
+    }
+
+    /// A tensor that one block walks over in so many turns on chip, in several times as many if it
+    /// streams: then blocks share it.
+    fn case<E: Element>(&self, turns: usize) -> Case {
+        let pack = 16 / size_of::<E>();
+        let packs = 256 * turns * if self.tier == Tier::Streaming { 8 } else { 1 };
+        let dim = match self.layout {
+            Layout::ChannelsFirst => (packs * pack / 1024, 1, 1024),
+            // Rows of four packs.
+            Layout::ChannelsLast => (packs / 4, 4 * pack, 1),
+        };
+        Case::new(dim, self.layout, self.epilogue)
+    }
+
+    fn plans(&self, problem: &Problem) -> Result<Vec<Plan>> {
+        let (facts, aligned) = (Call::facts(), Alignment::ALIGNED);
+        match self.pass {
+            Pass::Apply => Ok(vec![Plan::new(Pass::Apply, problem, &facts, aligned)?]),
+            pass => training_plans(pass, problem, &facts, aligned, aligned, Some(self.tier)),
+        }
+    }
+
+    /// Instructions of a tensor's launches, its elements, and the bytes that they ask memory for.
+    fn run<E: Element>(&self, turns: usize) -> (f64, f64, f64) {
+        let data = Data::<E>::new(self.case::<E>(turns));
+        let mut buffers = Buffers::dense(&data);
+        let problem = buffers.problem;
+        let plans = self.plans(&problem).unwrap();
+        let kernels = Arc::clone(embedded(90).expect("else this is ignored"));
+        let device = Device::new(PtxMachine::new(kernels, Call::facts(), 0));
+        let device = device.with_tier(Some(self.tier));
+        let mut workspace = device.workspace(&problem).unwrap();
+        let mut launches = Vec::new();
+        on_backend(&mut buffers, &device, &mut workspace, |on| {
+            if self.pass == Pass::Apply {
+                on.inference()?;
+            } else {
+                on.forward_train()?;
+            }
+            if self.pass == Pass::Backward {
+                device.launcher().take_launches();
+                on.backward_train()?;
+            }
+            launches = device.launcher().take_launches();
+            Ok(())
+        })
+        .unwrap();
+        let ran: Vec<_> = launches.iter().map(|it| &it.kernel).collect();
+        assert_eq!(ran, plans.iter().map(|plan| &plan.kernel).collect::<Vec<_>>());
+        let instructions = launches.iter().map(|it| it.instructions).sum::<u64>();
+        let mut bytes: u64 = plans.iter().map(|plan| plan.requested_bytes(&problem).total()).sum();
+        if self.pass == Pass::Apply {
+            bytes -= problem.mask_len() as u64;
+        }
+        (instructions as f64, problem.elements() as f64, bytes as f64)
+    }
+
+    /// Instructions for an element more, and what there is of them.
+    fn counts<E: Element>(&self) -> [f64; 2] {
+        let [few, many] = TURNS.map(|turns| self.run::<E>(turns));
+        let elements = many.1 - few.1;
+        [(many.0 - few.0) / elements, (many.2 - few.2) / elements * PER_BYTE]
+    }
+}
+
+/// The table's rows: what names them, and a cell for each type on chip and streaming.
+fn rows() -> Vec<(String, Vec<Option<[f64; 2]>>)> {
+    let mut rows = Vec::new();
+    for pass in PASSES {
+        for layout in LAYOUTS {
+            for (name, epilogue) in EPILOGUES {
+                let cells = [Tier::Block, Tier::Streaming].into_iter().flat_map(|tier| {
+                    let call = Call { pass, layout, epilogue, tier };
+                    let is_there = pass != Pass::Apply || tier == Tier::Streaming;
+                    let counts = [Call::counts::<f32>, Call::counts::<f16>, Call::counts::<bf16>];
+                    counts.map(|counts| is_there.then(|| counts(&call)))
+                });
+                let pass = match pass {
+                    Pass::Apply => "inference",
+                    Pass::Backward => "backward",
+                    _ => "forward",
+                };
+                rows.push((format!("{pass} | {layout} | {name}"), cells.collect()));
+            }
+        }
+    }
+    rows
+}
+
+fn table() -> String {
+    let mut table = String::from(
+        "| call | layout | epilogue | on chip: f32 | f16 | bf16 | streaming: f32 | f16 | bf16 |\n\
+         | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+    );
+    for (name, cells) in rows() {
+        let cells = cells.iter().map(|cell| match cell {
+            Some([taken, there]) => format!("{taken:.0} of {there:.0}"),
+            None => String::new(),
+        });
+        table += &format!("| {name} | {} |\n", cells.collect::<Vec<_>>().join(" | "));
+    }
+    table
+}
+
+const BEGIN: &str = "<!-- instructions: begin -->\n";
+const END: &str = "<!-- instructions: end -->";
+const REMEDY: &str = "WARPNORM_WRITE_INSTRUCTIONS=1 cargo test -p ptx-machine --test instructions";
+
+fn the_document_shows_them() -> std::result::Result<(), Failed> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/kernels.md");
+    let text = fs::read_to_string(path)?;
+    let (before, rest) = text.split_once(BEGIN).ok_or("no first marker")?;
+    let (shown, after) = rest.split_once(END).ok_or("no second marker")?;
+    let table = table();
+    if env::var_os("WARPNORM_WRITE_INSTRUCTIONS").is_some() {
+        fs::write(path, format!("{before}{BEGIN}{table}{END}{after}"))?;
+        return Ok(());
+    }
+    if shown == table {
+        return Ok(());
+    }
+    let stale = shown.lines().zip(table.lines()).find(|(shown, counted)| shown != counted);
+    Err(format!("docs/kernels.md is out of date: {REMEDY}\n{stale:#?}").into())
+}
+
+fn main() -> ExitCode {
+    let is_missing = embedded(90).is_none();
+    if is_missing {
+        println!("nothing to count: no PTX for 90 in the build, as without NVRTC");
+    }
+    let trial = Trial::test("the_document_shows_them", the_document_shows_them);
+    let trials = vec![trial.with_ignored_flag(is_missing)];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
