@@ -83,7 +83,7 @@ template <int N, Gate GATE, class T, int V>
 __device__ inline Floats<N> floats_of(const Params &params, const Inputs<T, V> &inputs, int first) {
     Floats<N> floats = {};
     to_floats<N>(params.is_bf16, inputs.x, first, floats.x);
-    to_floats<N>(params.is_bf16, inputs.dy, first, floats.dy);
+    to_floats<N>(params.is_bf16, inputs.dy, first, floats.dy.values);
     if (GATE == ANY_FROM_X && params.residual) {
         to_floats<N>(params.is_bf16, inputs.residual, first, floats.residual);
     }
@@ -151,10 +151,10 @@ template <class T>
 __device__ inline const Coefficients<T> &forward_of(const Gradient<T> &of) { return of.forward; }
 
 // Adds g of a batch of packs, and g * deviation, to the sums of the thread's channels. What is not there
-// is zeros. `Known` is what the shelf holds.
-template <Gate GATE, class Known, class T, int V, int BATCH, class Walk>
+// is zeros. `Known` is what the shelf holds. KEEPS_G: g takes dy's place.
+template <Gate GATE, class Known, bool KEEPS_G = false, class T, int V, int BATCH, class Walk>
 __device__ inline void sum_batch(const Params &params, const Walk &walk, const float *shelf,
-                                 const Inputs<T, V> (&inputs)[BATCH],
+                                 Inputs<T, V> (&inputs)[BATCH],
                                  ThreadSums<Walk::CHANNELS> &sums) {
     constexpr bool IS_ONE = Walk::CHANNELS == 1;
     constexpr int N = CHANNELS_AT_ONCE<T, V>, VALUES = IS_ONE ? BATCH * V : BATCH;
@@ -162,19 +162,25 @@ __device__ inline void sum_batch(const Params &params, const Walk &walk, const f
 #pragma unroll
     for (int first = 0; first < V; first += N) {
         if (V > N && !IS_ONE) hold_loads();
-        Floats<N> floats[BATCH];
+        Coefficients<T> of[N];
 #pragma unroll
-        for (int u = 0; u < BATCH; ++u) floats[u] = floats_of<N, GATE>(params, inputs[u], first);
+        for (int k = 0; k < N; ++k) of[k] = forward_of(take_own<Known>(shelf, walk, first + k));
+        Floats<N> floats[BATCH];
+        Few<N> gradients[BATCH];
+#pragma unroll
+        for (int u = 0; u < BATCH; ++u) {
+            floats[u] = floats_of<N, GATE>(params, inputs[u], first);
+            gradients[u] = gradient_of_z<GATE>(params, of, floats[u]);
+            if (KEEPS_G) from_floats<N>(params.is_bf16, gradients[u].values, first, inputs[u].dy);
+        }
 #pragma unroll
         for (int k = 0; k < N; ++k) {
             const int v = first + k;
-            const Known known = take_own<Known>(shelf, walk, v);
-            const Coefficients<T> &of = forward_of(known);
 #pragma unroll
             for (int u = 0; u < BATCH; ++u) {
                 const int i = IS_ONE ? u * V + v : u;
-                g[i] = gradient_of_z<GATE>(params, of, floats[u], k);
-                gd[i] = g[i] * of.deviation(floats[u].x[k]);
+                g[i] = gradients[u].values[k];
+                gd[i] = g[i] * of[k].deviation(floats[u].x[k]);
             }
             if (!IS_ONE) add_batch(g, gd, sums.g[v], sums.gd[v]);
         }
@@ -191,19 +197,21 @@ __device__ inline void find_gradients(const Params &params, const Walk &walk, co
     for (int first = 0; first < V; first += N) {
         if (V > N && Walk::CHANNELS > 1) hold_loads();
         Gradient<T> of[N];
+        Coefficients<T> forward[N];
 #pragma unroll
-        for (int i = 0; i < N; ++i) of[i] = take_own<Gradient<T>>(shelf, walk, first + i);
+        for (int i = 0; i < N; ++i) {
+            of[i] = take_own<Gradient<T>>(shelf, walk, first + i);
+            forward[i] = of[i].forward;
+        }
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {
             const Floats<N> floats = floats_of<N, GATE>(params, inputs[u], first);
-            float of_x[N], of_residual[N];
+            const Few<N> of_residual = gradient_of_z<GATE>(params, forward, floats);
+            float of_x[N];
 #pragma unroll
-            for (int i = 0; i < N; ++i) {
-                of_residual[i] = gradient_of_z<GATE>(params, of[i].forward, floats, i);
-                of_x[i] = of[i].dx(of_residual[i], floats.x[i]);
-            }
+            for (int i = 0; i < N; ++i) of_x[i] = of[i].dx(of_residual.values[i], floats.x[i]);
             from_floats<N>(params.is_bf16, of_x, first, inputs[u].x);
-            if (GATE != OPEN) from_floats<N>(params.is_bf16, of_residual, first, inputs[u].dy);
+            if (GATE != OPEN) from_floats<N>(params.is_bf16, of_residual.values, first, inputs[u].dy);
         }
     }
 }
@@ -263,7 +271,7 @@ __device__ void reduce(const Params &params) {
     ThreadSums<Walk::CHANNELS> sums = {};
     with_gate<GATES>(params, [&](auto gate) {
         constexpr Gate GATE = gate.GATE;
-        walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &, const auto &inputs) {
+        walk_inputs<GATE, T, V, BATCH>(params, walk, [&](const auto &, auto &inputs) {
             sum_batch<GATE, Known>(params, walk, shelf, inputs, sums);
         });
     });

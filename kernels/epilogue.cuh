@@ -77,11 +77,9 @@ __device__ inline Coefficients<T> coefficients(float mean_hi, float mean_lo, dou
 
 // A sum that a 16-bit type can be rounded from as if it had not been rounded before: to odd.
 __device__ inline float add_to_odd(float a, float b) {
-    float rest;
-    const float sum = two_sum(a, b, rest);
-    const bool is_even = !(__float_as_int(sum) & 1);
-    if (!is_even || !(rest > 0.0f || rest < 0.0f)) return sum;
-    return __int_as_float(__float_as_int(sum) + ((rest > 0.0f) == (sum > 0.0f) ? 1 : -1));
+    // Of two neighbours one is odd; a sum that is exact is both of them.
+    const float down = __fadd_rd(a, b), up = __fadd_ru(a, b);
+    return __float_as_int(down) & 1 ? down : up;
 }
 
 // What bias and residual add, rounded so that a constant channel's y is rounded once.
@@ -107,11 +105,21 @@ constexpr float SQRT_HALF = 0.70710678f;
 constexpr float INV_SQRT_2PI = 0.39894228f;
 constexpr float SQRT_2_OVER_PI = 0.79788456f;
 constexpr float GELU_CUBIC = 0.044715f;
+constexpr float LOG2_E = 1.44269504f;
 
-__device__ inline float sigmoid(float z) {
-    const float e = expf(-fabsf(z));
-    return (z < 0.0f ? e : 1.0f) / (1.0f + e);
-}
+// What rounding adds to its argument, the exponential has more of the farther out it is, where it is small.
+__device__ inline float exp_approx(float z) { return exp2_approx(LOG2_E * z); }
+
+// The logistic function and its slope: neither is a difference, so that both are right far out too.
+struct Sigmoid {
+    float value, slope;
+
+    __device__ explicit Sigmoid(float z) {
+        const float e = exp_approx(-fabsf(z)), upper = reciprocal_approx(1.0f + e), lower = e * upper;
+        value = z < 0.0f ? lower : upper;
+        slope = lower * upper;
+    }
+};
 
 // The normal distribution function.
 __device__ inline float normal_cdf(float z) { return 0.5f * erfcf(-SQRT_HALF * z); }
@@ -126,74 +134,109 @@ __device__ inline float relu(float z) { return max_or_nan(z, 0.0f); }
 
 __device__ inline bool is_cut_by_relu6(float z) { return z <= 0.0f || z >= 6.0f; }
 
-// Apart from its callers, who would else repeat all of it for every element of a pack.
-__device__ __noinline__ float activate_any(unsigned activation, float negative_slope, float z) {
+// Elements that go through an activation together: what depends on the launch is asked once for them.
+template <int N>
+struct Few {
+    float values[N];
+
+    template <class Of>
+    __device__ Few each(const Of &of) const {
+        Few result;
+#pragma unroll
+        for (int i = 0; i < N; ++i) result.values[i] = of(values[i]);
+        return result;
+    }
+    template <class Of>
+    __device__ Few each_with(const Few &others, const Of &of) const {
+        Few result;
+#pragma unroll
+        for (int i = 0; i < N; ++i) result.values[i] = of(values[i], others.values[i]);
+        return result;
+    }
+};
+
+// Apart from its callers, who would else repeat all of it.
+template <int N>
+__device__ __noinline__ Few<N> activate_any(unsigned activation, float negative_slope, Few<N> of) {
     switch (activation) {
-        case ACTIVATION_RELU: return relu(z);
-        case ACTIVATION_LEAKY_RELU: return z <= 0.0f ? negative_slope * z : z;
-        case ACTIVATION_RELU6: return z >= 6.0f ? 6.0f : relu(z);
-        case ACTIVATION_SIGMOID: return sigmoid(z);
-        case ACTIVATION_TANH: return tanhf(z);
-        case ACTIVATION_SILU: return z * sigmoid(z);
-        case ACTIVATION_GELU: return z * normal_cdf(z);
-        case ACTIVATION_GELU_TANH: return z * sigmoid(gelu_inner(z));
-        default: return z;
+        case ACTIVATION_RELU: return of.each([](float z) { return relu(z); });
+        case ACTIVATION_LEAKY_RELU:
+            return of.each([&](float z) { return z <= 0.0f ? negative_slope * z : z; });
+        case ACTIVATION_RELU6: return of.each([](float z) { return z >= 6.0f ? 6.0f : relu(z); });
+        case ACTIVATION_SIGMOID: return of.each([](float z) { return Sigmoid(z).value; });
+        case ACTIVATION_TANH: return of.each([](float z) { return tanhf(z); });
+        case ACTIVATION_SILU: return of.each([](float z) { return z * Sigmoid(z).value; });
+        case ACTIVATION_GELU: return of.each([](float z) { return z * normal_cdf(z); });
+        case ACTIVATION_GELU_TANH:
+            return of.each([](float z) { return z * Sigmoid(gelu_inner(z)).value; });
+        default: return of;
     }
 }
 
-template <Kind KIND>
-__device__ inline float activate(const Params &params, float z) {
-    if (KIND == IDENTITY) return z;
-    if (KIND == RELU) return relu(z);
-    return activate_any(params.activation, params.negative_slope, z);
+// In place of z.
+template <Kind KIND, int N>
+__device__ inline void activate(const Params &params, Few<N> &z) {
+    if (KIND == RELU) z = z.each([](float z) { return relu(z); });
+    if (KIND == ANY) z = activate_any(params.activation, params.negative_slope, z);
 }
 
 // Far out, where z may be infinite, a slope's bell is 0.
+__device__ inline float with_bell(float value, float z, float bell) {
+    return bell == 0.0f ? value : fmaf(z, bell, value);
+}
+
 __device__ inline float silu_derivative(float z) {
-    const float s = sigmoid(z), bell = s * (1.0f - s);
-    return bell == 0.0f ? s : fmaf(z, bell, s);
+    const Sigmoid s(z);
+    return with_bell(s.value, z, s.slope);
 }
 
 __device__ inline float gelu_derivative(float z) {
-    const float bell = INV_SQRT_2PI * expf(-0.5f * z * z);
-    return bell == 0.0f ? normal_cdf(z) : fmaf(z, bell, normal_cdf(z));
+    return with_bell(normal_cdf(z), z, INV_SQRT_2PI * exp_approx(-0.5f * z * z));
 }
 
 __device__ inline float gelu_tanh_derivative(float z) {
-    const float s = sigmoid(gelu_inner(z));
+    const Sigmoid s(gelu_inner(z));
     const float slope = 2.0f * SQRT_2_OVER_PI * fmaf(3.0f * GELU_CUBIC * z, z, 1.0f);
-    const float bell = s * (1.0f - s);
-    return bell == 0.0f ? s : fmaf(z * slope, bell, s);
+    return with_bell(s.value, z * slope, s.slope);
 }
 
 // dy * activation'(z). The piecewise linear ones select, as in PyTorch: an infinite gradient of a
 // value that was cut off stays out.
-__device__ __noinline__ float differentiate_any(unsigned activation, float negative_slope, float z,
-                                                float dy) {
+template <int N>
+__device__ inline Few<N> differentiate_relu(const Few<N> &at, const Few<N> &dy) {
+    return at.each_with(dy, [](float z, float dy) { return z <= 0.0f ? 0.0f : dy; });
+}
+
+template <int N>
+__device__ __noinline__ Few<N> differentiate_any(unsigned activation, float negative_slope, Few<N> at,
+                                                 Few<N> dy) {
+    const auto times = [&](const auto &derivative) {
+        return at.each_with(dy, [&](float z, float dy) { return dy * derivative(z); });
+    };
     switch (activation) {
-        case ACTIVATION_RELU: return z <= 0.0f ? 0.0f : dy;
-        case ACTIVATION_LEAKY_RELU: return z <= 0.0f ? negative_slope * dy : dy;
-        case ACTIVATION_RELU6: return is_cut_by_relu6(z) ? 0.0f : dy;
-        case ACTIVATION_SIGMOID: {
-            const float s = sigmoid(z);
-            return dy * (s * (1.0f - s));
-        }
-        case ACTIVATION_TANH: {
-            const float t = tanhf(z);
-            return dy * fmaf(-t, t, 1.0f);
-        }
-        case ACTIVATION_SILU: return dy * silu_derivative(z);
-        case ACTIVATION_GELU: return dy * gelu_derivative(z);
-        case ACTIVATION_GELU_TANH: return dy * gelu_tanh_derivative(z);
+        case ACTIVATION_RELU: return differentiate_relu(at, dy);
+        case ACTIVATION_LEAKY_RELU:
+            return at.each_with(
+                dy, [&](float z, float dy) { return z <= 0.0f ? negative_slope * dy : dy; });
+        case ACTIVATION_RELU6:
+            return at.each_with(dy, [](float z, float dy) { return is_cut_by_relu6(z) ? 0.0f : dy; });
+        case ACTIVATION_SIGMOID: return times([](float z) { return Sigmoid(z).slope; });
+        case ACTIVATION_TANH:
+            return times([](float z) {
+                const float t = tanhf(z);
+                return fmaf(-t, t, 1.0f);
+            });
+        case ACTIVATION_SILU: return times([](float z) { return silu_derivative(z); });
+        case ACTIVATION_GELU: return times([](float z) { return gelu_derivative(z); });
+        case ACTIVATION_GELU_TANH: return times([](float z) { return gelu_tanh_derivative(z); });
         default: return dy;
     }
 }
 
-template <Kind KIND>
-__device__ inline float differentiate(const Params &params, float z, float dy) {
-    if (KIND == IDENTITY) return dy;
-    if (KIND == RELU) return z <= 0.0f ? 0.0f : dy;
-    return differentiate_any(params.activation, params.negative_slope, z, dy);
+template <Kind KIND, int N>
+__device__ inline Few<N> differentiate(const Params &params, const Few<N> &at, const Few<N> &dy) {
+    if (KIND == ANY) return differentiate_any(params.activation, params.negative_slope, at, dy);
+    return differentiate_relu(at, dy);
 }
 
 // ---- the mask: a bit per element, set where a piecewise linear activation lets the gradient by
@@ -203,7 +246,7 @@ __device__ inline bool passes(const Params &params, float z) {
     return !(z <= 0.0f);
 }
 
-__device__ inline float differentiate_by_mask(const Params &params, bool passes, float dy) {
-    if (passes) return dy;
+// What becomes of a gradient that it does not let by.
+__device__ inline float held_back(const Params &params, float dy) {
     return params.activation == ACTIVATION_LEAKY_RELU ? params.negative_slope * dy : 0.0f;
 }

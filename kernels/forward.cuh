@@ -215,29 +215,29 @@ __device__ inline unsigned apply_pack(const Params &params, const CoefficientsOf
     Pack<T, V> out = {};
 #pragma unroll
     for (int first = 0; first < V; first += N) {
-        float values[N];
-        to_floats<N>(params.is_bf16, pack, first, values);
+        float x[N];
+        Few<N> z;
+        to_floats<N>(params.is_bf16, pack, first, x);
         // Branches that all threads take alike, around what most calls do without.
         if (params.residual) {
             float added[N];
             to_floats<N>(params.is_bf16, residual, first, added);
 #pragma unroll
             for (int i = 0; i < N; ++i) {
-                values[i] = preactivation(coefficients_of(first + i), values[i], true, added[i]);
+                z.values[i] = preactivation(coefficients_of(first + i), x[i], true, added[i]);
             }
         } else {
 #pragma unroll
             for (int i = 0; i < N; ++i) {
-                values[i] = preactivation(coefficients_of(first + i), values[i], false, 0.0f);
+                z.values[i] = preactivation(coefficients_of(first + i), x[i], false, 0.0f);
             }
         }
         if (KIND != IDENTITY && params.mask) {
 #pragma unroll
-            for (int i = 0; i < N; ++i) bits |= passes(params, values[i]) ? 1u << (first + i) : 0u;
+            for (int i = 0; i < N; ++i) bits |= passes(params, z.values[i]) ? 1u << (first + i) : 0u;
         }
-#pragma unroll
-        for (int i = 0; i < N; ++i) values[i] = activate<KIND>(params, values[i]);
-        from_floats<N>(params.is_bf16, values, first, out);
+        activate<KIND>(params, z);
+        from_floats<N>(params.is_bf16, z.values, first, out);
     }
     pack = out;
     return bits;

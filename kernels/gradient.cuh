@@ -11,8 +11,8 @@
 enum Gate {
     OPEN,          // identity: g is dy
     RELU_FROM_X,   // ReLU, its input recomputed from x
-    FROM_MASK,     // a piecewise linear activation over a residual
-    ANY_FROM_X,    // any activation, its input recomputed from x and, if there is one, residual
+    FROM_MASK,     // ReLU or ReLU6 over a residual
+    ANY_FROM_X,    // any activation: from a mask, or its input recomputed from x and residual
 };
 
 // Which of them an entry point knows; it branches to one of them, once.
@@ -23,15 +23,17 @@ struct Gated {
     static constexpr Gate GATE = GATE_;
 };
 
-// Calls `use(gate)`: `gate.GATE` is this launch's, a constant.
+// Calls `use(gate)`: `gate.GATE` is this launch's, a constant. `is_open`: what comes to it has passed the
+// launch's before.
 template <Gates GATES, class Use>
-__device__ inline void with_gate(const Params &params, const Use &use) {
+__device__ inline void with_gate(const Params &params, const Use &use, bool is_open = false) {
     if constexpr (GATES == ANY_GATE) {
         use(Gated<ANY_FROM_X>());
     } else {
         const unsigned activation = anew(params.activation);
-        if (activation == ACTIVATION_IDENTITY) use(Gated<OPEN>());
-        else if (params.mask) use(Gated<FROM_MASK>());
+        const bool has_slope = GATES == ALL_GATES && activation == ACTIVATION_LEAKY_RELU;
+        if (is_open || activation == ACTIVATION_IDENTITY) use(Gated<OPEN>());
+        else if (params.mask && !has_slope) use(Gated<FROM_MASK>());
         else if (GATES == COMMON_GATES || activation == ACTIVATION_RELU) use(Gated<RELU_FROM_X>());
         else if constexpr (GATES == ALL_GATES) use(Gated<ANY_FROM_X>());
     }
@@ -40,21 +42,33 @@ __device__ inline void with_gate(const Params &params, const Use &use) {
 // N of a pack's elements as fp32.
 template <int N>
 struct Floats {
-    float x[N], dy[N], residual[N];
+    float x[N], residual[N];
+    Few<N> dy;
     unsigned bits;
 };
 
+// g, the gradient of z; `of` is what is known of each element's channel.
 template <Gate GATE, class T, int N>
-__device__ inline float gradient_of_z(const Params &params, const Coefficients<T> &of,
-                                      const Floats<N> &inputs, int i) {
-    const float dy = inputs.dy[i];
-    if (GATE == OPEN) return dy;
-    if (GATE == FROM_MASK || (GATE == ANY_FROM_X && params.mask)) {
-        return differentiate_by_mask(params, inputs.bits >> i & 1u, dy);
+__device__ inline Few<N> gradient_of_z(const Params &params, const Coefficients<T> (&of)[N],
+                                       const Floats<N> &inputs) {
+    Few<N> g = inputs.dy;
+    const auto passes = [&](int i) { return inputs.bits >> i & 1u; };
+    if (GATE == FROM_MASK) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) g.values[i] = passes(i) ? g.values[i] : 0.0f;
+    } else if (GATE == ANY_FROM_X && params.mask) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) g.values[i] = passes(i) ? g.values[i] : held_back(params, g.values[i]);
+    } else if (GATE != OPEN) {
+        const bool has_residual = GATE == ANY_FROM_X && params.residual;
+        Few<N> z;
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            z.values[i] = preactivation(of[i], inputs.x[i], has_residual, inputs.residual[i]);
+        }
+        g = differentiate<GATE == RELU_FROM_X ? RELU : ANY>(params, z, g);
     }
-    const bool has_residual = GATE == ANY_FROM_X && params.residual;
-    const float z = preactivation(of, inputs.x[i], has_residual, inputs.residual[i]);
-    return differentiate<GATE == RELU_FROM_X ? RELU : ANY>(params, z, dy);
+    return g;
 }
 
 // ---- dx

@@ -16,10 +16,19 @@
 template <Gate GATE, class Walk, int V>
 constexpr int SUMMED = GATE == ANY_FROM_X ? BATCH_ANY : Walk::CHANNELS == 1 ? 16 / V : 4;
 template <Gate GATE, class Walk, int V>
-constexpr int CHANGED = GATE == ANY_FROM_X ? BATCH_ANY : Walk::CHANNELS == 1 ? 16 / V : 2;
-// Two of them spill on sm_90.
-template <int V>
-constexpr int CHANGED<RELU_FROM_X, Columns<8>, V> = 1;
+constexpr int CHANGED = GATE != OPEN ? 1 : Walk::CHANNELS == 1 ? 16 / V : 2;
+
+// Whether g takes dy's place on chip as soon as it is known: where the element type loses nothing of it.
+template <Gate GATE, class T>
+constexpr bool KEEPS_G = GATE != OPEN && (GATE != ANY_FROM_X || sizeof(T) == 4);
+
+// The same of the launch's gate; what is open has nothing to keep.
+template <class T>
+__device__ inline bool keeps_g(const Params &params) {
+    if (sizeof(T) == 4) return true;
+    const unsigned activation = anew(params.activation);
+    return params.mask ? activation != ACTIVATION_LEAKY_RELU : activation == ACTIVATION_RELU;
+}
 
 // The tiles of a backward's inputs. Where a pack is not whole, what is not there holds zeros.
 template <class T, int V>
@@ -41,7 +50,7 @@ struct InputTiles {
         inputs.x = x.get(slot);
         inputs.dy = dy.get(slot);
         if (GATE == ANY_FROM_X && has_residual) inputs.residual = residual.get(slot);
-        if (GATE == FROM_MASK) inputs.bits = bits[slot * THREADS];
+        if (GATE == FROM_MASK || (GATE == ANY_FROM_X && has_mask)) inputs.bits = bits[slot * THREADS];
         return inputs;
     }
 };
@@ -109,7 +118,7 @@ __device__ inline void bring_inputs(const Params &params, const Walk &start, uns
     if (tiles.has_mask) bring_bits(params, start, packs, tiles);
 }
 
-// The batches of some slots, from the tiles. `each(inputs)` may change them.
+// The batches of some slots, from the tiles. `each(slot, inputs)` may change them.
 template <Gate GATE, class T, int V, int BATCH, class Walk, class Each>
 __device__ inline void walk_tiles(unsigned first, unsigned last, Walk &walk,
                                   const InputTiles<T, V> &tiles, const Each &each) {
@@ -117,43 +126,49 @@ __device__ inline void walk_tiles(unsigned first, unsigned last, Walk &walk,
         Inputs<T, V> inputs[BATCH];
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) inputs[u] = tiles.template get<GATE>(slot + u);
-        each(inputs);
+        each(slot, inputs);
     });
 }
 
-// Adds what the round's stages bring to the thread's sums.
+// Adds what the round's stages bring to the thread's sums. Where it can, g takes dy's place.
 template <class T, int V, class Walk>
 __device__ inline void sum_round(const Params &params, const Walk &start, unsigned packs,
                                  const InputTiles<T, V> &tiles, const float *shelf,
                                  ThreadSums<Walk::CHANNELS> &sums) {
     with_gate<ALL_GATES>(params, [&](auto gate) {
         constexpr Gate GATE = gate.GATE;
+        constexpr bool KEEPS = KEEPS_G<GATE, T>;
         constexpr int TOGETHER = SUMMED<GATE, Walk, V>;
         Walk walk = start;
         each_stage(packs, [&](unsigned first, unsigned last) {
-            walk_tiles<GATE, T, V, TOGETHER>(first, last, walk, tiles, [&](auto &inputs) {
-                sum_batch<GATE, Coefficients<T>>(params, walk, shelf, inputs, sums);
+            walk_tiles<GATE, T, V, TOGETHER>(first, last, walk, tiles, [&](unsigned slot, auto &inputs) {
+                sum_batch<GATE, Coefficients<T>, KEEPS>(params, walk, shelf, inputs, sums);
+                if constexpr (KEEPS) {
+#pragma unroll
+                    for (int u = 0; u < TOGETHER; ++u) tiles.dy.put(slot + u, inputs[u].dy);
+                }
             });
         });
     });
 }
 
-// dx and dresidual of the round that is on chip.
+// dx and dresidual of the round that is on chip, which holds dy or already g.
 template <class T, int V, class Walk>
 __device__ inline void gradients_of_round(const Params &params, const Walk &start, unsigned packs,
-                                          const InputTiles<T, V> &tiles, const float *shelf) {
-    with_gate<ALL_GATES>(params, [&](auto gate) {
+                                          const InputTiles<T, V> &tiles, const float *shelf, bool holds_g) {
+    const auto through = [&](auto gate) {
         constexpr Gate GATE = gate.GATE;
         constexpr int TOGETHER = CHANGED<GATE, Walk, V>;
         Walk walk = start;
-        walk_tiles<GATE, T, V, TOGETHER>(0, packs, walk, tiles, [&](auto &inputs) {
+        walk_tiles<GATE, T, V, TOGETHER>(0, packs, walk, tiles, [&](unsigned, auto &inputs) {
             find_gradients<GATE>(params, walk, shelf, inputs);
 #pragma unroll
             for (int u = 0; u < TOGETHER; ++u) {
                 store_gradients(params, walk, walk.next(u), inputs[u]);
             }
         });
-    });
+    };
+    with_gate<ALL_GATES>(params, through, holds_g);
 }
 
 // What dx of a channel is made of, from its sums. One block of a team also writes the gradients of
@@ -202,10 +217,11 @@ __device__ void backward(const Params &params) {
                 return finish_channel<T>(params, channel, total, walk.part == 0);
             });
         rounds_backwards<Walk>(
-            params, group, rounds,
+            params, group,
             [&](const Walk &again, unsigned packs) { bring_inputs<T, V>(params, again, packs, tiles); },
-            [&](const Walk &again, unsigned packs) {
-                gradients_of_round(params, again, packs, tiles, shelf);
+            [&](const Walk &again, unsigned packs, bool has_stayed) {
+                const bool holds_g = has_stayed && keeps_g<T>(params);
+                gradients_of_round(params, again, packs, tiles, shelf, holds_g);
             });
         __syncthreads();
     });

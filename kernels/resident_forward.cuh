@@ -258,11 +258,11 @@ __device__ void forward(const Params &params) {
                 return finish_channel<T>(params, channel, total, walk.part == 0);
             });
         rounds_backwards<Walk>(
-            params, group, rounds,
+            params, group,
             [&](const Walk &again, unsigned packs) {
                 bring_x(params, again, packs, tile, [](const Window &, const Pack<T, V> &) {});
             },
-            [&](const Walk &again, unsigned packs) {
+            [&](const Walk &again, unsigned packs, bool) {
                 apply_round(params, again, packs, tile, shelf);
             });
         __syncthreads();

@@ -105,19 +105,22 @@ __device__ inline void bring_stages(unsigned packs, const Bring &bring) {
     }
 }
 
-// Hands the rounds of a group to `use(walk, packs)`, the last one, which is on chip, first: what was
-// read last may still be in the cache. `bring(walk, packs)` starts to bring one of the others.
+// Hands the rounds of a group to `use(walk, packs, has_stayed)`, the last one, which has stayed on chip,
+// first: what was read last may still be in the cache. `bring(walk, packs)` starts to bring one of the
+// others.
 template <class Walk, class Bring, class Use>
-__device__ inline void rounds_backwards(const Params &params, Extent group, const Rounds &rounds,
-                                        const Bring &bring, const Use &use) {
+__device__ inline void rounds_backwards(const Params &params, Extent group, const Bring &bring,
+                                        const Use &use) {
+    const Rounds rounds(params, Walk(params, place_in_group(params, group)));
 #pragma unroll 1
     for (unsigned round = rounds.count; round-- > 0;) {
         const Walk walk(params, place_in_group(params, group, rounds.begin(round)));
         const unsigned packs = rounds.packs(round);
-        if (round + 1 < rounds.count) {
+        const bool has_stayed = round + 1 == rounds.count;
+        if (!has_stayed) {
             bring(walk, packs);
             async_copy_wait(0);
         }
-        use(walk, packs);
+        use(walk, packs, has_stayed);
     }
 }

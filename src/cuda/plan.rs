@@ -546,7 +546,7 @@ fn kind(pass: Pass, pack: u32, problem: &Problem) -> Option<&'static str> {
         (Pass::Statistics | Pass::Forward | Pass::Backward, _) => None,
         _ if pack == 1 => Some("any"),
         (Pass::Reduce | Pass::Gradient, Activation::Identity | Activation::Relu) => None,
-        (Pass::Reduce | Pass::Gradient, _) if epilogue.has_mask() => None,
+        (Pass::Reduce | Pass::Gradient, Activation::Relu6) if epilogue.has_mask() => None,
         (Pass::Apply, Activation::Relu) => Some("relu"),
         (_, Activation::Identity) => Some("identity"),
         _ => Some("any"),

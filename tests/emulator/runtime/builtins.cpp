@@ -27,6 +27,25 @@ void *shared_array(const void *site, size_t bytes, size_t alignment) {
     return current->block->shared.base() + array->offset;
 }
 
+float add_down(float a, float b) {
+    // What the sum in double loses says on which side of it the exact one is.
+    const double sum = static_cast<double>(a) + b, b_part = sum - a;
+    const double lost = (a - (sum - b_part)) + (b - b_part);
+    const float nearest = static_cast<float>(sum);
+    const bool is_above = nearest > sum || (nearest == sum && lost < 0.0);
+    return is_above ? nextafterf(nearest, -INFINITY) : nearest;
+}
+
+// Off by so many of the last places, up or down.
+static float off_by(int ulps, float exact) {
+    if (!isnormal(exact)) return exact;
+    const uint32_t bits = same_bits<uint32_t>(exact);
+    return same_bits<float>(bits + (bits & 1 ? ulps : -ulps));
+}
+
+float exp2_approx(float value) { return off_by(2, exp2f(value)); }
+float reciprocal_approx(float value) { return off_by(1, 1.0f / value); }
+
 float half_to_float(uint16_t bits) {
     const uint32_t sign = (bits & 0x8000u) << 16;
     const uint32_t exponent = bits >> 10 & 31, fraction = bits & 1023;

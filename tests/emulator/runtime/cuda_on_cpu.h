@@ -125,13 +125,17 @@ template <class A, class B> typename std::common_type<A, B>::type max(A a, B b) 
     return x < y ? y : x;
 }
 
+static inline float __fadd_rd(float a, float b) { return emulator::add_down(a, b); }
+static inline float __fadd_ru(float a, float b) { return -emulator::add_down(-a, -b); }
+
 static inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 static inline int __ffs(int bits) { return __builtin_ffs(bits); }
 static inline int __clz(int bits) { return bits ? __builtin_clz(bits) : 32; }
 
 // ---- what no kernel may use -------------------------------------------------------------------
 
-// Approximate functions: invstd is correctly rounded, and the emulator could not show their error.
+// Approximate functions: invstd is correctly rounded. Where an approximation will do, device.cuh has it,
+// and the emulator shows its error.
 #pragma GCC poison rsqrtf __frsqrt_rn __fdividef __expf __exp10f __logf __powf __sinf __cosf
 // It means nothing where lanes run independently, as they do on a GPU too.
 #pragma GCC poison __activemask

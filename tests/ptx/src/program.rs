@@ -1,6 +1,6 @@
 //! Kernels as the machine takes them: names resolved to numbers, opcodes to what they do.
 
-use crate::value::{Binary, Comparison, Conversion, Type, Unary};
+use crate::value::{Binary, Comparison, Conversion, Rounding, Type, Unary};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -178,7 +178,7 @@ pub enum Operation {
     },
     Fused {
         of: Type,
-        down: bool,
+        rounding: Rounding,
         to: Register,
         operands: [Operand; 3],
     },

@@ -153,9 +153,9 @@ impl Machine<'_> {
             &Operation::Unary { operation, of, to, a } => {
                 (to, operation.apply(of, self.value(thread, a)).ok_or_else(undefined)?)
             }
-            &Operation::Fused { of, down, to, operands } => {
+            &Operation::Fused { of, rounding, to, operands } => {
                 let operands = operands.map(|it| self.value(thread, it));
-                (to, fused(of, down, operands).ok_or_else(undefined)?)
+                (to, fused(of, rounding, operands).ok_or_else(undefined)?)
             }
             &Operation::MultiplyAdd { of, to, operands } => {
                 let [a, b, c] = operands.map(|it| self.value(thread, it));

@@ -212,8 +212,20 @@ pub enum Unary {
     FindShift,
     Sqrt,
     Reciprocal,
-    /// 2 to the power of it. Of approximations the correctly rounded result is taken.
-    Exp2,
+    /// Approximations are as far off as they may be: this by 1 of the last places.
+    ReciprocalApprox,
+    /// 2 to the power of it, and this by 2.
+    Exp2Approx,
+}
+
+/// Off by so many of the last places, up or down.
+fn off_by(ulps: u32, exact: f32) -> f32 {
+    let bits = exact.to_bits();
+    match exact.is_normal() {
+        true if bits & 1 == 1 => f32::from_bits(bits + ulps),
+        true => f32::from_bits(bits - ulps),
+        false => exact,
+    }
 }
 
 impl Unary {
@@ -234,7 +246,8 @@ impl Unary {
             Unary::Abs => a.abs(),
             Unary::Sqrt => a.sqrt(),
             Unary::Reciprocal => 1.0 / a,
-            Unary::Exp2 => f64::from(a).exp2() as f32,
+            Unary::ReciprocalApprox => off_by(1, 1.0 / a),
+            Unary::Exp2Approx => off_by(2, f64::from(a).exp2() as f32),
             _ => return None,
         })
     }
@@ -263,24 +276,42 @@ impl Unary {
     }
 }
 
-/// `a * b + c`, rounded once: to nearest, or down.
-pub fn fused(of: Type, down: bool, [a, b, c]: [u64; 3]) -> Option<u64> {
-    match (of, down) {
-        (F32, false) => Some(single(a).mul_add(single(b), single(c)).to_bits().into()),
-        (F64, false) => Some(double(a).mul_add(double(b), double(c)).to_bits()),
-        (F32, true) => {
-            // The product is exact; what the sum loses says on which side of it the result is.
-            let (product, c) = (f64::from(single(a)) * f64::from(single(b)), f64::from(single(c)));
-            let sum = product + c;
-            let c_of_sum = sum - product;
-            let lost = (product - (sum - c_of_sum)) + (c - c_of_sum);
-            let nearest = sum as f32;
-            let above = f64::from(nearest) - sum;
-            let is_above = above > 0.0 || (above == 0.0 && lost < 0.0);
-            Some(if is_above { nearest.next_down() } else { nearest }.to_bits().into())
+/// Where a result goes that is none of the type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rounding {
+    Nearest,
+    Down,
+    Up,
+}
+
+/// `a * b + c`, rounded once.
+pub fn fused(of: Type, rounding: Rounding, [a, b, c]: [u64; 3]) -> Option<u64> {
+    let in_f32 = || [a, b, c].map(single);
+    Some(match (of, rounding) {
+        (F64, Rounding::Nearest) => double(a).mul_add(double(b), double(c)).to_bits(),
+        (F32, Rounding::Nearest) => {
+            let [a, b, c] = in_f32();
+            a.mul_add(b, c).to_bits().into()
         }
-        _ => None,
-    }
+        (F32, Rounding::Down) => fused_down(in_f32()).to_bits().into(),
+        (F32, Rounding::Up) => {
+            let [a, b, c] = in_f32();
+            (-fused_down([-a, b, -c])).to_bits().into()
+        }
+        _ => return None,
+    })
+}
+
+fn fused_down([a, b, c]: [f32; 3]) -> f32 {
+    // The product is exact; what the sum loses says on which side of it the result is.
+    let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
+    let sum = product + c;
+    let c_of_sum = sum - product;
+    let lost = (product - (sum - c_of_sum)) + (c - c_of_sum);
+    let nearest = sum as f32;
+    let above = f64::from(nearest) - sum;
+    let is_above = above > 0.0 || (above == 0.0 && lost < 0.0);
+    if is_above { nearest.next_down() } else { nearest }
 }
 
 /// `prmt`: a word of four of the eight bytes of a and b, or of their signs.
@@ -425,14 +456,21 @@ mod tests {
     }
 
     #[test]
-    fn rounding_down() {
+    fn rounding_down_and_up() {
         let bits = |value: f32| u64::from(value.to_bits());
-        let down = |a: f32, b: f32, c: f32| single(fused(F32, true, [a, b, c].map(bits)).unwrap());
+        let rounded = |to, operands: [f32; 3]| single(fused(F32, to, operands.map(bits)).unwrap());
+        let down = |a, b, c| rounded(Rounding::Down, [a, b, c]);
+        let up = |a, b, c| rounded(Rounding::Up, [a, b, c]);
         let ulp = f32::EPSILON;
         assert_eq!(down(1.0, 1.0, ulp), 1.0 + ulp);
         assert_eq!(down(1.0, 1.0, -1e-30), 1.0_f32.next_down());
         assert_eq!(down(1.0, 1.0, 1e-30), 1.0);
         assert_eq!(down(1.0 + ulp, 1.0 + ulp, 0.0), 1.0 + 2.0 * ulp);
+        assert_eq!(up(1.0, 1.0, -1e-30), 1.0);
+        assert_eq!(up(1.0, 1.0, 1e-30), 1.0_f32.next_up());
+        assert_eq!(up(-1.0, 1.0, 1e-30), (-1.0_f32).next_up());
+        assert_eq!(down(f32::MAX, 1.0, f32::MAX), f32::MAX);
+        assert_eq!(up(f32::MAX, 1.0, f32::MAX), f32::INFINITY);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::{FunctionDecoder, Outcome};
 use crate::program::{Collective, Operand, Operation, Shuffle, Space};
 use crate::text::{Statement, Term};
-use crate::value::{Binary, Comparison, Conversion, Type, Unary};
+use crate::value::{Binary, Comparison, Conversion, Rounding, Type, Unary};
 
 impl<'a> FunctionDecoder<'a> {
     pub(super) fn operation(&mut self, statement: &'a Statement<'a>) -> Outcome<Operation> {
@@ -238,9 +238,16 @@ impl<'a> FunctionDecoder<'a> {
                 let predicate = self.operand(Type::Pred, predicate)?;
                 Ok(Operation::Select { to, a: operand(a)?, b: operand(b)?, predicate })
             }
-            ("fma", ["rn" | "rm"], [a, b, c]) => {
+            ("fma", [rounding], [a, b, c]) => {
+                let rounding = rounding_of(rounding).ok_or("not known here")?;
                 let operands = [operand(a)?, operand(b)?, operand(c)?];
-                Ok(Operation::Fused { of, down: modifiers == ["rm"], to, operands })
+                Ok(Operation::Fused { of, rounding, to, operands })
+            }
+            ("add", ["rm" | "rp"], [a, b]) => {
+                let rounding = rounding_of(modifiers[0]).ok_or("not known here")?;
+                let one = of.literal("0f3F800000").ok_or("not of this type")?;
+                let operands = [operand(a)?, Operand::Value(one), operand(b)?];
+                Ok(Operation::Fused { of, rounding, to, operands })
             }
             ("mad", ["lo"], [a, b, c]) => {
                 let operands = [operand(a)?, operand(b)?, operand(c)?];
@@ -274,6 +281,15 @@ fn space_of(name: &str) -> Option<Space> {
     })
 }
 
+fn rounding_of(name: &str) -> Option<Rounding> {
+    Some(match name {
+        "rn" => Rounding::Nearest,
+        "rm" => Rounding::Down,
+        "rp" => Rounding::Up,
+        _ => return None,
+    })
+}
+
 /// Of a vector, or the one operand.
 fn elements<'t, 'a>(term: &'t Term<'a>) -> impl Iterator<Item = &'t Term<'a>> {
     let elements = match term {
@@ -293,8 +309,9 @@ fn unary(base: &str, modifiers: &[&str]) -> Option<Unary> {
         ("brev", []) => Unary::ReverseBits,
         ("bfind", ["shiftamt"]) => Unary::FindShift,
         ("sqrt", ["rn"]) => Unary::Sqrt,
-        ("rcp", ["rn"] | ["approx", "ftz"]) => Unary::Reciprocal,
-        ("ex2", ["approx", "ftz"]) => Unary::Exp2,
+        ("rcp", ["rn"]) => Unary::Reciprocal,
+        ("rcp", ["approx", "ftz"]) => Unary::ReciprocalApprox,
+        ("ex2", ["approx", "ftz"]) => Unary::Exp2Approx,
         _ => return None,
     })
 }
