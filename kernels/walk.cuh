@@ -384,6 +384,6 @@ struct Columns {
         return (unsigned)(divide(end - 1, params.columns_per_channel).whole - channel + 1);
     }
     __device__ unsigned max_channels() const {
-        return is_abreast() ? (unsigned)params.channels : width * V / params.columns_per_channel;
+        return width * V / fold();
     }
 };
