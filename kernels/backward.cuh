@@ -157,35 +157,40 @@ __device__ inline void sum_batch(const Params &params, const Walk &walk, const f
                                  Inputs<T, V> (&inputs)[BATCH],
                                  ThreadSums<Walk::CHANNELS> &sums) {
     constexpr bool IS_ONE = Walk::CHANNELS == 1;
-    constexpr int N = CHANNELS_AT_ONCE<T, V>, VALUES = IS_ONE ? BATCH * V : BATCH;
-    float g[VALUES], gd[VALUES];
+    constexpr int N = IS_ONE ? AT_ONCE<V> : CHANNELS_AT_ONCE<T, V>;
+    // Of each channel that N neighbours have.
+    constexpr int SETS = IS_ONE ? 1 : N, VALUES = BATCH * N / SETS;
 #pragma unroll
     for (int first = 0; first < V; first += N) {
         if (V > N && !IS_ONE) hold_loads();
         Coefficients<T> of[N];
 #pragma unroll
         for (int k = 0; k < N; ++k) of[k] = forward_of(take_own<Known>(shelf, walk, first + k));
-        Floats<N> floats[BATCH];
         Few<N> gradients[BATCH];
+        float g[SETS][VALUES], gd[SETS][VALUES];
 #pragma unroll
         for (int u = 0; u < BATCH; ++u) {
-            floats[u] = floats_of<N, GATE>(params, inputs[u], first);
-            gradients[u] = gradient_of_z<GATE>(params, of, floats[u]);
-            if (KEEPS_G) from_floats<N>(params.is_bf16, gradients[u].values, first, inputs[u].dy);
+            const Floats<N> floats = floats_of<N, GATE>(params, inputs[u], first);
+            gradients[u] = gradient_of_z<GATE>(params, of, floats);
+#pragma unroll
+            for (int k = 0; k < N; ++k) {
+                const int set = IS_ONE ? 0 : k, i = IS_ONE ? u * N + k : u;
+                g[set][i] = gradients[u].values[k];
+                gd[set][i] = g[set][i] * of[k].deviation(floats.x[k]);
+            }
         }
 #pragma unroll
-        for (int k = 0; k < N; ++k) {
-            const int v = first + k;
+        for (int set = 0; set < SETS; ++set) {
+            const int channel = IS_ONE ? 0 : first + set;
+            add_batch(g[set], gd[set], sums.g[channel], sums.gd[channel]);
+        }
+        if constexpr (KEEPS_G) {
 #pragma unroll
             for (int u = 0; u < BATCH; ++u) {
-                const int i = IS_ONE ? u * V + v : u;
-                g[i] = gradients[u].values[k];
-                gd[i] = g[i] * of[k].deviation(floats[u].x[k]);
+                from_floats<N>(params.is_bf16, gradients[u].values, first, inputs[u].dy);
             }
-            if (!IS_ONE) add_batch(g, gd, sums.g[v], sums.gd[v]);
         }
     }
-    if (IS_ONE) add_batch(g, gd, sums.g[0], sums.gd[0]);
 }
 
 // dx and dresidual of a batch of packs, in place of x and dy.

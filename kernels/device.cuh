@@ -127,18 +127,7 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
 #endif
 }
 
-// 2^value, within 2 of the last places.
-__device__ __forceinline__ float exp2_approx(float value) {
-#ifdef WARPNORM_EMULATOR
-    return emulator::exp2_approx(value);
-#else
-    float result;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
-    return result;
-#endif
-}
-
-// 1 / value, within 1 of the last places.
+// 1 / value, of which the last place may be off by one.
 __device__ __forceinline__ float reciprocal_approx(float value) {
 #ifdef WARPNORM_EMULATOR
     return emulator::reciprocal_approx(value);

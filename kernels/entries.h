@@ -28,6 +28,9 @@ constexpr int BLOCKS<Planes, 8> = 3;
 #define PACK_ENTRY(name, Walk, V, ...)                                                             \
     KERNEL_BLOCKS(name, THREADS, (BLOCKS<Walk, V>), Params, __VA_ARGS__)
 
+// Where any activation's derivative may follow, which takes registers of its own.
+#define PACK_ENTRY_ANY(name, ...) KERNEL_BLOCKS(name, THREADS, 2, Params, __VA_ARGS__)
+
 #define PACK_ENTRIES(walk, Walk, type, T, V)                                                       \
     KERNEL_BLOCKS(statistics_##walk##_##type##x##V, THREADS, 2, Params,                            \
                   statistics<T, V, PACKS_OF_STATISTICS, Walk>)                                     \
@@ -35,11 +38,10 @@ constexpr int BLOCKS<Planes, 8> = 3;
     PACK_ENTRY(apply_##walk##_##type##x##V##_relu, Walk, V, apply<RELU, T, V, PACKS<V>, Walk>)     \
     PACK_ENTRY(apply_##walk##_##type##x##V##_any, Walk, V, apply<ANY, T, V, PACKS_ANY, Walk>)      \
     PACK_ENTRY(reduce_##walk##_##type##x##V, Walk, V, reduce<COMMON_GATES, T, V, PACKS<V>, Walk>)  \
-    PACK_ENTRY(reduce_##walk##_##type##x##V##_any, Walk, V, reduce<ANY_GATE, T, V, PACKS_ANY, Walk>)\
+    PACK_ENTRY_ANY(reduce_##walk##_##type##x##V##_any, reduce<ANY_GATE, T, V, PACKS_ANY, Walk>)    \
     PACK_ENTRY(gradient_##walk##_##type##x##V, Walk, V,                                            \
                gradient<COMMON_GATES, T, V, PACKS<V>, Walk>)                                       \
-    PACK_ENTRY(gradient_##walk##_##type##x##V##_any, Walk, V,                                      \
-               gradient<ANY_GATE, T, V, PACKS_ANY, Walk>)
+    PACK_ENTRY_ANY(gradient_##walk##_##type##x##V##_any, gradient<ANY_GATE, T, V, PACKS_ANY, Walk>)
 
 #define SINGLE_ENTRIES(walk, Walk, type, T)                                                        \
     ENTRY(apply_##walk##_##type##x1_any, apply<ANY, T, 1, PACKS_ANY, Walk>)                        \

@@ -77,7 +77,7 @@ __device__ inline Coefficients<T> coefficients(float mean_hi, float mean_lo, dou
 
 // A sum that a 16-bit type can be rounded from as if it had not been rounded before: to odd.
 __device__ inline float add_to_odd(float a, float b) {
-    // Of two neighbours one is odd; a sum that is exact is both of them.
+    // Of two neighbours one is odd; a sum that is exact is both of them, but for the sign of zero.
     const float down = __fadd_rd(a, b), up = __fadd_ru(a, b);
     return __float_as_int(down) & 1 ? down : up;
 }
@@ -105,17 +105,13 @@ constexpr float SQRT_HALF = 0.70710678f;
 constexpr float INV_SQRT_2PI = 0.39894228f;
 constexpr float SQRT_2_OVER_PI = 0.79788456f;
 constexpr float GELU_CUBIC = 0.044715f;
-constexpr float LOG2_E = 1.44269504f;
-
-// What rounding adds to its argument, the exponential has more of the farther out it is, where it is small.
-__device__ inline float exp_approx(float z) { return exp2_approx(LOG2_E * z); }
 
 // The logistic function and its slope: neither is a difference, so that both are right far out too.
 struct Sigmoid {
     float value, slope;
 
     __device__ explicit Sigmoid(float z) {
-        const float e = exp_approx(-fabsf(z)), upper = reciprocal_approx(1.0f + e), lower = e * upper;
+        const float e = expf(-fabsf(z)), upper = reciprocal_approx(1.0f + e), lower = e * upper;
         value = z < 0.0f ? lower : upper;
         slope = lower * upper;
     }
@@ -140,14 +136,14 @@ struct Few {
     float values[N];
 
     template <class Of>
-    __device__ Few each(const Of &of) const {
+    __device__ Few map(const Of &of) const {
         Few result;
 #pragma unroll
         for (int i = 0; i < N; ++i) result.values[i] = of(values[i]);
         return result;
     }
     template <class Of>
-    __device__ Few each_with(const Few &others, const Of &of) const {
+    __device__ Few zip(const Few &others, const Of &of) const {
         Few result;
 #pragma unroll
         for (int i = 0; i < N; ++i) result.values[i] = of(values[i], others.values[i]);
@@ -159,16 +155,16 @@ struct Few {
 template <int N>
 __device__ __noinline__ Few<N> activate_any(unsigned activation, float negative_slope, Few<N> of) {
     switch (activation) {
-        case ACTIVATION_RELU: return of.each([](float z) { return relu(z); });
+        case ACTIVATION_RELU: return of.map([](float z) { return relu(z); });
         case ACTIVATION_LEAKY_RELU:
-            return of.each([&](float z) { return z <= 0.0f ? negative_slope * z : z; });
-        case ACTIVATION_RELU6: return of.each([](float z) { return z >= 6.0f ? 6.0f : relu(z); });
-        case ACTIVATION_SIGMOID: return of.each([](float z) { return Sigmoid(z).value; });
-        case ACTIVATION_TANH: return of.each([](float z) { return tanhf(z); });
-        case ACTIVATION_SILU: return of.each([](float z) { return z * Sigmoid(z).value; });
-        case ACTIVATION_GELU: return of.each([](float z) { return z * normal_cdf(z); });
+            return of.map([&](float z) { return z <= 0.0f ? negative_slope * z : z; });
+        case ACTIVATION_RELU6: return of.map([](float z) { return z >= 6.0f ? 6.0f : relu(z); });
+        case ACTIVATION_SIGMOID: return of.map([](float z) { return Sigmoid(z).value; });
+        case ACTIVATION_TANH: return of.map([](float z) { return tanhf(z); });
+        case ACTIVATION_SILU: return of.map([](float z) { return z * Sigmoid(z).value; });
+        case ACTIVATION_GELU: return of.map([](float z) { return z * normal_cdf(z); });
         case ACTIVATION_GELU_TANH:
-            return of.each([](float z) { return z * Sigmoid(gelu_inner(z)).value; });
+            return of.map([](float z) { return z * Sigmoid(gelu_inner(z)).value; });
         default: return of;
     }
 }
@@ -176,7 +172,7 @@ __device__ __noinline__ Few<N> activate_any(unsigned activation, float negative_
 // In place of z.
 template <Kind KIND, int N>
 __device__ inline void activate(const Params &params, Few<N> &z) {
-    if (KIND == RELU) z = z.each([](float z) { return relu(z); });
+    if (KIND == RELU) z = z.map([](float z) { return relu(z); });
     if (KIND == ANY) z = activate_any(params.activation, params.negative_slope, z);
 }
 
@@ -191,7 +187,7 @@ __device__ inline float silu_derivative(float z) {
 }
 
 __device__ inline float gelu_derivative(float z) {
-    return with_bell(normal_cdf(z), z, INV_SQRT_2PI * exp_approx(-0.5f * z * z));
+    return with_bell(normal_cdf(z), z, INV_SQRT_2PI * expf(-0.5f * z * z));
 }
 
 __device__ inline float gelu_tanh_derivative(float z) {
@@ -204,22 +200,22 @@ __device__ inline float gelu_tanh_derivative(float z) {
 // value that was cut off stays out.
 template <int N>
 __device__ inline Few<N> differentiate_relu(const Few<N> &at, const Few<N> &dy) {
-    return at.each_with(dy, [](float z, float dy) { return z <= 0.0f ? 0.0f : dy; });
+    return at.zip(dy, [](float z, float dy) { return z <= 0.0f ? 0.0f : dy; });
 }
 
 template <int N>
 __device__ __noinline__ Few<N> differentiate_any(unsigned activation, float negative_slope, Few<N> at,
                                                  Few<N> dy) {
     const auto times = [&](const auto &derivative) {
-        return at.each_with(dy, [&](float z, float dy) { return dy * derivative(z); });
+        return at.zip(dy, [&](float z, float dy) { return dy * derivative(z); });
     };
     switch (activation) {
         case ACTIVATION_RELU: return differentiate_relu(at, dy);
         case ACTIVATION_LEAKY_RELU:
-            return at.each_with(
+            return at.zip(
                 dy, [&](float z, float dy) { return z <= 0.0f ? negative_slope * dy : dy; });
         case ACTIVATION_RELU6:
-            return at.each_with(dy, [](float z, float dy) { return is_cut_by_relu6(z) ? 0.0f : dy; });
+            return at.zip(dy, [](float z, float dy) { return is_cut_by_relu6(z) ? 0.0f : dy; });
         case ACTIVATION_SIGMOID: return times([](float z) { return Sigmoid(z).slope; });
         case ACTIVATION_TANH:
             return times([](float z) {

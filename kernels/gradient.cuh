@@ -15,7 +15,8 @@ enum Gate {
     ANY_FROM_X,    // any activation: from a mask, or its input recomputed from x and residual
 };
 
-// Which of them an entry point knows; it branches to one of them, once.
+// Which of them an entry point knows; it branches to one of them, once. The common ones are no good for
+// leaky ReLU over a residual: the plan names another entry point.
 enum Gates { COMMON_GATES, ANY_GATE, ALL_GATES };
 
 template <Gate GATE_>
@@ -23,8 +24,7 @@ struct Gated {
     static constexpr Gate GATE = GATE_;
 };
 
-// Calls `use(gate)`: `gate.GATE` is this launch's, a constant. `is_open`: what comes to it has passed the
-// launch's before.
+// Calls `use(gate)`: `gate.GATE` is this launch's, a constant. `is_open`: dy has been through it and is g.
 template <Gates GATES, class Use>
 __device__ inline void with_gate(const Params &params, const Use &use, bool is_open = false) {
     if constexpr (GATES == ANY_GATE) {

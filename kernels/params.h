@@ -60,7 +60,7 @@ struct Params {
     unsigned is_bf16;        // elements of 16 bits: whether they are bf16, else f16
     Extent groups;           // of channels that are finished together
     unsigned misalignment;   // planes: elements from the last pack boundary to the first element
-    unsigned boundary;       // planes: windows begin at its multiples: a pack, or a byte of mask
+    unsigned boundary;       // planes: the first window begins at its multiple: a pack, or a byte of mask
     Extent windows;          // planes: windows of one plane
     Extent windows_per_part; // planes: a multiple of 32
     Extent rows, columns;    // columns: extents of the matrix

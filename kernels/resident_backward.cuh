@@ -12,7 +12,8 @@
 #include "walk.cuh"
 
 // Packs that are worked on together: for the sums, whose four rows of columns add up in fp32 before they
-// go to a compensated sum, and for dx, as registers allow.
+// go to a compensated sum, and for dx, as registers allow. Of dx, what stays on chip mostly has passed the
+// gate; few packs have not.
 template <Gate GATE, class Walk, int V>
 constexpr int SUMMED = GATE == ANY_FROM_X ? BATCH_ANY : Walk::CHANNELS == 1 ? 16 / V : 4;
 template <Gate GATE, class Walk, int V>
@@ -22,12 +23,12 @@ constexpr int CHANGED = GATE != OPEN ? 1 : Walk::CHANNELS == 1 ? 16 / V : 2;
 template <Gate GATE, class T>
 constexpr bool KEEPS_G = GATE != OPEN && (GATE != ANY_FROM_X || sizeof(T) == 4);
 
-// The same of the launch's gate; what is open has nothing to keep.
+// The same of the launch's gate.
 template <class T>
 __device__ inline bool keeps_g(const Params &params) {
-    if (sizeof(T) == 4) return true;
-    const unsigned activation = anew(params.activation);
-    return params.mask ? activation != ACTIVATION_LEAKY_RELU : activation == ACTIVATION_RELU;
+    bool keeps = false;
+    with_gate<ALL_GATES>(params, [&](auto gate) { keeps = KEEPS_G<gate.GATE, T>; });
+    return keeps;
 }
 
 // The tiles of a backward's inputs. Where a pack is not whole, what is not there holds zeros.

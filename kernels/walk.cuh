@@ -228,8 +228,9 @@ struct Planes {
         return result;
     }
 
-    // Windows lie on boundaries of packs, planes need not. Where there is a mask, windows lie on those of
-    // its bytes too: the sample then begins on one.
+    // Windows lie on boundaries of packs, planes need not. Where there is a mask, a plane's first window
+    // begins with a byte of it, counted from the sample's first element wherever that lies: so forward and
+    // backward agree whatever their strides and packs.
     __device__ void cut(Window &window, Extent plane) const {
         const Extent sample = params.misalignment + course.sample * params.x_stride;
         const Extent offset = params.boundary > V ? plane : sample + plane;

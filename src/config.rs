@@ -27,7 +27,8 @@ impl fmt::Display for Layout {
 /// NaN goes through every one of them. The definitions are PyTorch's. On the CPU the smooth ones
 /// (sigmoid, tanh, SiLU, GELU) are evaluated in f64 and rounded once, with the output. Their errors
 /// before that are below 1e-9 of the value for tensors of f32 and 16 bits, below 4e-15 for tensors
-/// of f64 (1e-13 far out in GELU's tail).
+/// of f64 (1e-13 far out in GELU's tail). On a GPU they are evaluated in fp32 and right to
+/// a few of its last places, but for GELU's far tail, where its values are small.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum Activation {
     /// `z`

@@ -46,6 +46,16 @@ impl<L: Launcher> Device<L> {
         &self.launcher
     }
 
+    /// Bytes on the device that [`workspace`](Backend::workspace) takes for `problem`, which this does not
+    /// allocate.
+    ///
+    /// # Errors
+    /// An element type that it does not take; a tensor that needs more blocks than a grid has.
+    pub fn workspace_bytes(&self, problem: &Problem) -> Result<u64> {
+        check_dtype("problem", problem.dtype())?;
+        Ok(Size::of(problem, &self.launcher.facts(), self.choice)?.bytes())
+    }
+
     /// Begins a call on tensors of `E`.
     fn bind<E: Element>(&self, problem: &Problem) -> Result<Bound<'_, L>> {
         problem.check_dtype(E::DTYPE)?;

@@ -187,9 +187,9 @@ pub enum Geometry {
     Planes {
         /// Elements from the last pack boundary to the first element.
         misalignment: u32,
-        /// Windows begin at its multiples: a pack, or the 8 elements of a byte of mask.
+        /// A plane's first window begins at its multiple: a pack, or the 8 elements of a byte of mask.
         boundary: u32,
-        /// Packs that a plane touches.
+        /// Packs that a plane may touch; with a mask, those of its row's bytes.
         windows: u64,
         /// Packs of a channel that one block walks over.
         windows_per_part: u64,
@@ -314,7 +314,7 @@ pub(super) fn pack_of(walk: Walk, pass: Pass, problem: &Problem, alignment: Alig
     };
     let fits = match (walk, alignment.offset) {
         (_, None) => false,
-        // Planes may begin anywhere, but not a mask's bytes.
+        // Planes may begin anywhere; with a mask, samples may not.
         (Walk::Planes, Some(offset)) => {
             !pass.touches_mask(problem)
                 || (offset == 0 && has_room_in_mask(row) && samples_are_aligned(problem, pack))
@@ -329,8 +329,8 @@ pub(super) fn pack_of(walk: Walk, pass: Pass, problem: &Problem, alignment: Alig
 }
 
 /// Whether a plane's row of mask can begin as many bits into its first byte as the plane begins
-/// elements after a multiple of 8 of its sample. That is at a multiple of `rest`: the row takes no byte
-/// more for it.
+/// elements after a multiple of 8 of its sample, and take no byte more for it: planes begin at multiples
+/// of `rest`, if that is a power of two, so at most 8 - `rest` bits into a byte.
 fn has_room_in_mask(spatial: u64) -> bool {
     let rest = spatial % 8;
     rest == 0 || rest.is_power_of_two()
@@ -546,6 +546,7 @@ fn kind(pass: Pass, pack: u32, problem: &Problem) -> Option<&'static str> {
         (Pass::Statistics | Pass::Forward | Pass::Backward, _) => None,
         _ if pack == 1 => Some("any"),
         (Pass::Reduce | Pass::Gradient, Activation::Identity | Activation::Relu) => None,
+        // Leaky ReLU, which has a mask too, multiplies.
         (Pass::Reduce | Pass::Gradient, Activation::Relu6) if epilogue.has_mask() => None,
         (Pass::Apply, Activation::Relu) => Some("relu"),
         (_, Activation::Identity) => Some("identity"),

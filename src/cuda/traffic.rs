@@ -98,7 +98,7 @@ impl Plan {
         self.evicted(problem, Plan::elements_before)
     }
 
-    /// Of what `before` counts in a channel before one of its windows, and in a row by its end.
+    /// What is brought twice, as `before` counts.
     fn evicted(&self, problem: &Problem, before: Before) -> u64 {
         let slots = u64::from(self.slots);
         if slots == 0 || self.steps() <= slots {
@@ -119,6 +119,7 @@ impl Plan {
             Geometry::Columns { rows, rows_per_part, packs_per_tile, .. } => {
                 let height = u64::from(BLOCK / packs_per_tile);
                 parts(rows, rows_per_part)
+                    // Rows are all alike: as many as before the row of that number.
                     .map(|(_, rows)| before(self, problem, 0, evicted(rows, height)))
                     .sum()
             }

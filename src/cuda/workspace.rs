@@ -31,7 +31,7 @@ pub(super) struct Size {
 
 impl Size {
     /// Enough for any call on `problem`, wherever its tensors lie: in any tier, or as `choice` says.
-    fn of(problem: &Problem, facts: &DeviceFacts, choice: Choice) -> Result<Size> {
+    pub(super) fn of(problem: &Problem, facts: &DeviceFacts, choice: Choice) -> Result<Size> {
         let sums = (SUM_ROWS * problem.channels()) as u64;
         let mut size = Size { counters: 0, partials: 0, sums };
         let mut hold = |plan: &Plan| {
@@ -63,6 +63,10 @@ impl Size {
 
     pub(super) fn words(&self) -> u64 {
         self.counters + self.partials + self.sums
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.words() * size_of::<f64>() as u64
     }
 
     /// Refuses a workspace that was made for a smaller problem.
@@ -112,6 +116,6 @@ impl<L: Launcher> Workspace<L> {
 
     /// Bytes on the device.
     pub fn bytes(&self) -> u64 {
-        self.size.words() * size_of::<f64>() as u64
+        self.size.bytes()
     }
 }

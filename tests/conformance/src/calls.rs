@@ -207,6 +207,7 @@ pub(crate) fn a_workspace_of_a_smaller_problem<S: Subject>(subject: &S) {
     let device = subject.device(2);
     let small = Buffers::<f32>::dense(&Data::new(Case::new((2, 3, 1), LAYOUTS[1], Epilogue::NONE)));
     let mut workspace = device.workspace(&small.problem).unwrap();
+    assert_eq!(device.workspace_bytes(&small.problem).unwrap(), workspace.bytes());
     let mut large =
         Buffers::<f32>::dense(&Data::new(Case::new((900, 300, 1), LAYOUTS[1], Epilogue::NONE)));
     let result = on_backend(&mut large, &device, &mut workspace, |on| on.forward_train());
@@ -222,8 +223,10 @@ pub(crate) fn what_a_gpu_does_not_do<S: Subject>(subject: &S) {
     let error = call(&mut one, &device, |on| on.forward_train()).unwrap_err();
     assert!(error.to_string().contains("more than 1 value per channel"), "{error}");
     let wide = Problem::new(&[4, 3], LAYOUTS[0], DType::F64, Epilogue::NONE).unwrap();
-    let error = device.workspace(&wide).err().unwrap();
-    assert!(error.to_string().starts_with("`problem`: expected f32, f16 or bf16"), "{error}");
+    for error in [device.workspace(&wide).err(), device.workspace_bytes(&wide).err()] {
+        let error = error.unwrap().to_string();
+        assert!(error.starts_with("`problem`: expected f32, f16 or bf16"), "{error}");
+    }
     let mut saved = Saved::<_, f64>::new(&device, &wide).unwrap();
     let moments = device.upload(&[1.0; MOMENT_ROWS * 3]).unwrap();
     let args = MergeStatistics {

@@ -28,6 +28,7 @@ void *shared_array(const void *site, size_t bytes, size_t alignment) {
 }
 
 float add_down(float a, float b) {
+    if (a == -b && isfinite(a)) return signbit(a) || signbit(b) ? -0.0f : 0.0f;
     // What the sum in double loses says on which side of it the exact one is.
     const double sum = static_cast<double>(a) + b, b_part = sum - a;
     const double lost = (a - (sum - b_part)) + (b - b_part);
@@ -36,15 +37,13 @@ float add_down(float a, float b) {
     return is_above ? nextafterf(nearest, -INFINITY) : nearest;
 }
 
-// Off by so many of the last places, up or down.
-static float off_by(int ulps, float exact) {
-    if (!isnormal(exact)) return exact;
+float reciprocal_approx(float value) {
+    const float exact = 1.0f / value;
+    if (!isnormal(exact)) return isnan(exact) || isinf(exact) ? exact : copysignf(0.0f, exact);
+    // Up or down, as its last place has it.
     const uint32_t bits = same_bits<uint32_t>(exact);
-    return same_bits<float>(bits + (bits & 1 ? ulps : -ulps));
+    return same_bits<float>(bits & 1 ? bits + 1 : bits - 1);
 }
-
-float exp2_approx(float value) { return off_by(2, exp2f(value)); }
-float reciprocal_approx(float value) { return off_by(1, 1.0f / value); }
 
 float half_to_float(uint16_t bits) {
     const uint32_t sign = (bits & 0x8000u) << 16;

@@ -218,12 +218,13 @@ pub enum Unary {
     Exp2Approx,
 }
 
-/// Off by so many of the last places, up or down.
+/// Off by so many of the last places, up or down as the last one has it. What is subnormal is lost.
 fn off_by(ulps: u32, exact: f32) -> f32 {
     let bits = exact.to_bits();
     match exact.is_normal() {
         true if bits & 1 == 1 => f32::from_bits(bits + ulps),
         true => f32::from_bits(bits - ulps),
+        false if exact.is_subnormal() => 0.0_f32.copysign(exact),
         false => exact,
     }
 }
@@ -306,6 +307,9 @@ fn fused_down([a, b, c]: [f32; 3]) -> f32 {
     // The product is exact; what the sum loses says on which side of it the result is.
     let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
     let sum = product + c;
+    if sum == 0.0 {
+        return if product.is_sign_negative() || c.is_sign_negative() { -0.0 } else { 0.0 };
+    }
     let c_of_sum = sum - product;
     let lost = (product - (sum - c_of_sum)) + (c - c_of_sum);
     let nearest = sum as f32;
@@ -471,6 +475,7 @@ mod tests {
         assert_eq!(up(-1.0, 1.0, 1e-30), (-1.0_f32).next_up());
         assert_eq!(down(f32::MAX, 1.0, f32::MAX), f32::MAX);
         assert_eq!(up(f32::MAX, 1.0, f32::MAX), f32::INFINITY);
+        assert!(down(1.0, 1.0, -1.0).is_sign_negative() && up(1.0, 1.0, -1.0).is_sign_positive());
     }
 
     #[test]
