@@ -127,7 +127,18 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
 #endif
 }
 
-// 1 / value, of which the last place may be off by one.
+// 2^value, off by 2 of the last places at most. What would be subnormal is 0.
+__device__ __forceinline__ float exp2_approx(float value) {
+#ifdef WARPNORM_EMULATOR
+    return emulator::exp2_approx(value);
+#else
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+    return result;
+#endif
+}
+
+// 1 / value, off by 1 of the last places at most.
 __device__ __forceinline__ float reciprocal_approx(float value) {
 #ifdef WARPNORM_EMULATOR
     return emulator::reciprocal_approx(value);

@@ -105,13 +105,26 @@ constexpr float SQRT_HALF = 0.70710678f;
 constexpr float INV_SQRT_2PI = 0.39894228f;
 constexpr float SQRT_2_OVER_PI = 0.79788456f;
 constexpr float GELU_CUBIC = 0.044715f;
+constexpr float LOG2_E = 0x1.715476p0f, LOG2_E_REST = 0x1.4ae0cp-26f;
+constexpr float LN_2 = 0.69314718f;
+
+// e^z for z <= 0, to a few of the last places far out too: what rounding takes off the exponent comes back
+// as a factor.
+__device__ inline float exp_below(float z) {
+    // From there on it is 0; infinity less infinity would be none.
+    const float at = max_or_nan(z, -104.0f);
+    const float exponent = LOG2_E * at;
+    const float rest = fmaf(LOG2_E_REST, at, fmaf(LOG2_E, at, -exponent));
+    const float power = exp2_approx(exponent);
+    return fmaf(power * LN_2, rest, power);
+}
 
 // The logistic function and its slope: neither is a difference, so that both are right far out too.
 struct Sigmoid {
     float value, slope;
 
     __device__ explicit Sigmoid(float z) {
-        const float e = expf(-fabsf(z)), upper = reciprocal_approx(1.0f + e), lower = e * upper;
+        const float e = exp_below(-fabsf(z)), upper = reciprocal_approx(1.0f + e), lower = e * upper;
         value = z < 0.0f ? lower : upper;
         slope = lower * upper;
     }
@@ -187,7 +200,7 @@ __device__ inline float silu_derivative(float z) {
 }
 
 __device__ inline float gelu_derivative(float z) {
-    return with_bell(normal_cdf(z), z, INV_SQRT_2PI * expf(-0.5f * z * z));
+    return with_bell(normal_cdf(z), z, INV_SQRT_2PI * exp_below(-0.5f * z * z));
 }
 
 __device__ inline float gelu_tanh_derivative(float z) {

@@ -37,13 +37,16 @@ float add_down(float a, float b) {
     return is_above ? nextafterf(nearest, -INFINITY) : nearest;
 }
 
-float reciprocal_approx(float value) {
-    const float exact = 1.0f / value;
-    if (!isnormal(exact)) return isnan(exact) || isinf(exact) ? exact : copysignf(0.0f, exact);
-    // Up or down, as its last place has it.
+// Off by so many of the last places, up or down as the last one has it. What is subnormal is lost.
+static float off_by(int ulps, float exact) {
+    if (!isfinite(exact)) return exact;
+    if (!isnormal(exact)) return copysignf(0.0f, exact);
     const uint32_t bits = same_bits<uint32_t>(exact);
-    return same_bits<float>(bits & 1 ? bits + 1 : bits - 1);
+    return same_bits<float>(bits & 1 ? bits + ulps : bits - ulps);
 }
+
+float exp2_approx(float value) { return off_by(2, exp2f(value)); }
+float reciprocal_approx(float value) { return off_by(1, 1.0f / value); }
 
 float half_to_float(uint16_t bits) {
     const uint32_t sign = (bits & 0x8000u) << 16;

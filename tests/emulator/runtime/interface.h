@@ -68,7 +68,8 @@ template <class To, class From> __attribute__((always_inline)) inline To same_bi
 // The sum, rounded down.
 float add_down(float a, float b);
 
-// As far off as it may be on a GPU.
+// Approximations, as far off as they may be on a GPU.
+float exp2_approx(float value);
 float reciprocal_approx(float value);
 
 float half_to_float(uint16_t bits);

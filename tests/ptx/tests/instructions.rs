@@ -19,7 +19,7 @@ const PER_BYTE: f64 = 8.0;
 
 /// Of a tensor that takes turns of a block's threads, and of one that takes twice as many: what a launch
 /// does beside its loops is not in the difference.
-const TURNS: [usize; 2] = [4, 8];
+const TURNS: [usize; 2] = [8, 16];
 
 const PASSES: [Pass; 3] = [Pass::Forward, Pass::Backward, Pass::Apply];
 
