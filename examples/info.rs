@@ -176,24 +176,23 @@ fn print_plans(args: &Args, best: &Best) -> Result<()> {
         ("forward_train", Pass::Forward, problem.forward_floor_bytes()),
         ("backward_train", Pass::Backward, problem.backward_floor_bytes()),
         // It writes no mask.
-        ("inference", Pass::Apply, problem.forward_floor_bytes() - problem.mask_len()),
+        ("inference", Pass::Inference, problem.forward_floor_bytes() - problem.mask_len()),
     ] {
         let plans = match pass {
-            Pass::Apply => vec![Plan::new(pass, &problem, &facts, aligned)?],
+            Pass::Inference => vec![Plan::new(pass, &problem, &facts, aligned)?],
             _ => training_plans(pass, &problem, &facts, aligned, aligned, tier)?,
         };
         for (index, plan) in plans.iter().enumerate() {
             let requested = plan.requested_bytes(&problem);
-            let mask = if pass == Pass::Apply { requested.mask_written } else { 0 };
-            let memory = plan.hbm_bytes(&problem, &facts, index == 1) - mask;
+            let memory = plan.hbm_bytes(&problem, &facts, index == 1);
             table.add_row([
                 call.to_owned(),
                 plan.kernel.clone(),
                 format!("{} x {BLOCK}", plan.grid),
                 plan.parts.to_string(),
                 shared_memory(plan),
-                if pass == Pass::Apply { NOTHING.to_owned() } else { kept(plan, &problem) },
-                megabytes(requested.total() - mask),
+                if pass == Pass::Inference { NOTHING.to_owned() } else { kept(plan, &problem) },
+                megabytes(requested.total()),
                 megabytes(memory),
                 share(memory, floor),
             ]);

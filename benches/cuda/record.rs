@@ -85,7 +85,7 @@ impl Record {
             Pass::TrainForward => (Call::Forward, training(Call::Forward)?),
             Pass::TrainBackward => (Call::Backward, training(Call::Backward)?),
             Pass::Inference => {
-                (Call::Apply, vec![Plan::new(Call::Apply, &problem, facts, aligned)?])
+                (Call::Inference, vec![Plan::new(Call::Inference, &problem, facts, aligned)?])
             }
         };
         let seconds = predicted_seconds(pass, &problem, &gpu.facts, Some(plans[0].tier))?;

@@ -2,7 +2,7 @@
 
 use super::launcher::DeviceFacts;
 use super::plan::{Alignment, Pass, Plan, Tier};
-use super::resident::{apply_seconds, resident, streaming_seconds};
+use super::resident::{inference_seconds, resident, streaming_seconds};
 use crate::error::{Error, Result};
 use crate::problem::Problem;
 
@@ -77,7 +77,7 @@ pub fn training_plans(
 }
 
 /// Seconds that a call should take by the model that plans are chosen by: `Pass::Forward` or
-/// `Pass::Backward` with aligned tensors, or `Pass::Apply`.
+/// `Pass::Backward` with aligned tensors, or `Pass::Inference`.
 ///
 /// # Errors
 /// As for [`training_plans`].
@@ -89,9 +89,9 @@ pub fn predicted_seconds(
 ) -> Result<f64> {
     let aligned = [Alignment::ALIGNED; 2];
     match pass {
-        Pass::Apply => {
+        Pass::Inference => {
             let plan = Plan::new(pass, problem, facts, Alignment::ALIGNED)?;
-            Ok(apply_seconds(problem, facts, &plan))
+            Ok(inference_seconds(problem, facts, &plan))
         }
         _ => Ok(plans_and_seconds(pass, problem, facts, aligned, choice.into())?.1),
     }

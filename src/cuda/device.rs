@@ -340,7 +340,7 @@ impl<L: Launcher> Backend for Device<L> {
         bound.affine(&affine)?;
         bound.running(&running)?;
         bound.tensor_mut::<E>(problem, Operand::Y, &mut y)?;
-        self.launch_elementwise(Pass::Apply, problem, &bound, workspace)
+        self.launch_elementwise(Pass::Inference, problem, &bound, workspace)
     }
 
     fn inference_inplace<E: Element>(
@@ -358,7 +358,7 @@ impl<L: Launcher> Backend for Device<L> {
         bound.residual::<E>(problem, &residual)?;
         bound.affine(&affine)?;
         bound.running(&running)?;
-        self.launch_elementwise(Pass::Apply, problem, &bound, workspace)
+        self.launch_elementwise(Pass::Inference, problem, &bound, workspace)
     }
 
     fn inference_backward<E: Element>(

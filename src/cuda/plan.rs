@@ -27,8 +27,10 @@ pub(super) const PARTIAL_WORDS: u64 = 3;
 pub enum Pass {
     /// Mean and variance of each channel.
     Statistics,
-    /// y from x.
+    /// y from x, and the mask of a problem that has one.
     Apply,
+    /// y from x with fixed statistics: no backward will ask for a mask.
+    Inference,
     /// Backward's sums over each channel.
     Reduce,
     /// dx from x, dy and the sums.
@@ -57,7 +59,7 @@ pub enum Tier {
 impl Pass {
     /// Whether blocks finish channels together.
     fn reduces(self) -> bool {
-        !matches!(self, Pass::Apply | Pass::Gradient)
+        !matches!(self, Pass::Apply | Pass::Inference | Pass::Gradient)
     }
 
     /// Whether the last of the blocks that share a channel merges what all have left.
@@ -73,8 +75,12 @@ impl Pass {
         matches!(self, Pass::Gradient | Pass::Frozen | Pass::Backward)
     }
 
-    /// y, and the mask of a problem that has one.
     pub(super) fn writes_y(self) -> bool {
+        matches!(self, Pass::Apply | Pass::Inference | Pass::Forward)
+    }
+
+    /// Whether it writes the mask of a problem that has one.
+    pub(super) fn writes_mask(self) -> bool {
         matches!(self, Pass::Apply | Pass::Forward)
     }
 
@@ -83,9 +89,9 @@ impl Pass {
         self.reads_dy() && self != Pass::Frozen
     }
 
-    /// Whether the problem has a mask that it may read or write.
+    /// Whether the problem has a mask that it reads or writes.
     fn touches_mask(self, problem: &Problem) -> bool {
-        problem.epilogue().has_mask() && (self.reads_mask() || self.writes_y())
+        problem.epilogue().has_mask() && (self.reads_mask() || self.writes_mask())
     }
 }
 
@@ -310,7 +316,7 @@ pub(super) fn pack_of(walk: Walk, pass: Pass, problem: &Problem, alignment: Alig
     let pack = PACK_BYTES / problem.dtype().size() as u64;
     let row = match walk {
         Walk::Planes => problem.spatial() as u64,
-        Walk::Columns => columns_of(problem) * rows_abreast(problem),
+        Walk::Columns => columns_of(problem) * rows_abreast(pass, problem),
     };
     let fits = match (walk, alignment.offset) {
         (_, None) => false,
@@ -354,12 +360,12 @@ fn columns_of(problem: &Problem) -> u64 {
 
 /// Rows of a channels-last tensor that are whole packs side by side, where one is not: if a block can
 /// cover them, none is left over, and no mask begins with each.
-fn rows_abreast(problem: &Problem) -> u64 {
+fn rows_abreast(pass: Pass, problem: &Problem) -> u64 {
     let pack = PACK_BYTES / problem.dtype().size() as u64;
     let (rows, columns) = (problem.values_per_channel() as u64, columns_of(problem));
     let missing = pack >> columns.trailing_zeros().min(pack.trailing_zeros());
     let is_possible = problem.layout() == Layout::ChannelsLast
-        && !problem.epilogue().has_mask()
+        && !pass.touches_mask(problem)
         && is_gapless(problem)
         && missing * columns <= MAX_COLUMNS
         && rows.is_multiple_of(missing);
@@ -428,7 +434,7 @@ pub(super) fn columns(
     pack: u32,
 ) -> (u64, Geometry) {
     // Single elements fit any row.
-    let abreast = if pack > 1 { rows_abreast(problem) } else { 1 };
+    let abreast = if pack > 1 { rows_abreast(pass, problem) } else { 1 };
     let columns = columns_of(problem) * abreast;
     let (rows, rows_per_sample, columns_per_channel) = match problem.layout() {
         Layout::ChannelsFirst => (problem.batch() as u64, 1, problem.spatial() as u64),
@@ -438,7 +444,7 @@ pub(super) fn columns(
             (rows, rows_per_sample, 1)
         }
     };
-    let writes_mask = pass.writes_y() && problem.epilogue().has_mask();
+    let writes_mask = pass.writes_mask() && problem.epilogue().has_mask();
     let tile = match (writes_mask, pack) {
         // Lanes are bits: a warp sees 32 columns of one row.
         (true, 1) => 32,
@@ -513,7 +519,7 @@ pub(super) fn kernel_name(
 ) -> String {
     let pass_name = match pass {
         Pass::Statistics => "statistics",
-        Pass::Apply => "apply",
+        Pass::Apply | Pass::Inference => "apply",
         Pass::Reduce => "reduce",
         Pass::Gradient => "gradient",
         Pass::Frozen => "frozen",
@@ -548,7 +554,7 @@ fn kind(pass: Pass, pack: u32, problem: &Problem) -> Option<&'static str> {
         (Pass::Reduce | Pass::Gradient, Activation::Identity | Activation::Relu) => None,
         // Leaky ReLU, which has a mask too, multiplies.
         (Pass::Reduce | Pass::Gradient, Activation::Relu6) if epilogue.has_mask() => None,
-        (Pass::Apply, Activation::Relu) => Some("relu"),
+        (Pass::Apply | Pass::Inference, Activation::Relu) => Some("relu"),
         (_, Activation::Identity) => Some("identity"),
         _ => Some("any"),
     }

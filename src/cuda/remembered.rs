@@ -92,6 +92,7 @@ mod tests {
             base,
             Question { pass: Pass::Backward, ..base },
             Question { pass: Pass::Apply, ..base },
+            Question { pass: Pass::Inference, ..base },
             Question { pass: Pass::Frozen, ..base },
             Question { alignments: [Alignment::ALIGNED, Alignment::MIXED], ..base },
             Question { alignments: [Alignment::MIXED; 2], ..base },

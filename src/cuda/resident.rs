@@ -435,9 +435,9 @@ pub(super) fn streaming_seconds(
     2.0 * LAUNCH + sweeps + exchange + RAMP
 }
 
-/// What inference should take, which leaves no mask.
-pub(super) fn apply_seconds(problem: &Problem, facts: &DeviceFacts, plan: &Plan) -> f64 {
-    let bytes = problem.forward_floor_bytes() - problem.mask_len();
+/// What inference should take.
+pub(super) fn inference_seconds(problem: &Problem, facts: &DeviceFacts, plan: &Plan) -> f64 {
+    let bytes = plan.requested_bytes(problem).total();
     LAUNCH + bytes as f64 / reached_streaming(plan, problem, facts)
 }
 

@@ -44,7 +44,7 @@ impl Plan {
         let (epilogue, pass) = (problem.epilogue(), self.pass);
         let reads_residual = match pass {
             Pass::Statistics => false,
-            Pass::Apply | Pass::Forward => epilogue.residual,
+            Pass::Apply | Pass::Inference | Pass::Forward => epilogue.residual,
             Pass::Reduce | Pass::Gradient | Pass::Backward => epilogue.backward_reads_residual(),
             Pass::Frozen => epilogue.inference_backward_reads_residual(),
         };
@@ -64,7 +64,7 @@ impl Plan {
                 true => self.packs(problem) + self.evicted(problem, Plan::packs_before),
                 false => 0,
             },
-            mask_written: match (touches_mask(pass.writes_y()), self.geometry) {
+            mask_written: match (touches_mask(pass.writes_mask()), self.geometry) {
                 (false, _) => 0,
                 (true, Geometry::Columns { rows, columns, .. }) => rows * columns.div_ceil(8),
                 (true, Geometry::Planes { .. }) => problem.mask_len() as u64,

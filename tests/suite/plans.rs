@@ -8,8 +8,8 @@ use warpnorm::cuda::{
 };
 use warpnorm::{Activation, DType, Epilogue, Layout, Operand, Problem};
 
-pub const PASSES: [Pass; 5] =
-    [Pass::Statistics, Pass::Apply, Pass::Reduce, Pass::Gradient, Pass::Frozen];
+pub const PASSES: [Pass; 6] =
+    [Pass::Statistics, Pass::Apply, Pass::Inference, Pass::Reduce, Pass::Gradient, Pass::Frozen];
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 
 const THREADS: u64 = 256;
@@ -28,6 +28,9 @@ fn check_plan(plan: &Plan, problem: &Problem, alignment: Alignment) {
     assert_eq!(plan.walk, Walk::of(problem), "{what}");
     let pack = u64::from(plan.pack);
     assert!(pack == 1 || pack == 16 / problem.dtype().size() as u64, "{what}");
+    let writes_mask = matches!(plan.pass, Pass::Apply | Pass::Forward);
+    let reads_mask = matches!(plan.pass, Pass::Reduce | Pass::Gradient | Pass::Backward);
+    let touches_mask = problem.mask_len() > 0 && (writes_mask || reads_mask);
     match plan.geometry {
         Geometry::Planes { misalignment, boundary, windows, windows_per_part } => {
             assert_eq!(plan.groups, problem.channels() as u64, "{what}");
@@ -38,9 +41,6 @@ fn check_plan(plan: &Plan, problem: &Problem, alignment: Alignment) {
             assert_eq!(windows_per_part % 32, 0, "{what}");
             assert!(windows_per_part <= COUNTED, "{what}");
             assert!(u64::from(misalignment) < pack, "{what}");
-            let writes_y = matches!(plan.pass, Pass::Apply | Pass::Forward);
-            let reads_mask = matches!(plan.pass, Pass::Reduce | Pass::Gradient | Pass::Backward);
-            let touches_mask = problem.mask_len() > 0 && (writes_y || reads_mask);
             let has_room = !matches!(problem.spatial() % 8, 3 | 5 | 6 | 7);
             let expected = if touches_mask && has_room { 8 } else { pack };
             assert_eq!(u64::from(boundary), expected, "{what}");
@@ -62,7 +62,7 @@ fn check_plan(plan: &Plan, problem: &Problem, alignment: Alignment) {
             if rows_abreast > 1 {
                 assert!(plan.groups == 1 && columns_per_channel == 1 && pack > 1, "{what}");
                 let row = (problem.channels() as u64) * u64::from(rows_abreast);
-                assert_eq!((row, problem.mask_len()), (columns, 0), "{what}");
+                assert_eq!((row, touches_mask), (columns, false), "{what}");
             }
             assert!(u64::from(packs_per_tile) <= THREADS && tile <= MAX_COLUMNS, "{what}");
             assert!(plan.groups * tile >= columns, "{what}");
@@ -71,7 +71,7 @@ fn check_plan(plan: &Plan, problem: &Problem, alignment: Alignment) {
             assert!(rows_per_part <= COUNTED, "{what}");
             let before_last = (u64::from(plan.parts) - 1) * rows_per_part;
             assert!(before_last < rows.max(1) || any_may_be_idle, "{what}");
-            let folds = !matches!(plan.pass, Pass::Apply | Pass::Gradient);
+            let folds = !matches!(plan.pass, Pass::Apply | Pass::Inference | Pass::Gradient);
             if folds {
                 assert_eq!(tile % u64::from(columns_per_channel), 0, "a cut channel: {what}");
             }
@@ -376,7 +376,7 @@ fn predictions_count_what_an_epilogue_moves() {
     let mask = plain.elements() as f64 / 8.0;
     let [streaming, grid] = [Tier::Streaming, Tier::Grid].map(Some);
     for (pass, tier, activation, bytes) in [
-        (Pass::Apply, None, Activation::Relu, tensor),
+        (Pass::Inference, None, Activation::Relu, tensor),
         (Pass::Forward, streaming, Activation::Identity, tensor),
         (Pass::Forward, streaming, Activation::Relu, tensor + mask),
         (Pass::Forward, grid, Activation::Relu, tensor + mask),

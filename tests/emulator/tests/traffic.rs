@@ -4,7 +4,7 @@
 mod counted;
 use conformance::suite;
 
-use counted::{ByTensor, Setting, pass_of, without_mask};
+use counted::{ByTensor, Setting, pass_of};
 use emulator::{BufferTraffic, Counters, Emulator, Options, clustered_facts, cramped_facts};
 use half::f16;
 use suite::flat::Buffers;
@@ -53,12 +53,9 @@ fn check_bytes<E: Element>(setting: &Setting, dim: Dim, modes: &[Mode]) -> Vec<P
         for epilogue in EPILOGUES {
             for &mode in modes {
                 let case = Case::new(dim, layout, epilogue);
-                let mut problem = Buffers::dense(&Data::<E>::new(case)).problem;
-                if mode == Mode::Eval {
-                    problem = without_mask(&problem);
-                }
+                let problem = Buffers::dense(&Data::<E>::new(case)).problem;
                 launches::<E>(setting, case, mode, |counters, on| {
-                    let pass = pass_of(&counters.kernel).unwrap();
+                    let pass = pass_of(&counters.kernel, mode).unwrap();
                     let plan = setting.plan(pass, &problem, Alignment::ALIGNED);
                     let expected = plan.requested_bytes(&problem);
                     let requested = ByTensor::new(counters, on).requested();

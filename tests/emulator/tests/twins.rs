@@ -6,7 +6,7 @@
 mod counted;
 use conformance::suite;
 
-use counted::{ByTensor, Setting, pass_of, without_mask};
+use counted::{ByTensor, Setting, pass_of};
 use emulator::{Counters, Emulator};
 use half::{bf16, f16};
 use std::collections::{BTreeMap, BTreeSet};
@@ -109,7 +109,6 @@ impl Row {
     fn new<E: Element>(
         twin: &Twin,
         plan: Option<&Plan>,
-        mode: Mode,
         problem: &Problem,
         counters: &Counters,
         on: &OnBackend<'_, Device<Emulator>, E>,
@@ -117,10 +116,7 @@ impl Row {
         let by_tensor = ByTensor::new(counters, on);
         let requested = by_tensor.requested();
         let kernel = &counters.kernel;
-        let planned = plan.map(|plan| match mode {
-            Mode::Train => plan.requested_bytes(problem),
-            Mode::Eval => plan.requested_bytes(&without_mask(problem)),
-        });
+        let planned = plan.map(|plan| plan.requested_bytes(problem));
         assert_eq!(requested, planned.unwrap_or_default(), "{kernel}");
         let tensors = by_tensor.tensors().map(|it| [it.read, it.written]);
         let sectors = tensors.iter().flatten().map(|it| it.sectors).sum();
@@ -151,8 +147,14 @@ fn team(plan: &Plan) -> String {
 }
 
 /// The plan of a kernel that goes through tensors.
-fn plan(twin: &Twin, setting: &Setting, problem: &Problem, kernel: &str) -> Option<Plan> {
-    let pass = pass_of(kernel)?;
+fn plan(
+    twin: &Twin,
+    setting: &Setting,
+    problem: &Problem,
+    kernel: &str,
+    mode: Mode,
+) -> Option<Plan> {
+    let pass = pass_of(kernel, mode)?;
     // Statistics see x alone, which agrees with itself about where packs begin.
     let alike = twin.gaps.is_empty() || pass == Pass::Statistics;
     let alignment = if alike { Alignment::ALIGNED } else { Alignment::MIXED };
@@ -244,9 +246,9 @@ fn run<E: Element>(
             Call::Ranks => train_as_one_rank(&device, on, problem.channels())?,
         }
         let row = |it: Counters| {
-            let plan = plan(twin, &setting, &problem, &it.kernel);
+            let plan = plan(twin, &setting, &problem, &it.kernel, mode);
             let key = (it.kernel.clone(), tier_name(plan.as_ref()));
-            (key, Row::new(twin, plan.as_ref(), mode, &problem, &it, on))
+            (key, Row::new(twin, plan.as_ref(), &problem, &it, on))
         };
         rows.extend(emulator.take_counters().into_iter().map(row));
         Ok(())

@@ -21,7 +21,7 @@ const PER_BYTE: f64 = 8.0;
 /// does beside its loops is not in the difference.
 const TURNS: [usize; 2] = [8, 16];
 
-const PASSES: [Pass; 3] = [Pass::Forward, Pass::Backward, Pass::Apply];
+const PASSES: [Pass; 3] = [Pass::Forward, Pass::Backward, Pass::Inference];
 
 const EPILOGUES: [(&str, Epilogue); 4] = [
     ("none", Epilogue::NONE),
@@ -61,7 +61,7 @@ impl Call {
     fn plans(&self, problem: &Problem) -> Result<Vec<Plan>> {
         let (facts, aligned) = (Call::facts(), Alignment::ALIGNED);
         match self.pass {
-            Pass::Apply => Ok(vec![Plan::new(Pass::Apply, problem, &facts, aligned)?]),
+            Pass::Inference => Ok(vec![Plan::new(Pass::Inference, problem, &facts, aligned)?]),
             pass => training_plans(pass, problem, &facts, aligned, aligned, Some(self.tier)),
         }
     }
@@ -78,7 +78,7 @@ impl Call {
         let mut workspace = device.workspace(&problem).unwrap();
         let mut launches = Vec::new();
         on_backend(&mut buffers, &device, &mut workspace, |on| {
-            if self.pass == Pass::Apply {
+            if self.pass == Pass::Inference {
                 on.inference()?;
             } else {
                 on.forward_train()?;
@@ -94,10 +94,7 @@ impl Call {
         let ran: Vec<_> = launches.iter().map(|it| &it.kernel).collect();
         assert_eq!(ran, plans.iter().map(|plan| &plan.kernel).collect::<Vec<_>>());
         let instructions = launches.iter().map(|it| it.instructions).sum::<u64>();
-        let mut bytes: u64 = plans.iter().map(|plan| plan.requested_bytes(&problem).total()).sum();
-        if self.pass == Pass::Apply {
-            bytes -= problem.mask_len() as u64;
-        }
+        let bytes: u64 = plans.iter().map(|plan| plan.requested_bytes(&problem).total()).sum();
         (instructions as f64, problem.elements() as f64, bytes as f64)
     }
 
@@ -127,12 +124,12 @@ fn rows() -> Vec<(String, Vec<Option<[f64; 2]>>)> {
         for layout in LAYOUTS {
             for (name, epilogue) in EPILOGUES {
                 let cells = [Tier::Block, Tier::Streaming].into_iter().flat_map(|tier| {
-                    let is_there = pass != Pass::Apply || tier == Tier::Streaming;
+                    let is_there = pass != Pass::Inference || tier == Tier::Streaming;
                     let call = is_there.then_some(Call { pass, layout, epilogue, tier });
                     call.map_or([None; 3], |call| call.counts_of_all().map(Some))
                 });
                 let pass = match pass {
-                    Pass::Apply => "inference",
+                    Pass::Inference => "inference",
                     Pass::Backward => "backward",
                     _ => "forward",
                 };

@@ -3,17 +3,19 @@
 
 #![allow(dead_code, reason = "no test file uses all of it")]
 
+use crate::suite::Mode;
 use crate::suite::on_backend::OnBackend;
 use emulator::{BufferTraffic, Counters, Emulator, Options, default_facts};
 use warpnorm::cuda::{
     Alignment, Device, DeviceFacts, Pass, Plan, RequestedBytes, Tier, training_plans,
 };
-use warpnorm::{Activation, Element, Epilogue, Problem};
+use warpnorm::{Element, Problem};
 
-/// The pass that a kernel is of; `None`: it goes through no tensor.
-pub fn pass_of(kernel: &str) -> Option<Pass> {
+/// The pass that a kernel is of in a call of some mode; `None`: it goes through no tensor.
+pub fn pass_of(kernel: &str, mode: Mode) -> Option<Pass> {
     match kernel.split('_').next() {
         Some("statistics") => Some(Pass::Statistics),
+        Some("apply") if mode == Mode::Eval => Some(Pass::Inference),
         Some("apply") => Some(Pass::Apply),
         Some("reduce") => Some(Pass::Reduce),
         Some("gradient") => Some(Pass::Gradient),
@@ -57,15 +59,6 @@ impl Setting {
             _ => Plan::new(pass, problem, &self.facts, alignment).unwrap(),
         }
     }
-}
-
-/// Inference writes no mask: it asks for what a call does whose activation is not piecewise linear.
-pub fn without_mask(problem: &Problem) -> Problem {
-    let epilogue = problem.epilogue();
-    if !epilogue.has_mask() {
-        return *problem;
-    }
-    problem.with_epilogue(Epilogue { activation: Activation::Silu, ..epilogue }).unwrap()
 }
 
 /// What a launch did with each tensor, and with the mask.
