@@ -43,7 +43,7 @@ fn as_many_as_asked_for() {
     for (facts, dim, tier, sizes) in [
         (default_facts(), fits, Tier::Streaming, &[1, 3, 16][..]),
         // More than a warp merges in one go.
-        (default_facts(), (1, 3, 25_600), Tier::Streaming, &[200]),
+        (default_facts(), (1, 4, 25_600), Tier::Streaming, &[200]),
         (default_facts(), half, Tier::Block, &[1]),
         (clustered_facts(5), fits, Tier::Cluster, &[5]),
         (default_facts(), fits, Tier::Cluster, &[2, 3]),
