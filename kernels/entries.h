@@ -9,12 +9,18 @@
 #include "forward.cuh"
 #include "params.h"
 
-// Packs in flight per thread in all passes but statistics: enough bytes to keep memory busy, few
-// enough registers. Where any activation may follow, its code would be repeated for each.
+// Packs in flight per thread: enough bytes to keep memory busy, few enough registers. Of x, and where y is
+// made of it (a fourth would spill over columns of 16 bits); of each of a backward's tensors; and fewer where
+// any activation may follow.
+constexpr int PACKS_OF_X = 4;
+template <template <int> class Walk, int V>
+constexpr int PACKS_TO_Y = 4;
+template <>
+constexpr int PACKS_TO_Y<Columns, 8> = 3;
 template <int V>
 constexpr int PACKS = V == 8 ? 2 : 4;
+constexpr int PACKS_TO_Y_ANY = 2;
 constexpr int PACKS_ANY = 1;
-constexpr int PACKS_OF_STATISTICS = 4;
 
 #define ENTRY(name, ...) KERNEL(name, THREADS, Params, __VA_ARGS__)
 
@@ -28,20 +34,21 @@ constexpr int BLOCKS<Planes, 8> = 3;
 #define PACK_ENTRY(name, Walk, V, ...)                                                             \
     KERNEL_BLOCKS(name, THREADS, (BLOCKS<Walk, V>), Params, __VA_ARGS__)
 
-// Where any activation's derivative may follow, which takes registers of its own.
-#define PACK_ENTRY_ANY(name, ...) KERNEL_BLOCKS(name, THREADS, 2, Params, __VA_ARGS__)
+// Where more packs, or an activation's derivative, take registers.
+#define LARGE_ENTRY(name, ...) KERNEL_BLOCKS(name, THREADS, 2, Params, __VA_ARGS__)
 
 #define PACK_ENTRIES(walk, Walk, type, T, V)                                                       \
-    KERNEL_BLOCKS(statistics_##walk##_##type##x##V, THREADS, 2, Params,                            \
-                  statistics<T, V, PACKS_OF_STATISTICS, Walk>)                                     \
-    PACK_ENTRY(apply_##walk##_##type##x##V##_identity, Walk, V, apply<IDENTITY, T, V, PACKS<V>, Walk>)\
-    PACK_ENTRY(apply_##walk##_##type##x##V##_relu, Walk, V, apply<RELU, T, V, PACKS<V>, Walk>)     \
-    PACK_ENTRY(apply_##walk##_##type##x##V##_any, Walk, V, apply<ANY, T, V, PACKS_ANY, Walk>)      \
+    LARGE_ENTRY(statistics_##walk##_##type##x##V, statistics<T, V, PACKS_OF_X, Walk>)              \
+    LARGE_ENTRY(apply_##walk##_##type##x##V##_identity,                                            \
+                apply<IDENTITY, T, V, (PACKS_TO_Y<Walk, V>), Walk>)                                \
+    LARGE_ENTRY(apply_##walk##_##type##x##V##_relu,                                                \
+                apply<RELU, T, V, (PACKS_TO_Y<Walk, V>), Walk>)                                    \
+    LARGE_ENTRY(apply_##walk##_##type##x##V##_any, apply<ANY, T, V, PACKS_TO_Y_ANY, Walk>)         \
     PACK_ENTRY(reduce_##walk##_##type##x##V, Walk, V, reduce<COMMON_GATES, T, V, PACKS<V>, Walk>)  \
-    PACK_ENTRY_ANY(reduce_##walk##_##type##x##V##_any, reduce<ANY_GATE, T, V, PACKS_ANY, Walk>)    \
+    LARGE_ENTRY(reduce_##walk##_##type##x##V##_any, reduce<ANY_GATE, T, V, PACKS_ANY, Walk>)       \
     PACK_ENTRY(gradient_##walk##_##type##x##V, Walk, V,                                            \
                gradient<COMMON_GATES, T, V, PACKS<V>, Walk>)                                       \
-    PACK_ENTRY_ANY(gradient_##walk##_##type##x##V##_any, gradient<ANY_GATE, T, V, PACKS_ANY, Walk>)
+    LARGE_ENTRY(gradient_##walk##_##type##x##V##_any, gradient<ANY_GATE, T, V, PACKS_ANY, Walk>)
 
 #define SINGLE_ENTRIES(walk, Walk, type, T)                                                        \
     ENTRY(apply_##walk##_##type##x1_any, apply<ANY, T, 1, PACKS_ANY, Walk>)                        \
