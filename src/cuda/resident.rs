@@ -408,7 +408,8 @@ fn sectors(geometry: &Geometry, pack: u64, size: usize) -> f64 {
 
 /// Bytes a second that a launch moves which streams, of those that it asks for.
 fn reached_streaming(plan: &Plan, problem: &Problem, facts: &DeviceFacts) -> f64 {
-    // As entries.h has it: packs, or single elements, whose kernels take fewer registers.
+    // Four packs of a tensor, or single elements, whose kernels take fewer registers; entries.h has fewer
+    // packs of each where there are two tensors or a smooth activation.
     let (loads, residents) = if plan.pack > 1 { (4, RESIDENTS) } else { (1, 2 * RESIDENTS) };
     let tensors = if plan.pass.reads_dy() { 2 } else { 1 };
     let bytes = u64::from(plan.pack) * problem.dtype().size() as u64;
