@@ -9,6 +9,7 @@ pub mod suite;
 mod batch_norm;
 mod calls;
 pub mod devices;
+pub mod document;
 mod long_shares;
 mod views;
 

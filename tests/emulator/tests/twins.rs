@@ -4,6 +4,7 @@
 #![cfg(emulated)]
 
 mod counted;
+use conformance::document::{self, Section};
 use conformance::suite;
 
 use counted::{ByTensor, Setting, pass_of};
@@ -11,7 +12,7 @@ use emulator::{Counters, Emulator};
 use half::{bf16, f16};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
-use std::{env, fs, thread};
+use std::{env, thread};
 use suite::flat::Buffers;
 use suite::on_backend::{OnBackend, on_backend};
 use suite::{Bars, Case, Data, Dim, Mode};
@@ -359,21 +360,15 @@ fn table(rows: &Rows) -> String {
     table
 }
 
-const BEGIN: &str = "<!-- counters: begin -->\n";
-const END: &str = "<!-- counters: end -->";
 const REMEDY: &str = "WARPNORM_WRITE_COUNTERS=1 cargo test -p emulator --test twins";
 
 #[test]
 fn the_document_shows_their_counters() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/kernels.md");
-    let text = fs::read_to_string(path).unwrap();
-    let (before, rest) = text.split_once(BEGIN).expect("the first marker");
-    let (shown, after) = rest.split_once(END).expect("the second marker");
+    let section = Section::open(document::KERNELS, "counters").unwrap();
     let table = table(&ROWS);
     if env::var_os("WARPNORM_WRITE_COUNTERS").is_some() {
-        fs::write(path, format!("{before}{BEGIN}{table}{END}{after}")).unwrap();
-        return;
+        section.write(&table).unwrap();
+    } else {
+        section.check(&table, |shown, counted| shown == counted, REMEDY).unwrap();
     }
-    let stale = shown.lines().zip(table.lines()).find(|(shown, counted)| shown != counted);
-    assert!(shown == table, "docs/kernels.md is out of date: {REMEDY}\n{stale:#?}");
 }

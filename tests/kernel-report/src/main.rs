@@ -8,6 +8,7 @@ mod machine_code;
 mod table;
 
 use clap::Parser;
+use conformance::document::{self, Section};
 use log::Resources;
 use machine_code::Accesses;
 use rayon::prelude::*;
@@ -30,7 +31,7 @@ struct Options {
     #[arg(long, env = "NVDISASM", default_value = "nvdisasm")]
     nvdisasm: PathBuf,
     /// The document.
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/kernels.md"))]
+    #[arg(long, default_value = document::KERNELS)]
     document: PathBuf,
 }
 
@@ -45,6 +46,8 @@ pub struct Facts {
 
 /// Unit, then kernel, then compute capability.
 pub type Report = BTreeMap<String, BTreeMap<String, BTreeMap<u32, Facts>>>;
+
+const REMEDY: &str = "cargo run --release --bin kernel-report -- --write";
 
 /// What the kernels together may come to: see docs/kernels.md.
 const MOST_KERNELS: usize = 300;
@@ -71,11 +74,11 @@ fn run(options: &Options) -> Result<(), String> {
     refuse_lone_loads(&report)?;
     refuse_words(&report)?;
     refuse_excess(&report)?;
+    let section = Section::open(&options.document, "kernel-report")?;
     if options.write {
-        table::write(&options.document, &markdown)?;
-    }
-    if options.check {
-        table::check(&options.document, &markdown)?;
+        section.write(&markdown)?;
+    } else if options.check {
+        section.check(&markdown, |shown, found| shown == found, REMEDY)?;
     }
     Ok(())
 }

@@ -2,13 +2,6 @@
 
 use crate::{Facts, Report};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::ops::Range;
-use std::path::Path;
-
-const BEGIN: &str = "<!-- kernel-report: begin -->\n";
-const END: &str = "<!-- kernel-report: end -->";
-const REMEDY: &str = "cargo run --release --bin kernel-report -- --write";
 
 /// A table for each unit: a row for each kernel, a column of registers for each architecture.
 pub fn markdown((major, minor): (u32, u32), report: &Report) -> String {
@@ -53,42 +46,6 @@ fn accesses(facts: &[&Facts]) -> String {
     [loads, stores].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
-/// Puts the table between the document's markers.
-///
-/// # Errors
-/// A document that cannot be read or written, or has no markers.
-pub fn write(document: &Path, table: &str) -> Result<(), String> {
-    let mut text = read(document)?;
-    let between = between_markers(&text)?;
-    text.replace_range(between, table);
-    fs::write(document, text).map_err(|error| format!("{}: {error}", document.display()))
-}
-
-/// Compares the table with what stands between the document's markers.
-///
-/// # Errors
-/// They differ: how to bring the document up to date.
-pub fn check(document: &Path, table: &str) -> Result<(), String> {
-    let text = read(document)?;
-    if text[between_markers(&text)?] == *table {
-        return Ok(());
-    }
-    Err(format!("{} is out of date: run {REMEDY}", document.display()))
-}
-
-fn read(document: &Path) -> Result<String, String> {
-    fs::read_to_string(document).map_err(|error| format!("{}: {error}", document.display()))
-}
-
-fn between_markers(text: &str) -> Result<Range<usize>, String> {
-    let begin = text.find(BEGIN).map(|at| at + BEGIN.len());
-    let end = text.find(END);
-    match (begin, end) {
-        (Some(begin), Some(end)) if begin <= end => Ok(begin..end),
-        _ => Err(format!("the document needs the lines {BEGIN}{END}")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,24 +76,5 @@ Compiled by NVRTC 12.9.
 | `other` | 0 | load, store | - | 8 |
 ";
         assert_eq!(table, expected);
-    }
-
-    #[test]
-    fn what_was_written_passes_the_check_and_the_rest_stays() {
-        let directory = tempfile::tempdir().unwrap();
-        let document = directory.path().join("kernels.md");
-        fs::write(&document, format!("before\n{BEGIN}old\n{END}\nafter\n")).unwrap();
-        let refusal = check(&document, "new\n").unwrap_err();
-        assert!(refusal.contains("--write"), "{refusal}");
-        write(&document, "new\n").unwrap();
-        check(&document, "new\n").unwrap();
-        let text = fs::read_to_string(&document).unwrap();
-        assert_eq!(text, format!("before\n{BEGIN}new\n{END}\nafter\n"));
-    }
-
-    #[test]
-    fn a_document_without_markers_is_refused() {
-        assert!(between_markers("text").is_err());
-        assert!(between_markers(&format!("{END}\n{BEGIN}")).is_err());
     }
 }

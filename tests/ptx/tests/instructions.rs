@@ -2,6 +2,7 @@
 //! is; with `WARPNORM_WRITE_INSTRUCTIONS=1` they are written there instead.
 
 use conformance::devices::default_facts;
+use conformance::document::{self, Section};
 use conformance::suite::flat::Buffers;
 use conformance::suite::on_backend::on_backend;
 use conformance::suite::{Case, Data, LAYOUTS};
@@ -10,7 +11,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use ptx_machine::{PtxMachine, embedded};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::{env, fs, thread};
+use std::{env, thread};
 use warpnorm::cuda::{Alignment, Device, DeviceFacts, Pass, Plan, Tier, images, training_plans};
 use warpnorm::{Activation, Backend, Element, Epilogue, Layout, Problem, Result};
 
@@ -160,24 +161,17 @@ fn heading() -> String {
     format!("Of what NVRTC {major}.{minor} made.\n")
 }
 
-const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/kernels.md");
-const BEGIN: &str = "<!-- instructions: begin -->\n";
-const END: &str = "<!-- instructions: end -->";
 const REMEDY: &str = "WARPNORM_WRITE_INSTRUCTIONS=1 cargo test -p ptx-machine --test instructions";
 
-/// The document: before the table, the table, and after it.
-fn document() -> [String; 3] {
-    let text = fs::read_to_string(DOCUMENT).expect("the document is there");
-    let (before, rest) = text.split_once(BEGIN).expect("the first marker");
-    let (shown, after) = rest.split_once(END).expect("the second marker");
-    [before, shown, after].map(str::to_owned)
+fn section() -> Section {
+    Section::open(document::KERNELS, "instructions").expect("the document has it")
 }
 
 fn is_written() -> bool {
     env::var_os("WARPNORM_WRITE_INSTRUCTIONS").is_some()
 }
 
-/// Whether two texts say the same, but for a tenth of their numbers: a compiler's patches may differ.
+/// Whether two lines say the same, but for a tenth of their numbers: a compiler's patches may differ.
 fn agree(shown: &str, counted: &str) -> bool {
     let [shown, counted] = [shown, counted].map(|text| text.split_whitespace().collect::<Vec<_>>());
     let is_near = |(a, b): (&&str, &&str)| match (a.parse::<f64>(), b.parse::<f64>()) {
@@ -188,21 +182,17 @@ fn agree(shown: &str, counted: &str) -> bool {
 }
 
 fn the_document_shows_them() -> std::result::Result<(), Failed> {
-    let ([before, shown, after], table) = (document(), table());
-    if is_written() {
-        fs::write(DOCUMENT, format!("{before}{BEGIN}{table}{END}{after}"))?;
-        return Ok(());
+    let table = table();
+    match is_written() {
+        true => section().write(&table)?,
+        false => section().check(&table, agree, REMEDY)?,
     }
-    if agree(&shown, &table) {
-        return Ok(());
-    }
-    let stale = shown.lines().zip(table.lines()).find(|(shown, counted)| !agree(shown, counted));
-    Err(format!("docs/kernels.md is out of date: {REMEDY}\n{stale:#?}").into())
+    Ok(())
 }
 
 fn main() -> ExitCode {
     let is_missing = embedded(90).is_none();
-    let is_other = !is_missing && !is_written() && !document()[1].starts_with(&heading());
+    let is_other = !is_missing && !is_written() && !section().shown().starts_with(&heading());
     if is_missing {
         println!("nothing to count: no PTX for 90 in the build, as without NVRTC");
     } else if is_other {
