@@ -347,7 +347,9 @@ impl<'a, L: Launcher> Bound<'a, L> {
         size: Size,
         buffer: &'a mut L::SliceMut<'_, f64>,
     ) -> Result<u64> {
-        self.params.counters = self.write("workspace", size.words() as usize, buffer)?;
+        // The caller's memory may be more than that.
+        let memory = self.memory_mut("workspace", buffer)?;
+        self.params.counters = self.keep("workspace", true, memory)?;
         self.params.partials = self.params.counters + 8 * size.counters;
         Ok(self.params.partials + 8 * size.partials)
     }

@@ -56,6 +56,17 @@ impl<L: Launcher> Device<L> {
         Ok(Size::of(problem, &self.launcher.facts(), self.choice)?.bytes())
     }
 
+    /// A [`workspace`](Backend::workspace) in memory of the caller's, which is filled with zeros: at
+    /// least [`workspace_bytes`](Self::workspace_bytes), from a multiple of 16 bytes on.
+    /// [`Workspace::into_memory`] gives it back.
+    ///
+    /// # Errors
+    /// As `workspace_bytes`; memory that is too small, lies elsewhere, or is another context's.
+    pub fn workspace_in(&self, problem: &Problem, memory: L::Buffer<f64>) -> Result<Workspace<L>> {
+        check_dtype("problem", problem.dtype())?;
+        Workspace::within(&self.launcher, problem, self.choice, memory)
+    }
+
     /// Begins a call on tensors of `E`.
     fn bind<E: Element>(&self, problem: &Problem) -> Result<Bound<'_, L>> {
         problem.check_dtype(E::DTYPE)?;

@@ -99,6 +99,39 @@ impl<L: Launcher> Workspace<L> {
         Ok(Workspace { buffer, size, remembered: Remembered::default() })
     }
 
+    /// [`new`](Self::new) in memory that is there.
+    pub(super) fn within(
+        launcher: &L,
+        problem: &Problem,
+        choice: Choice,
+        mut buffer: L::Buffer<f64>,
+    ) -> Result<Self> {
+        let size = Size::of(problem, &launcher.facts(), choice)?;
+        let refused = |expected: fmt::Arguments<'_>, found: fmt::Arguments<'_>| {
+            Err(Error::argument("memory", expected, found))
+        };
+        let (words, len) = (size.words(), L::len(&buffer));
+        if (len as u64) < words {
+            return refused(
+                format_args!("at least {words} f64 ({problem})"),
+                format_args!("{len}"),
+            );
+        }
+        launcher.clear(&mut buffer).map_err(|error| error.renamed("memory"))?;
+        let mut slice = L::slice_mut(&mut buffer);
+        let address = launcher.memory_mut(&mut slice)?.address;
+        drop(slice);
+        if !address.is_multiple_of(16) {
+            return refused(format_args!("a multiple of 16 bytes"), format_args!("{address:#x}"));
+        }
+        Ok(Workspace { buffer, size, remembered: Remembered::default() })
+    }
+
+    /// The memory, for instance to give it back to where it came from.
+    pub fn into_memory(self) -> L::Buffer<f64> {
+        self.buffer
+    }
+
     /// Makes the workspace usable again after a launch was aborted half-way. It stays where it is,
     /// so that captured calls may go on with it.
     ///

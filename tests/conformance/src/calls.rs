@@ -215,6 +215,31 @@ pub(crate) fn a_workspace_of_a_smaller_problem<S: Subject>(subject: &S) {
     assert!(error.to_string().contains("`workspace`"), "{error}");
 }
 
+/// A workspace in the caller's memory, whatever that holds, serves as one that was allocated.
+pub(crate) fn a_workspace_in_memory_of_the_caller_s<S: Subject>(subject: &S) {
+    let device = subject.device(2);
+    let data = Data::<f32>::new(Case::new((700, 5, 3), LAYOUTS[1], Epilogue::NONE));
+    let (mut one, mut other) = (Buffers::dense(&data), Buffers::dense(&data));
+    let words = device.workspace_bytes(&one.problem).unwrap() as usize / size_of::<f64>();
+    let memory = |len: usize| device.upload(&vec![f64::NAN; len]).unwrap();
+    let mut theirs = device.workspace_in(&one.problem, memory(words + 7)).unwrap();
+    let mut own = device.workspace(&one.problem).unwrap();
+    assert_eq!(theirs.bytes(), own.bytes());
+    for (buffers, workspace) in [(&mut one, &mut theirs), (&mut other, &mut own)] {
+        on_backend(buffers, &device, workspace, |on| {
+            on.forward_train().and_then(|()| on.backward_train())
+        })
+        .unwrap();
+    }
+    assert!(one.fingerprint() == other.fingerprint());
+    assert_eq!(DeviceOf::<S>::len(&theirs.into_memory()), words + 7);
+
+    let error = device.workspace_in(&one.problem, memory(words - 1)).unwrap_err().to_string();
+    assert!(error.starts_with("`memory`: expected at least"), "{error}");
+    let wide = Problem::new(&[4, 3], LAYOUTS[0], DType::F64, Epilogue::NONE).unwrap();
+    assert!(device.workspace_in(&wide, memory(words)).is_err());
+}
+
 /// One value per channel has no variance; f64 is for the CPU.
 pub(crate) fn what_a_gpu_does_not_do<S: Subject>(subject: &S) {
     let device = subject.device(2);

@@ -76,7 +76,7 @@ type Run<S> = fn(&S);
 
 /// Every check; those that take longest come first.
 pub fn checks<S: Subject>() -> Vec<Check<S>> {
-    let checks: [(&str, Run<S>); 40] = [
+    let checks: [(&str, Run<S>); 41] = [
         ("long_shares::lose_no_digits::f32", long_shares::in_f32),
         ("long_shares::lose_no_digits::bf16", long_shares::in_bf16),
         ("long_shares::lose_no_digits::f16", long_shares::in_f16),
@@ -113,6 +113,10 @@ pub fn checks<S: Subject>() -> Vec<Check<S>> {
         ("calls::one_value_over_all_ranks", calls::one_value_over_all_ranks),
         ("calls::refused_calls_change_nothing", calls::refused_calls_change_nothing),
         ("calls::a_workspace_of_a_smaller_problem", calls::a_workspace_of_a_smaller_problem),
+        (
+            "calls::a_workspace_in_memory_of_the_caller_s",
+            calls::a_workspace_in_memory_of_the_caller_s,
+        ),
         ("calls::what_a_gpu_does_not_do", calls::what_a_gpu_does_not_do),
         ("calls::a_used_workspace_changes_no_bit", calls::a_used_workspace_changes_no_bit),
         ("calls::a_duplicate_has_buffers_of_its_own", calls::a_duplicate_has_buffers_of_its_own),

@@ -49,28 +49,77 @@ static void *map(size_t bytes) {
     return memory == MAP_FAILED ? nullptr : memory;
 }
 
+static void unmap(const SharedMapping &mapping) {
+    if (mapping.base) munmap(mapping.base, mapping.bytes);
+    if (mapping.cells) munmap(mapping.cells, mapping.bytes * sizeof(Cell));
+}
+
+// What blocks that have ended leave for those of later launches, whose page faults would take longer
+// than their checks.
+class SharedPool {
+  public:
+    ~SharedPool() {
+        for (const SharedMapping &mapping : free_) unmap(mapping);
+    }
+
+    // Of at least so many bytes; without memory the pointers are null.
+    SharedMapping take(size_t bytes) {
+        const auto found = std::find_if(free_.rbegin(), free_.rend(), [bytes](const auto &mapping) {
+            return mapping.bytes >= bytes;
+        });
+        if (found == free_.rend())
+            return {static_cast<char *>(map(bytes)),
+                    static_cast<Cell *>(map(bytes * sizeof(Cell))), bytes};
+        const SharedMapping mapping = *found;
+        *found = free_.back();
+        free_.pop_back();
+        return mapping;
+    }
+
+    // Takes back what has only been used where these arrays lie.
+    void give(const SharedMapping &mapping, const SharedLayout &layout) {
+        for (const SharedLayout::Array &array : layout.arrays()) {
+            memset(mapping.base + array.offset, 0, array.bytes);
+            memset(mapping.cells + array.offset, 0, cell_count(array) * sizeof(Cell));
+        }
+        free_.push_back(mapping);
+    }
+
+  private:
+    static size_t cell_count(const SharedLayout::Array &array) {
+        return (array.bytes + (size_t{1} << array.granule_log2) - 1) >> array.granule_log2;
+    }
+
+    std::vector<SharedMapping> free_;
+};
+
+static SharedPool &shared_pool() {
+    static thread_local SharedPool pool;
+    return pool;
+}
+
 bool SharedMemory::allocate(const SharedLayout &layout) {
+    mapping_ = shared_pool().take(layout.capacity());
+    layout_ = &layout;
     bytes_ = layout.capacity();
-    base_ = static_cast<char *>(map(bytes_));
-    cells_ = static_cast<Cell *>(map(bytes_ * sizeof(Cell)));
-    if (!base_ || !cells_) return false;
+    if (!mapping_.base || !mapping_.cells) return false;
     clear(layout);
     return true;
 }
 
 SharedMemory::~SharedMemory() {
-    if (base_) munmap(base_, bytes_);
-    if (cells_) munmap(cells_, bytes_ * sizeof(Cell));
+    if (mapping_.base && mapping_.cells) shared_pool().give(mapping_, *layout_);
+    else unmap(mapping_);
 }
 
 void SharedMemory::clear(const SharedLayout &layout) {
     for (const SharedLayout::Array &array : layout.arrays())
-        memset(base_ + array.offset, 0xff, array.bytes);
+        memset(mapping_.base + array.offset, 0xff, array.bytes);
 }
 
 Region SharedMemory::region(const SharedLayout::Array &array, Time born) const {
     // As many cells as bytes, of which a coarser granule leaves some unused.
-    return Region{base_ + array.offset, array.bytes, cells_ + array.offset, array.granule_log2,
+    return Region{mapping_.base + array.offset, array.bytes, mapping_.cells + array.offset, array.granule_log2,
                   false, born};
 }
 

@@ -39,24 +39,32 @@ class SharedLayout {
     size_t capacity_, used_ = 0, end_ = 0;
 };
 
+// Memory for one block's arrays, with as many cells as bytes.
+struct SharedMapping {
+    char *base = nullptr;
+    Cell *cells = nullptr;
+    size_t bytes = 0;
+};
+
 // One block's shared memory. What was never written holds NaN.
 class SharedMemory {
   public:
     ~SharedMemory();
+    // The layout outlives it.
     bool allocate(const SharedLayout &layout);
     // Forgets the contents, for the next block.
     void clear(const SharedLayout &layout);
 
     bool holds(const void *address) const {
-        return static_cast<size_t>(static_cast<const char *>(address) - base_) < bytes_;
+        return static_cast<size_t>(static_cast<const char *>(address) - base()) < bytes_;
     }
-    char *base() const { return base_; }
+    char *base() const { return mapping_.base; }
     Region region(const SharedLayout::Array &array, Time born) const;
 
   private:
-    char *base_ = nullptr;
-    Cell *cells_ = nullptr;
-    size_t bytes_ = 0;
+    SharedMapping mapping_;
+    const SharedLayout *layout_ = nullptr;
+    size_t bytes_ = 0;  // of the layout; the mapping may be larger
 };
 
 }  // namespace emulator

@@ -4,6 +4,7 @@
 use crate::memory::Memory;
 use crate::program::{Collective, Module, Program, Register, Shuffle};
 use crate::thread::{State, Thread};
+use std::cell::Cell;
 use std::collections::VecDeque;
 
 /// Threads of a warp.
@@ -136,7 +137,7 @@ pub fn run(
         module,
         memory,
         launch,
-        threads: Vec::new(),
+        threads: SPARE.take(),
         blocks: Vec::new(),
         clusters: Vec::new(),
         ready: VecDeque::new(),
@@ -153,7 +154,13 @@ pub fn run(
         machine.run()?;
     }
     program.has_run(launch.kernel);
+    SPARE.set(machine.threads);
     Ok(budget - machine.budget)
+}
+
+thread_local! {
+    /// The threads of the launch before, whose memory serves again.
+    static SPARE: Cell<Vec<Thread>> = const { Cell::new(Vec::new()) };
 }
 
 impl Machine<'_> {
@@ -292,11 +299,12 @@ impl Machine<'_> {
         };
         let is_alive = |lane: &usize| self.threads[*lane].state != State::Ended;
         let wanted = |lane: &usize| mask >> (lane - first) & 1 == 1;
-        let members: Vec<usize> = lanes.filter(wanted).filter(is_alive).collect();
-        let waits = |index: &usize| collective_of(&self.threads[*index]).is_some();
-        if !members.iter().all(waits) {
+        let members = || lanes.clone().filter(wanted).filter(is_alive);
+        let waits = |index: usize| collective_of(&self.threads[index]).is_some();
+        if !members().all(waits) {
             return Ok(());
         }
+        let members: Vec<usize> = members().collect();
         let place = |thread: &Thread| (thread.frame().function, thread.at);
         let here = place(&self.threads[members[0]]);
         for &member in &members {
