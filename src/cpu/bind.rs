@@ -47,7 +47,7 @@ impl<'p> Call<'p> {
         let batch = if problem.elements() == 0 { 0 } else { problem.batch() };
         let (channels, spatial) = (problem.channels(), problem.spatial());
         let merged = gapless.iter().all(|&gapless| gapless);
-        let partition = match problem.layout() {
+        let partition = match problem.order() {
             Layout::ChannelsFirst => {
                 Partition::First(planes::Partition::new(batch, channels, spatial, threads))
             }
@@ -104,7 +104,7 @@ impl<'p> Call<'p> {
     /// The shape in which the mask lies beside a bound tensor.
     pub(super) fn mask_shape(&self) -> (usize, usize, usize) {
         let (batch, rows, bytes) = mask_shape(self.problem);
-        let one_matrix = self.problem.layout() == Layout::ChannelsLast
+        let one_matrix = self.problem.order() == Layout::ChannelsLast
             && (self.merged || self.problem.spatial() == 1);
         if one_matrix { (1, batch * rows, bytes) } else { (batch, rows, bytes) }
     }
@@ -145,7 +145,7 @@ impl<'p> Call<'p> {
     /// Whether outputs of this call are too large to be found in the cache later.
     pub(super) fn is_streaming(&self) -> bool {
         let bytes = self.problem.elements() * self.problem.dtype().size();
-        let run = match self.problem.layout() {
+        let run = match self.problem.order() {
             Layout::ChannelsFirst => self.problem.spatial() * self.problem.dtype().size(),
             Layout::ChannelsLast => bytes,
         };

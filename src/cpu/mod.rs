@@ -168,30 +168,46 @@ struct WorkspaceSize {
 impl WorkspaceSize {
     /// Whatever strides and masks the calls on `problem` may have.
     fn of(problem: &Problem) -> Self {
+        match (problem.layout(), problem.spatial()) {
+            // In either order: the mask decides.
+            (Layout::ChannelsFirst, 1) => Self::of_planes(problem).and_also(Self::of_rows(problem)),
+            (Layout::ChannelsFirst, _) => Self::of_planes(problem),
+            (Layout::ChannelsLast, _) => Self::of_rows(problem),
+        }
+    }
+
+    fn of_planes(problem: &Problem) -> Self {
         let (batch, channels) = (problem.batch(), problem.channels());
-        match problem.layout() {
-            Layout::ChannelsFirst => {
-                let partition = planes::Partition::new(batch, channels, problem.spatial(), 1);
-                let each = channels * partition.parts();
-                WorkspaceSize { moments: each, sums: channels + each, ..WorkspaceSize::default() }
-            }
-            Layout::ChannelsLast => {
-                let rows = problem.values_per_channel();
-                let gaps = [batch, problem.spatial()];
-                let partitions = [([1, rows], true), ([1, rows], false), (gaps, false)]
-                    .map(|(rows, dense)| rows::Partition::new(rows, channels, dense, false, false));
-                let most =
-                    |f: fn(&rows::Partition) -> usize| partitions.iter().map(f).max().unwrap_or(0);
-                let sixteen_bits = matches!(problem.dtype(), DType::F16 | DType::Bf16);
-                let panels = most(|p| Panel::<f64>::count(p.lanes()));
-                WorkspaceSize {
-                    moments: 0,
-                    sums: channels,
-                    partials: most(rows::Partition::partials_len),
-                    panels,
-                    single_panels: if sixteen_bits { panels } else { 0 },
-                }
-            }
+        let partition = planes::Partition::new(batch, channels, problem.spatial(), 1);
+        let each = channels * partition.parts();
+        WorkspaceSize { moments: each, sums: channels + each, ..WorkspaceSize::default() }
+    }
+
+    fn of_rows(problem: &Problem) -> Self {
+        let (batch, channels) = (problem.batch(), problem.channels());
+        let rows = problem.values_per_channel();
+        let gaps = [batch, problem.spatial()];
+        let partitions = [([1, rows], true), ([1, rows], false), (gaps, false)]
+            .map(|(rows, dense)| rows::Partition::new(rows, channels, dense, false, false));
+        let most = |f: fn(&rows::Partition) -> usize| partitions.iter().map(f).max().unwrap_or(0);
+        let sixteen_bits = matches!(problem.dtype(), DType::F16 | DType::Bf16);
+        let panels = most(|p| Panel::<f64>::count(p.lanes()));
+        WorkspaceSize {
+            moments: 0,
+            sums: channels,
+            partials: most(rows::Partition::partials_len),
+            panels,
+            single_panels: if sixteen_bits { panels } else { 0 },
+        }
+    }
+
+    fn and_also(self, other: Self) -> Self {
+        WorkspaceSize {
+            moments: self.moments.max(other.moments),
+            sums: self.sums.max(other.sums),
+            partials: self.partials.max(other.partials),
+            panels: self.panels.max(other.panels),
+            single_panels: self.single_panels.max(other.single_panels),
         }
     }
 }

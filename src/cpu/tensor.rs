@@ -167,7 +167,7 @@ fn flat_shape(
         // Strides over nothing are refused.
         return shape.into();
     }
-    match problem.layout() {
+    match problem.order() {
         Layout::ChannelsFirst => shape.strides((stride, problem.spatial(), 1)),
         Layout::ChannelsLast => shape.strides((stride, 1, problem.channels())),
     }
@@ -187,7 +187,7 @@ fn check_view(
             format_args!("{shape:?}"),
         ));
     }
-    let (channel, spatial) = match problem.layout() {
+    let (channel, spatial) = match problem.order() {
         Layout::ChannelsFirst => (problem.spatial() as isize, 1),
         Layout::ChannelsLast => (1, problem.channels() as isize),
     };
@@ -226,7 +226,7 @@ fn in_memory_order<S: RawData>(
     merge: bool,
 ) -> Result<ndarray::ArrayBase<S, ndarray::Ix3>> {
     let view = with_values(view);
-    if problem.layout() == Layout::ChannelsFirst {
+    if problem.order() == Layout::ChannelsFirst {
         return Ok(view);
     }
     let view = view.permuted_axes([0, 2, 1]);

@@ -347,8 +347,12 @@ impl<'a, L: Launcher> Bound<'a, L> {
         size: Size,
         buffer: &'a mut L::SliceMut<'_, f64>,
     ) -> Result<u64> {
-        // The caller's memory may be more than that.
         let memory = self.memory_mut("workspace", buffer)?;
+        // Of a caller's memory there may be more.
+        if (memory.bytes as u64) < size.bytes() {
+            let expected = format_args!("at least {} bytes", size.bytes());
+            return Err(Error::argument("workspace", expected, memory.bytes));
+        }
         self.params.counters = self.keep("workspace", true, memory)?;
         self.params.partials = self.params.counters + 8 * size.counters;
         Ok(self.params.partials + 8 * size.partials)

@@ -58,7 +58,7 @@ impl<L: Launcher> Device<L> {
 
     /// A [`workspace`](Backend::workspace) in memory of the caller's, which is filled with zeros: at
     /// least [`workspace_bytes`](Self::workspace_bytes), from a multiple of 16 bytes on.
-    /// [`Workspace::into_memory`] gives it back.
+    /// [`Workspace::into_memory`] gives it back; what is refused is freed.
     ///
     /// # Errors
     /// As `workspace_bytes`; memory that is too small, lies elsewhere, or is another context's.

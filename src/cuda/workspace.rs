@@ -117,13 +117,11 @@ impl<L: Launcher> Workspace<L> {
                 format_args!("{len}"),
             );
         }
-        launcher.clear(&mut buffer).map_err(|error| error.renamed("memory"))?;
-        let mut slice = L::slice_mut(&mut buffer);
-        let address = launcher.memory_mut(&mut slice)?.address;
-        drop(slice);
+        let address = launcher.memory(&L::slice(&buffer))?.address;
         if !address.is_multiple_of(16) {
             return refused(format_args!("a multiple of 16 bytes"), format_args!("{address:#x}"));
         }
+        launcher.clear(&mut buffer).map_err(|error| error.renamed("memory"))?;
         Ok(Workspace { buffer, size, remembered: Remembered::default() })
     }
 

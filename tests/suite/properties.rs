@@ -1,6 +1,7 @@
 //! What must hold for any data: symmetries of the formula, and different calls for the same thing.
 
 use crate::common::flat::Buffers;
+use crate::common::on_backend::on_backend;
 use crate::common::*;
 use half::{bf16, f16};
 use ndarray::{Array3, ArrayD, Axis, Slice};
@@ -390,5 +391,30 @@ fn synchronized_parts_are_the_split_form() {
             assert_channels("dbias", &dbias, &want.dbias, &scale.dbias, 2e-7);
             assert_eq!(sync.layer().num_batches_tracked(), Some(1));
         }
+    }
+}
+
+/// Where a sample has one position both layouts are the same memory, and calls go through it the same way;
+/// a workspace serves with a mask and without.
+#[test]
+fn one_position_per_sample_has_one_order() {
+    let step = |layout, epilogue, workspace: &mut CpuWorkspace| {
+        let data = Data::<f32>::new(Case::new((300, 37, 1), layout, epilogue));
+        let mut buffers = Buffers::dense(&data);
+        on_backend(&mut buffers, &Cpu::new(), workspace, |on| {
+            on.forward_train().and_then(|()| on.backward_train())
+        })
+        .unwrap();
+        buffers
+    };
+    for activation in [Activation::Identity, Activation::Relu, Activation::Silu] {
+        let epilogue = Epilogue::activation(activation);
+        let [first, last] = LAYOUTS.map(|layout| {
+            let problem = Problem::new(&[300, 37], layout, DType::F32, epilogue).unwrap();
+            let mut workspace = Cpu::new().workspace(&problem).unwrap();
+            step(layout, Epilogue { activation, residual: true }, &mut workspace);
+            step(layout, epilogue, &mut workspace)
+        });
+        assert!(first.fingerprint() == last.fingerprint(), "{activation}");
     }
 }

@@ -46,7 +46,7 @@ pub struct RunningStatistics {
 #[derive(Default)]
 pub struct Left {
     /// For backward: a [`Saved`] of the backend that has run.
-    saved: Option<Box<dyn Any + Send>>,
+    saved: Option<Arc<dyn Any + Send + Sync>>,
     /// For the layer: its running statistics after the call.
     pub running: Option<RunningStatistics>,
 }
@@ -64,9 +64,6 @@ struct Arguments<'a, B: CandleBackend> {
     parameters: Place<'a, B>,
     residual: Option<Place<'a, B>>,
 }
-
-/// The gradients of x, of the parameters, and of the residual.
-type Gradients = (Tensor, Tensor, Option<Tensor>);
 
 /// Runs `$body` with `$E` the element type that candle calls `$dtype`.
 macro_rules! with_element {
@@ -138,7 +135,7 @@ impl Call {
         let channels = self.problem.channels();
         let [mean, var] = [mean, var].map(|it| tensor::<B, E::Param>(it, channels, x.0));
         let running = Some(RunningStatistics { mean, var });
-        *lock(&self.left) = Left { saved: Some(Box::new(saved)), running };
+        *lock(&self.left) = Left { saved: Some(Arc::new(saved)), running };
         Ok(())
     }
 
@@ -162,21 +159,58 @@ impl Call {
         backend.inference::<E>(&self.problem, &self.norm, args).map_err(Error::wrap)
     }
 
-    fn backward<B: Kept, E: Value>(
+    /// What a training forward has left on the backend.
+    fn saved<B: Kept, E: Value>(&self) -> Option<Arc<Saved<B, E::Param>>> {
+        lock(&self.left).saved.clone()?.downcast().ok()
+    }
+
+    /// The gradients of x, of the parameters, and of the residual, from that of y.
+    fn gradients(
+        self: &Arc<Self>,
+        x: &Tensor,
+        parameters: &Tensor,
+        residual: Option<&Tensor>,
+        dy: &Tensor,
+    ) -> Result<(Tensor, Tensor, Option<Tensor>)> {
+        let gradient = Gradient { call: self, parameters, rest: Mutex::default() };
+        let dy = dy.contiguous()?;
+        let dx = x.apply_op3_no_bwd(&dy, residual.unwrap_or(&dy), &gradient)?;
+        match std::mem::take(&mut *lock(&gradient.rest)) {
+            (Some(dparameters), dresidual) => Ok((dx, dparameters, dresidual)),
+            (None, _) => bail!("batch norm: no gradients"),
+        }
+    }
+}
+
+/// The backward of a call, as an operation on x, dy and the residual (dy once more where there is none):
+/// candle locks the storages of an operation's arguments as a thread may do that has locked them.
+struct Gradient<'a> {
+    call: &'a Call,
+    parameters: &'a Tensor,
+    /// The gradients of the parameters and of the residual, beside the result.
+    rest: Mutex<(Option<Tensor>, Option<Tensor>)>,
+}
+
+impl Gradient<'_> {
+    fn of_x<B: Kept, E: Value>(
         &self,
-        arguments: Arguments<'_, B>,
+        x: Place<'_, B>,
         dy: Place<'_, B>,
-    ) -> Result<Gradients> {
-        let Arguments { x, parameters, residual } = arguments;
-        let engine = self.engines.at::<B>(x.0)?;
+        residual: Place<'_, B>,
+    ) -> Result<(B::Storage, Shape)> {
+        let Call { problem, norm, .. } = self.call;
+        let engine = self.call.engines.at::<B>(x.0)?;
         let backend = &engine.backend;
-        let (elements, channels) = (self.problem.elements(), self.problem.channels());
+        let (elements, channels) = (problem.elements(), problem.channels());
+        let residual = problem.epilogue().residual.then_some(residual);
         let mut dx = backend.room::<E>(elements)?;
         let mut dresidual = residual.map(|_| backend.room::<E>(elements)).transpose()?;
         let mut dweight = backend.room::<E::Param>(channels)?;
         let mut dbias = backend.room::<E::Param>(channels)?;
-        let mut scratch = engine.take(&self.problem)?;
-        let (left, [mean, var]) = (lock(&self.left), self.running.storages());
+        let mut scratch = engine.take(problem)?;
+        let (parameters, saved) = (self.parameters.storage_and_layout(), self.call.saved::<B, E>());
+        // An evaluation has copies of its own, for which nobody else waits.
+        let storages = (!self.call.training).then(|| self.call.running.storages());
         let gradients = GradientsMut {
             dx: B::slice_mut(&mut dx),
             dresidual: dresidual.as_mut().map(B::slice_mut),
@@ -184,72 +218,61 @@ impl Call {
             dbias: Some(B::slice_mut(&mut dbias)),
         };
         let (workspace, dy) = (&mut scratch.workspace, slice::<B, E>(dy)?);
-        let (input, affine) = (slice::<B, E>(x)?, affine::<B, E>(parameters)?);
+        let (input, affine) = (slice::<B, E>(x)?, affine::<B, E>(place::<B>(&parameters)?)?);
         let residual = residual.map(slice::<B, E>).transpose()?;
-        if self.training {
-            let saved = left.saved::<B, E>()?.as_ref();
-            let args =
-                BackwardTrain { x: input, residual, dy, affine, saved, gradients, workspace };
-            backend.backward_train::<E>(&self.problem, args)
-        } else {
-            let running = running::<B, E>(&mean, &var)?;
+        if let Some([mean, var]) = &storages {
+            let running = running::<B, E>(mean, var)?;
             let args =
                 InferenceBackward { x: input, residual, dy, affine, running, gradients, workspace };
-            backend.inference_backward::<E>(&self.problem, &self.norm, args)
+            backend.inference_backward::<E>(problem, norm, args)
+        } else if let Some(saved) = &saved {
+            let saved = saved.as_ref().as_ref();
+            let args =
+                BackwardTrain { x: input, residual, dy, affine, saved, gradients, workspace };
+            backend.backward_train::<E>(problem, args)
+        } else {
+            bail!("batch norm: expected a backward where forward has run, found another device")
         }
         .map_err(Error::wrap)?;
-        drop(left);
         engine.give_back(scratch);
         let shape = x.1.shape();
-        let dx = tensor::<B, E>(dx, shape, x.0);
         let dparameters = [dweight, dbias].map(|it| tensor::<B, E::Param>(it, channels, x.0));
         let dresidual = dresidual.map(|it| tensor::<B, E>(it, shape, x.0));
-        Ok((dx, Tensor::stack(&dparameters, 0)?, dresidual))
-    }
-
-    /// [`backward`](Self::backward) on a kind of device.
-    fn backward_on<B: Kept>(
-        &self,
-        [x, parameters, dy]: [&Tensor; 3],
-        residual: Option<&Tensor>,
-    ) -> Result<Gradients> {
-        let dtype = x.dtype();
-        let [x, parameters, dy] = [x, parameters, dy].map(Tensor::storage_and_layout);
-        let residual = residual.map(Tensor::storage_and_layout);
-        let arguments = Arguments::<B> {
-            x: place::<B>(&x)?,
-            parameters: place::<B>(&parameters)?,
-            residual: residual.as_ref().map(|it| place::<B>(it)).transpose()?,
-        };
-        let dy = place::<B>(&dy)?;
-        with_element!(dtype, |E| self.backward::<B, E>(arguments, dy))
-    }
-
-    /// The gradients of the arguments, from that of y.
-    fn gradients(
-        &self,
-        x: &Tensor,
-        parameters: &Tensor,
-        residual: Option<&Tensor>,
-        dy: &Tensor,
-    ) -> Result<Gradients> {
-        // What follows in the graph may hand back a view, such as a broadcast.
-        let tensors = [x, parameters, &dy.contiguous()?];
-        match &*x.storage_and_layout().0 {
-            Storage::Cpu(_) => self.backward_on::<Cpu>(tensors, residual),
-            #[cfg(feature = "cuda")]
-            Storage::Cuda(_) => self.backward_on::<Cuda>(tensors, residual),
-            other => bail!("batch norm: no implementation for {:?}", other.device().location()),
-        }
+        *lock(&self.rest) = (Some(Tensor::stack(&dparameters, 0)?), dresidual);
+        Ok((B::into_storage(dx, x.0), shape.clone()))
     }
 }
 
-impl Left {
-    fn saved<B: Kept, E: Value>(&self) -> Result<&Saved<B, E::Param>> {
-        match self.saved.as_ref().and_then(|it| it.downcast_ref()) {
-            Some(saved) => Ok(saved),
-            None => bail!("batch norm: backward on another device than forward"),
-        }
+impl CustomOp3 for Gradient<'_> {
+    fn name(&self) -> &'static str {
+        "batch-norm-backward"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        dy: &CpuStorage,
+        dy_layout: &Layout,
+        residual: &CpuStorage,
+        residual_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, dy, residual) = ((x, x_layout), (dy, dy_layout), (residual, residual_layout));
+        with_element!(x.0.dtype(), |E| self.of_x::<Cpu, E>(x, dy, residual))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        dy: &CudaStorage,
+        dy_layout: &Layout,
+        residual: &CudaStorage,
+        residual_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (x, dy, residual) = ((x, x_layout), (dy, dy_layout), (residual, residual_layout));
+        with_element!(x.0.dtype(), |E| self.of_x::<Cuda, E>(x, dy, residual))
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::backend::CandleBackend;
 use candle_core::{Error, Result};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 use warpnorm::{Cpu, Problem};
 
 /// The engines of a layer.
@@ -51,8 +52,9 @@ impl Engines {
 /// A backend and its scratch.
 pub struct Engine<B: CandleBackend> {
     pub backend: B,
-    /// What no call has at the moment; what was used last is at the end.
-    idle: Mutex<Vec<Scratch<B>>>,
+    /// What no call has at the moment; what was used last is at the end. Each thread has its own: candle's
+    /// CUDA stream is another one in each, so that what one has enqueued may still run.
+    idle: Mutex<Vec<(ThreadId, Scratch<B>)>>,
 }
 
 /// What a call needs beside its tensors.
@@ -67,9 +69,11 @@ impl<B: CandleBackend> Engine<B> {
     /// Scratch for a call, which gives it back when it has succeeded: what an aborted kernel leaves is
     /// of no use to another.
     pub fn take(&self, problem: &Problem) -> Result<Scratch<B>> {
-        let mut idle = lock(&self.idle);
-        if let Some(at) = idle.iter().rposition(|it| it.problem == *problem) {
-            return Ok(idle.remove(at));
+        let (mut idle, me) = (lock(&self.idle), thread::current().id());
+        if let Some(at) =
+            idle.iter().rposition(|(it, scratch)| *it == me && scratch.problem == *problem)
+        {
+            return Ok(idle.remove(at).1);
         }
         drop(idle);
         Scratch::new(&self.backend, problem).map_err(Error::wrap)
@@ -78,10 +82,11 @@ impl<B: CandleBackend> Engine<B> {
     pub fn give_back(&self, scratch: Scratch<B>) {
         /// A training loop has a few problems: whole batches, the last one, those of evaluation.
         const KEPT: usize = 4;
-        let mut idle = lock(&self.idle);
-        idle.push(scratch);
-        if idle.len() > KEPT {
-            idle.remove(0);
+        let (mut idle, me) = (lock(&self.idle), thread::current().id());
+        idle.push((me, scratch));
+        let mut own = (0..idle.len()).filter(|&at| idle[at].0 == me);
+        if let (Some(oldest), KEPT..) = (own.next(), own.count()) {
+            idle.remove(oldest);
         }
     }
 }

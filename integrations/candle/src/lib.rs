@@ -8,6 +8,7 @@ use call::{Call, Operation, RunningStatistics};
 use candle_core::{DType, ModuleT, Result, Tensor, Var, bail};
 use candle_nn::{Init, VarBuilder};
 use engine::{Engines, lock};
+use std::fmt;
 use std::sync::{Arc, Mutex};
 pub use warpnorm::Activation;
 use warpnorm::{Epilogue, Layout, Norm, Problem};
@@ -65,7 +66,9 @@ pub fn batch_norm<C: Into<BatchNormConfig>>(
     BatchNorm::new(config, running_mean, running_var, affine)
 }
 
-/// Batch normalization of `[N, C, ...]` tensors, with gradients. Clones share variables.
+/// Batch normalization of `[N, C, ...]` tensors, with gradients. Clones share variables. Training steps
+/// on several threads at once are right each for itself, but may lose one another's share of the running
+/// statistics, as in candle's layer.
 #[derive(Clone)]
 pub struct BatchNorm {
     config: BatchNormConfig,
@@ -95,19 +98,16 @@ impl BatchNorm {
             bail!("momentum: expected 0 to 1, found {momentum}");
         }
         let (shape, dtype) = (running_mean.dims(), running_mean.dtype());
-        if shape.len() != 1 || !matches!(dtype, DType::F32 | DType::F64) {
-            bail!("running_mean: expected [C] of f32 or f64, found {shape:?} of {dtype:?}");
+        if !matches!(shape, [channels] if *channels > 0)
+            || !matches!(dtype, DType::F32 | DType::F64)
+        {
+            bail!(
+                "running_mean: expected [C] of f32 or f64, C at least 1, found {shape:?} of {dtype:?}"
+            );
         }
-        let affine =
-            weight_and_bias.iter().flat_map(|(weight, bias)| [("weight", weight), ("bias", bias)]);
+        let affine = weight_and_bias.iter().flat_map(|(w, b)| [("weight", w), ("bias", b)]);
         for (name, it) in affine.chain([("running_var", &running_var)]) {
-            if it.dims() != shape || it.dtype() != dtype {
-                bail!(
-                    "{name}: expected {shape:?} of {dtype:?} as running_mean, found {:?} of {:?}",
-                    it.dims(),
-                    it.dtype()
-                );
-            }
+            check_alike(name, it, "running_mean", &running_mean)?;
         }
         Ok(BatchNorm {
             config,
@@ -138,6 +138,24 @@ impl BatchNorm {
         self.running_var.as_tensor()
     }
 
+    /// What is added to the variance.
+    pub fn eps(&self) -> f64 {
+        self.config.eps
+    }
+
+    /// The weight of the new value in running statistics.
+    pub fn momentum(&self) -> f64 {
+        self.config.momentum
+    }
+
+    /// [`forward_t`](Self::forward_t) in training.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_train(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward(x, None, true)
+    }
+
     /// `activation(z)` with `z` the normalized, scaled and shifted `x`; in training with the batch's
     /// statistics, and then the running ones advance. `y` lies in memory as `x` does.
     ///
@@ -163,14 +181,9 @@ impl BatchNorm {
         if x.rank() < 2 || x.dims()[1] != channels {
             bail!("x: expected [N, {channels}, ...], found {:?}", x.dims());
         }
-        if let Some(it) = residual.filter(|it| it.dims() != x.dims() || it.dtype() != x.dtype()) {
-            bail!(
-                "residual: expected {:?} of {:?} as x, found {:?} of {:?}",
-                x.dims(),
-                x.dtype(),
-                it.dims(),
-                it.dtype()
-            );
+        check_device("x", x, "running_mean", self.running_mean.as_tensor())?;
+        if let Some(residual) = residual {
+            check_alike("residual", residual, "x", x)?;
         }
         let layout = layout_of(x)?;
         let residual = residual.map(|it| in_memory_order(it, layout)).transpose()?;
@@ -242,15 +255,45 @@ impl BatchNorm {
     }
 }
 
+impl fmt::Debug for BatchNorm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BatchNorm")
+            .field("config", &self.config)
+            .field("channels", &self.running_mean.dims()[0])
+            .finish_non_exhaustive()
+    }
+}
+
 impl ModuleT for BatchNorm {
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         self.forward(x, None, train)
     }
 }
 
-/// The layout that a tensor's strides show.
+/// Refuses a tensor that is not as another one is.
+fn check_alike(name: &str, it: &Tensor, other_name: &str, other: &Tensor) -> Result<()> {
+    if it.dims() != other.dims() || it.dtype() != other.dtype() {
+        let [expected, found] =
+            [other, it].map(|it| format!("{:?} of {:?}", it.dims(), it.dtype()));
+        bail!("{name}: expected {expected} as {other_name}, found {found}");
+    }
+    check_device(name, it, other_name, other)
+}
+
+/// Refuses a tensor that lies elsewhere.
+fn check_device(name: &str, it: &Tensor, other_name: &str, other: &Tensor) -> Result<()> {
+    if it.device().same_device(other.device()) {
+        return Ok(());
+    }
+    let [expected, found] = [other, it].map(|it| it.device().location());
+    bail!("{name}: expected a tensor on {expected:?} as {other_name}, found one on {found:?}")
+}
+
+/// The layout that a tensor's strides show; of one position per sample, where they show both, rows of
+/// channels.
 fn layout_of(x: &Tensor) -> Result<Layout> {
-    if x.rank() > 2 && x.is_contiguous() {
+    let positions: usize = x.dims()[2..].iter().product();
+    if positions != 1 && x.is_contiguous() {
         Ok(Layout::ChannelsFirst)
     } else if in_memory_order(x, Layout::ChannelsLast)?.is_contiguous() {
         Ok(Layout::ChannelsLast)

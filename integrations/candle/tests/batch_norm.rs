@@ -173,7 +173,7 @@ fn matrices_and_other_ranks() -> Result<()> {
     Ok(())
 }
 
-/// A slice of a larger batch is taken where it lies, and a gradient may be a broadcast.
+/// A slice of a larger batch is taken where it lies.
 #[test]
 fn views_are_read_where_they_lie() -> Result<()> {
     let step = Step::random(&[4, CHANNELS, 6], false)?;
@@ -186,7 +186,7 @@ fn views_are_read_where_they_lie() -> Result<()> {
     let y = bn.forward_t(&part, true)?;
     let alone = bn.forward_t(&part.copy()?, true)?;
     assert_eq!(y.flatten_all()?.to_vec1::<f64>()?, alone.flatten_all()?.to_vec1::<f64>()?);
-    // The gradient of a sum is a broadcast one, which statistics take to nothing.
+    // The gradient of a sum is the same everywhere, which statistics take to nothing.
     let gradients = y.sum_all()?.backward()?;
     let dx = gradients.get(&x).expect("of a variable").abs()?.max_all()?.to_scalar::<f64>()?;
     assert!(dx < 1e-14, "{dx:e}");
@@ -228,6 +228,43 @@ fn a_training_step_between_changes_no_gradient() -> Result<()> {
     };
     assert_eq!(gradient(false)?, gradient(true)?);
     assert!(bn.running_mean().to_vec1::<f64>()?.iter().all(|&it| it != 0.0));
+    Ok(())
+}
+
+/// Two losses of one y, whose residual is x itself.
+#[test]
+fn backward_may_run_twice() -> Result<()> {
+    let vb = VarBuilder::from_varmap(&VarMap::new(), DType::F64, &Device::Cpu);
+    let config = BatchNormConfig { activation: Activation::Silu, ..Default::default() };
+    let bn = batch_norm(CHANNELS, config, vb)?;
+    let x = Var::from_tensor(&random(&SHAPE, 3.0, 2.0)?)?;
+    let y = bn.forward_t_add(&x, &x, true)?;
+    let gradient = |loss: Tensor| -> Result<Vec<f64>> {
+        let gradients = loss.backward()?;
+        gradients.get(&x).expect("of a variable").flatten_all()?.to_vec1()
+    };
+    let once = gradient(y.sqr()?.sum_all()?)?;
+    let twice = gradient((y.sqr()? * 2.0)?.sum_all()?)?;
+    let errors = once.iter().zip(&twice).map(|(once, twice)| (2.0 * once - twice).abs());
+    assert!(errors.fold(0.0, f64::max) < 1e-12 && once.iter().any(|&it| it != 0.0));
+    Ok(())
+}
+
+/// Tensors so large that their work is shared out over the very threads that call: one that waits for
+/// its share may begin the other's call meanwhile.
+#[test]
+fn calls_may_meet_on_rayon_s_threads() -> Result<()> {
+    let vb = VarBuilder::from_varmap(&VarMap::new(), DType::F32, &Device::Cpu);
+    let bn = batch_norm(64, 1e-5, vb)?;
+    let x = Var::from_tensor(&Tensor::randn(1f32, 1f32, (16, 64, 12, 12), &Device::Cpu)?)?;
+    let shared = bn.forward_t(&x, true)?;
+    let step = |y: &dyn Fn() -> Result<Tensor>| y()?.sqr()?.sum_all()?.backward().map(drop);
+    let fresh = || step(&|| bn.forward_t(&x, true));
+    let again = || step(&|| Ok(shared.clone()));
+    for _ in 0..20 {
+        let (one, (two, three)) = rayon::join(fresh, || rayon::join(again, again));
+        one.and(two).and(three)?;
+    }
     Ok(())
 }
 
@@ -277,6 +314,7 @@ fn what_does_not_fit_is_refused() -> Result<()> {
     let [three, four] = [zeros(&[3], DType::F32)?, zeros(&[4], DType::F32)?];
     let layer = BatchNorm::new(1e-5.into(), three.clone(), four, None);
     assert!(layer.err().unwrap().to_string().contains("running_var"));
+    assert!(batch_norm(0, 1e-5, vb.pp("none")).is_err());
     let half = three.to_dtype(DType::F16)?;
     assert!(BatchNorm::new(1e-5.into(), half.clone(), half, None).is_err());
     Ok(())

@@ -234,6 +234,10 @@ pub(crate) fn a_workspace_in_memory_of_the_caller_s<S: Subject>(subject: &S) {
     assert!(one.fingerprint() == other.fingerprint());
     assert_eq!(DeviceOf::<S>::len(&theirs.into_memory()), words + 7);
 
+    *own.buffer_mut() = memory(words - 1);
+    let result = on_backend(&mut other, &device, &mut own, |on| on.forward_train());
+    let error = result.unwrap_err().to_string();
+    assert!(error.starts_with("`workspace`: expected at least"), "{error}");
     let error = device.workspace_in(&one.problem, memory(words - 1)).unwrap_err().to_string();
     assert!(error.starts_with("`memory`: expected at least"), "{error}");
     let wide = Problem::new(&[4, 3], LAYOUTS[0], DType::F64, Epilogue::NONE).unwrap();

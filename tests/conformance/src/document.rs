@@ -61,6 +61,10 @@ impl Section {
         if stale.is_none() && shown.len() == found.len() {
             return Ok(());
         }
-        Err(format!("{} is out of date: {remedy}\n{stale:#?}", self.path.display()))
+        let stale = match stale {
+            Some((shown, found)) => format!("it has\n{shown}\nfor\n{found}"),
+            None => format!("it has {} lines for {}", shown.len(), found.len()),
+        };
+        Err(format!("{} is out of date: {remedy}\n{stale}", self.path.display()))
     }
 }

@@ -130,7 +130,7 @@ bool Scheduler::make_places(unsigned clusters) {
         place.rank = i % size;
         place.cluster = &clusters_[i / size];
         if (place.rank == 0) place.cluster->blocks = &place;
-        if (!place.shared.allocate(launch_.layout)) return false;
+        if (!place.shared.allocate(launch_.layout, launch_.device.options.checks)) return false;
         for (Warp &warp : place.warps) {
             warp.slot = static_cast<unsigned>(warps_.size());
             warps_.push_back(&warp);

@@ -76,12 +76,12 @@ class SharedPool {
         return mapping;
     }
 
-    // Takes back what has only been used where these arrays lie.
-    void give(const SharedMapping &mapping, const SharedLayout &layout) {
-        for (const SharedLayout::Array &array : layout.arrays()) {
-            memset(mapping.base + array.offset, 0, array.bytes);
-            memset(mapping.cells + array.offset, 0, cell_count(array) * sizeof(Cell));
-        }
+    // Takes back what has only been used where these arrays lie, and beside them.
+    void give(const SharedMapping &mapping, const SharedLayout &layout, bool checked) {
+        memset(mapping.base, 0, std::min(layout.end(), mapping.bytes));
+        if (checked)
+            for (const SharedLayout::Array &array : layout.arrays())
+                memset(mapping.cells + array.offset, 0, cell_count(array) * sizeof(Cell));
         free_.push_back(mapping);
     }
 
@@ -98,9 +98,10 @@ static SharedPool &shared_pool() {
     return pool;
 }
 
-bool SharedMemory::allocate(const SharedLayout &layout) {
+bool SharedMemory::allocate(const SharedLayout &layout, bool checked) {
     mapping_ = shared_pool().take(layout.capacity());
     layout_ = &layout;
+    checked_ = checked;
     bytes_ = layout.capacity();
     if (!mapping_.base || !mapping_.cells) return false;
     clear(layout);
@@ -108,7 +109,7 @@ bool SharedMemory::allocate(const SharedLayout &layout) {
 }
 
 SharedMemory::~SharedMemory() {
-    if (mapping_.base && mapping_.cells) shared_pool().give(mapping_, *layout_);
+    if (mapping_.base && mapping_.cells) shared_pool().give(mapping_, *layout_, checked_);
     else unmap(mapping_);
 }
 

@@ -29,6 +29,7 @@ class SharedLayout {
 
     const std::vector<Array> &arrays() const { return arrays_; }
     size_t capacity() const { return capacity_; }
+    size_t end() const { return end_; }  // of the last array, with the gap behind it
     size_t used_bytes() const { return used_; }  // by arrays, without the gaps
 
   private:
@@ -49,9 +50,11 @@ struct SharedMapping {
 // One block's shared memory. What was never written holds NaN.
 class SharedMemory {
   public:
+    SharedMemory() = default;
+    SharedMemory(const SharedMemory &) = delete;
     ~SharedMemory();
-    // The layout outlives it.
-    bool allocate(const SharedLayout &layout);
+    // The layout outlives it. Where nothing is checked no cell is touched.
+    bool allocate(const SharedLayout &layout, bool checked);
     // Forgets the contents, for the next block.
     void clear(const SharedLayout &layout);
 
@@ -64,6 +67,7 @@ class SharedMemory {
   private:
     SharedMapping mapping_;
     const SharedLayout *layout_ = nullptr;
+    bool checked_ = false;
     size_t bytes_ = 0;  // of the layout; the mapping may be larger
 };
 

@@ -74,11 +74,11 @@ fn run(options: &Options) -> Result<(), String> {
     refuse_lone_loads(&report)?;
     refuse_words(&report)?;
     refuse_excess(&report)?;
-    let section = Section::open(&options.document, "kernel-report")?;
+    let section = || Section::open(&options.document, "kernel-report");
     if options.write {
-        section.write(&markdown)?;
+        section()?.write(&markdown)?;
     } else if options.check {
-        section.check(&markdown, |shown, found| shown == found, REMEDY)?;
+        section()?.check(&markdown, |shown, found| shown == found, REMEDY)?;
     }
     Ok(())
 }
