@@ -162,15 +162,6 @@ impl Problem {
         self.layout
     }
 
-    /// The order in which to go through memory. Where a sample has one position, both layouts are the
-    /// same, but for their masks.
-    pub(crate) fn order(&self) -> Layout {
-        match self.spatial {
-            1 if !self.epilogue.has_mask() => Layout::ChannelsLast,
-            _ => self.layout,
-        }
-    }
-
     /// The element type that all tensors of the call share.
     pub fn dtype(&self) -> DType {
         self.dtype

@@ -3,6 +3,7 @@
 use super::channel::{Channels, Statistics, advance_channels, running_factor, save_channels};
 use super::moments::ChannelMoments;
 use super::parallel::{Along, Bits};
+use super::runs::Runs;
 use super::tensor::{BackwardTensors, CpuSlice, CpuSliceMut, GradientTensors, mask_shape};
 use super::tile::Pass;
 use super::{Cpu, CpuWorkspace, planes, rows};
@@ -10,7 +11,7 @@ use crate::arguments::{
     check_dresidual, check_norm, check_residual, missing_mask, missing_residual,
 };
 use crate::backend::*;
-use crate::config::{Layout, check_eps};
+use crate::config::check_eps;
 use crate::element::{Element, Param, Scalar};
 use crate::error::{Error, Result};
 use crate::problem::{Operand, Problem};
@@ -28,6 +29,7 @@ pub(super) struct Call<'p> {
     pub(super) problem: &'p Problem,
     /// Channels-last tensors without gaps are bound as one matrix.
     pub(super) merged: bool,
+    pub(super) runs: Runs,
     pub(super) partition: Partition,
     pub(super) parallel: bool,
 }
@@ -47,20 +49,22 @@ impl<'p> Call<'p> {
         let batch = if problem.elements() == 0 { 0 } else { problem.batch() };
         let (channels, spatial) = (problem.channels(), problem.spatial());
         let merged = gapless.iter().all(|&gapless| gapless);
-        let partition = match problem.order() {
-            Layout::ChannelsFirst => {
+        let runs = Runs::of(problem, merged);
+        let (rows, positions) = match runs {
+            Runs::Samples => ([1, batch], spatial),
+            _ if merged || spatial == 1 => ([1, batch * spatial], 1),
+            _ => ([batch, spatial], 1),
+        };
+        let partition = match runs {
+            Runs::Planes => {
                 Partition::First(planes::Partition::new(batch, channels, spatial, threads))
             }
-            Layout::ChannelsLast => {
-                let rows = match (merged, spatial) {
-                    (true, _) | (_, 1) => [1, batch * spatial],
-                    _ => [batch, spatial],
-                };
-                let masked = problem.epilogue().has_mask();
-                Partition::Last(rows::Partition::new(rows, channels, merged, masked, parallel))
+            Runs::Rows | Runs::Samples => {
+                let (lanes, masked) = ([channels, positions], problem.epilogue().has_mask());
+                Partition::Last(rows::Partition::new(rows, lanes, merged, masked, parallel))
             }
         };
-        Ok(Call { problem, merged, partition, parallel })
+        Ok(Call { problem, merged, runs, partition, parallel })
     }
 
     pub(super) fn bind<'a, E: Element>(
@@ -68,7 +72,7 @@ impl<'p> Call<'p> {
         operand: Operand,
         tensor: CpuSlice<'a, E>,
     ) -> Result<ArrayView3<'a, E>> {
-        tensor.bind(self.problem, operand, self.merged)
+        tensor.bind(self.problem, operand, self.runs, self.merged)
     }
 
     pub(super) fn bind_mut<'a, E: Element>(
@@ -76,7 +80,7 @@ impl<'p> Call<'p> {
         operand: Operand,
         tensor: CpuSliceMut<'a, E>,
     ) -> Result<ArrayViewMut3<'a, E>> {
-        tensor.bind(self.problem, operand, self.merged)
+        tensor.bind(self.problem, operand, self.runs, self.merged)
     }
 
     /// The residual, which forward needs exactly if the epilogue has one.
@@ -104,8 +108,7 @@ impl<'p> Call<'p> {
     /// The shape in which the mask lies beside a bound tensor.
     pub(super) fn mask_shape(&self) -> (usize, usize, usize) {
         let (batch, rows, bytes) = mask_shape(self.problem);
-        let one_matrix = self.problem.order() == Layout::ChannelsLast
-            && (self.merged || self.problem.spatial() == 1);
+        let one_matrix = self.runs == Runs::Rows && (self.merged || self.problem.spatial() == 1);
         if one_matrix { (1, batch * rows, bytes) } else { (batch, rows, bytes) }
     }
 
@@ -145,9 +148,9 @@ impl<'p> Call<'p> {
     /// Whether outputs of this call are too large to be found in the cache later.
     pub(super) fn is_streaming(&self) -> bool {
         let bytes = self.problem.elements() * self.problem.dtype().size();
-        let run = match self.problem.order() {
-            Layout::ChannelsFirst => self.problem.spatial() * self.problem.dtype().size(),
-            Layout::ChannelsLast => bytes,
+        let run = match self.runs {
+            Runs::Planes => self.problem.spatial() * self.problem.dtype().size(),
+            Runs::Rows | Runs::Samples => bytes,
         };
         bytes >= STREAMING_BYTES && run >= STREAMING_RUN
     }

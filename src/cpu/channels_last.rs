@@ -55,10 +55,14 @@ vectorized! {
         for (part, lanes, count) in partition.sources() {
             let (hi, rest) = partials[part * width..][..Lanes::ROWS * lanes].split_at(lanes);
             let (lo, m2) = rest.split_at(lanes);
-            let rows = hi.chunks_exact(partition.channels).zip(lo.chunks_exact(partition.channels));
-            for ((hi, lo), m2) in rows.zip(m2.chunks_exact(partition.channels)) {
-                merged.merge_moments(before, count, hi, lo, m2);
-                before += count;
+            let row = partition.row();
+            let rows = hi.chunks_exact(row).zip(lo.chunks_exact(row)).zip(m2.chunks_exact(row));
+            for ((hi, lo), m2) in rows {
+                match partition.positions {
+                    1 => merged.merge_moments(before, count, hi, lo, m2),
+                    positions => merged.merge_positions(positions, before, count, hi, lo, m2),
+                }
+                before += count * partition.positions as f64;
             }
         }
         before
@@ -432,7 +436,7 @@ pub fn reduce<E: Element>(
     let count = add_partials::<E>(partition, partials, added);
     let (g, gd) = added.split_at(partition.channels);
     for (channel, (&g, &gd)) in g.iter().zip(gd).enumerate() {
-        let [g, gd] = coefficients.sums(channel, [g, gd]);
+        let [g, gd] = coefficients.sums(channel * partition.positions, [g, gd]);
         result(channel, Sums { count, g, gd });
     }
 }
@@ -450,9 +454,13 @@ vectorized! {
         for (part, lanes, count) in partition.sources() {
             let sums = partials[part * width..][..SUM_LANES * lanes].chunks_exact(lanes);
             for (sums, added) in sums.zip(added.chunks_exact_mut(partition.channels)) {
-                for row in sums.chunks_exact(partition.channels) {
-                    for (added, &sum) in added.iter_mut().zip(row) {
-                        *added += sum;
+                for row in sums.chunks_exact(partition.row()) {
+                    match partition.positions {
+                        1 => added.iter_mut().zip(row).for_each(|(added, &sum)| *added += sum),
+                        positions => {
+                            let channels = added.iter_mut().zip(row.chunks_exact(positions));
+                            channels.for_each(|(added, sums)| *added += sums.iter().sum::<f64>());
+                        }
                     }
                 }
             }

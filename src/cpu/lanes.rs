@@ -156,12 +156,12 @@ impl<'a> LaneCoefficients<'a> {
         let panels = &mut panels[..Panel::<f64>::count(lanes)];
         for (panel, columns) in panels.iter_mut().zip(panel_columns(lanes)) {
             let width = columns.len() + MAX_CHUNK;
-            let range = columns.start..partition.channels.min(columns.start + width);
-            let count = range.len();
-            panel.fill::<E>(pad, range, channels, sums);
+            let range = columns.start..partition.row().min(columns.start + width);
+            let (count, positions) = (range.len(), partition.positions);
+            panel.fill::<E>(pad, range, positions, channels, sums);
             match columns.start {
                 0 => panel.repeat(pad..pad + width, count),
-                _ => panel.fill::<E>(pad + count, 0..width - count, channels, sums),
+                _ => panel.fill::<E>(pad + count, 0..width - count, positions, channels, sums),
             }
         }
         LaneCoefficients { lanes, head, panels }
@@ -273,16 +273,28 @@ impl<'a> LaneCoefficients<'a> {
 }
 
 impl Panel<f64> {
-    /// Fills the columns from `at` on with the coefficients of some channels.
+    /// Fills the columns from `at` on with the coefficients of some lanes of a row, of which each channel
+    /// has so many `positions`.
     fn fill<E: Element>(
         &mut self,
         at: usize,
-        range: Range<usize>,
+        lanes: Range<usize>,
+        positions: usize,
         channels: &Channels<'_, E::Param>,
         sums: Option<&[Sums]>,
     ) {
+        let range = lanes.start / positions..lanes.end.div_ceil(positions);
         let rows = self.0.each_mut().map(|row| &mut row[at..at + range.len()]);
-        fill_rows::<E>(rows, channels.range(range.clone()), sums.map(|sums| &sums[range]));
+        fill_rows::<E>(rows, channels.range(range.clone()), sums.map(|sums| &sums[range.clone()]));
+        if positions > 1 {
+            for row in &mut self.0 {
+                let row = &mut row[at..at + lanes.len()];
+                // From the end on, where what is overwritten has been copied.
+                for (column, lane) in lanes.clone().enumerate().rev() {
+                    row[column] = row[lane / positions - range.start];
+                }
+            }
+        }
     }
 
     /// Fills columns with the first `count` of them over and over again.

@@ -21,6 +21,7 @@ mod planes;
 mod row_sums;
 mod rows;
 mod run;
+mod runs;
 mod simd;
 mod strips;
 mod sums;
@@ -41,6 +42,7 @@ use convert::Convert;
 use lanes::Panel;
 use moments::Moments;
 use rayon::prelude::*;
+use runs::Runs;
 use std::sync::Arc;
 
 /// The CPU: any target of Rust's, with AVX-512 or AVX2 where the processor has it.
@@ -168,11 +170,14 @@ struct WorkspaceSize {
 impl WorkspaceSize {
     /// Whatever strides and masks the calls on `problem` may have.
     fn of(problem: &Problem) -> Self {
-        match (problem.layout(), problem.spatial()) {
-            // In either order: the mask decides.
-            (Layout::ChannelsFirst, 1) => Self::of_planes(problem).and_also(Self::of_rows(problem)),
-            (Layout::ChannelsFirst, _) => Self::of_planes(problem),
-            (Layout::ChannelsLast, _) => Self::of_rows(problem),
+        let positions = problem.spatial();
+        match problem.layout() {
+            Layout::ChannelsLast => Self::of_rows(problem, problem.values_per_channel(), 1),
+            Layout::ChannelsFirst if positions == 1 || Runs::may_be_samples(problem) => {
+                let rows = Self::of_rows(problem, problem.batch(), positions);
+                rows.and_also(Self::of_planes(problem))
+            }
+            Layout::ChannelsFirst => Self::of_planes(problem),
         }
     }
 
@@ -183,18 +188,20 @@ impl WorkspaceSize {
         WorkspaceSize { moments: each, sums: channels + each, ..WorkspaceSize::default() }
     }
 
-    fn of_rows(problem: &Problem) -> Self {
-        let (batch, channels) = (problem.batch(), problem.channels());
-        let rows = problem.values_per_channel();
-        let gaps = [batch, problem.spatial()];
-        let partitions = [([1, rows], true), ([1, rows], false), (gaps, false)]
-            .map(|(rows, dense)| rows::Partition::new(rows, channels, dense, false, false));
+    fn of_rows(problem: &Problem, rows: usize, positions: usize) -> Self {
+        let batch = problem.batch().max(1);
+        let gaps = [batch, rows / batch];
+        let partitions =
+            [([1, rows], true), ([1, rows], false), (gaps, false)].map(|(rows, dense)| {
+                let lanes = [problem.channels(), positions];
+                rows::Partition::new(rows, lanes, dense, false, false)
+            });
         let most = |f: fn(&rows::Partition) -> usize| partitions.iter().map(f).max().unwrap_or(0);
         let sixteen_bits = matches!(problem.dtype(), DType::F16 | DType::Bf16);
         let panels = most(|p| Panel::<f64>::count(p.lanes()));
         WorkspaceSize {
             moments: 0,
-            sums: channels,
+            sums: problem.channels(),
             partials: most(rows::Partition::partials_len),
             panels,
             single_panels: if sixteen_bits { panels } else { 0 },

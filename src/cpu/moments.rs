@@ -141,6 +141,30 @@ impl Lanes<'_> {
         }
     }
 
+    /// The same of channels that have several neighbouring lanes each, which count one after the other.
+    #[inline(always)]
+    pub fn merge_positions(
+        &mut self,
+        positions: usize,
+        before: f64,
+        count: f64,
+        hi: &[f64],
+        lo: &[f64],
+        m2: &[f64],
+    ) {
+        let lanes = self.m2.len() * positions;
+        let (hi, lo, m2) = (&hi[..lanes], &lo[..lanes], &m2[..lanes]);
+        for position in 0..positions {
+            let before = before + position as f64 * count;
+            let share = count / (before + count);
+            for channel in 0..self.m2.len() {
+                let at = channel * positions + position;
+                let new = Moments { count, mean_hi: hi[at], mean_lo: lo[at], m2: m2[at] };
+                self.merge_lane(channel, before, share, new);
+            }
+        }
+    }
+
     #[inline(always)]
     fn merge_lane(&mut self, lane: usize, before: f64, share: f64, new: Moments) {
         let old = Moments {

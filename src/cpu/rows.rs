@@ -14,6 +14,8 @@ use super::tile::{Blocks, TILE, with_blocks};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Partition {
     pub channels: usize,
+    /// Neighbouring lanes that are one channel's.
+    pub positions: usize,
     /// Rows that count as one.
     pub fold: usize,
     /// The first two extents, folded.
@@ -28,10 +30,10 @@ pub struct Partition {
 }
 
 impl Partition {
-    /// For `[outer, rows, channels]` tensors; `dense` if none has gaps (and `outer` is 1).
+    /// For `[outer, rows, channels * positions]` tensors; `dense` if none has gaps (and `outer` is 1).
     pub fn new(
         rows: [usize; 2],
-        channels: usize,
+        [channels, positions]: [usize; 2],
         dense: bool,
         masked: bool,
         parallel: bool,
@@ -44,12 +46,10 @@ impl Partition {
         /// Parts times lanes: what bounds the workspace.
         const MAX_PARTIALS: usize = 16384;
         // A mask's rows are whole bytes: they can be folded where they hold no padding.
-        let fold = if dense && (!masked || channels.is_multiple_of(8)) {
-            LONG_ROW.div_ceil(channels)
-        } else {
-            1
-        };
-        let lanes = fold * channels;
+        let row = channels * positions;
+        let fold =
+            if dense && (!masked || row.is_multiple_of(8)) { LONG_ROW.div_ceil(row) } else { 1 };
+        let lanes = fold * row;
         let tail_rows = rows % fold;
         let rows = [outer, rows / fold];
         let axis = usize::from(outer <= 1);
@@ -58,6 +58,7 @@ impl Partition {
             .min((MAX_PARTIALS / lanes).max(1));
         Partition {
             channels,
+            positions,
             fold,
             rows,
             tail_rows,
@@ -69,11 +70,16 @@ impl Partition {
 
     /// Lanes of a folded row.
     pub fn lanes(&self) -> usize {
-        self.fold * self.channels
+        self.fold * self.row()
     }
 
     pub fn tail_lanes(&self) -> usize {
-        self.tail_rows * self.channels
+        self.tail_rows * self.row()
+    }
+
+    /// Lanes of a row before it is folded.
+    pub fn row(&self) -> usize {
+        self.channels * self.positions
     }
 
     /// Parts of the rows, the tail not counted.

@@ -2,9 +2,11 @@
 //!
 //! Kernels see memory order: channels-first as `[N, C, spatial]`, channels-last as
 //! `[N, spatial, C]`, the last axis contiguous. Where channels-last leaves no gap between samples
-//! it is `[1, N * spatial, C]`: one long matrix.
+//! it is `[1, N * spatial, C]`: one long matrix. Channels-first tensors of small planes without gaps
+//! are `[1, N, C * spatial]` (see [`runs`](super::runs)).
 
 use super::parallel::Bits;
+use super::runs::Runs;
 use crate::arguments::check_span;
 use crate::config::Layout;
 use crate::element::Scalar;
@@ -98,6 +100,7 @@ impl<'a, T: Scalar> CpuSlice<'a, T> {
         self,
         problem: &Problem,
         operand: Operand,
+        runs: Runs,
         merge: bool,
     ) -> Result<ArrayView3<'a, T>> {
         let view = match self {
@@ -111,7 +114,7 @@ impl<'a, T: Scalar> CpuSlice<'a, T> {
                 view
             }
         };
-        in_memory_order(view, problem, operand, merge)
+        in_memory_order(view, problem, operand, runs, merge)
     }
 }
 
@@ -133,6 +136,7 @@ impl<'a, T: Scalar> CpuSliceMut<'a, T> {
         self,
         problem: &Problem,
         operand: Operand,
+        runs: Runs,
         merge: bool,
     ) -> Result<ArrayViewMut3<'a, T>> {
         let view = match self {
@@ -146,7 +150,7 @@ impl<'a, T: Scalar> CpuSliceMut<'a, T> {
                 view
             }
         };
-        in_memory_order(view, problem, operand, merge)
+        in_memory_order(view, problem, operand, runs, merge)
     }
 }
 
@@ -167,7 +171,7 @@ fn flat_shape(
         // Strides over nothing are refused.
         return shape.into();
     }
-    match problem.order() {
+    match problem.layout() {
         Layout::ChannelsFirst => shape.strides((stride, problem.spatial(), 1)),
         Layout::ChannelsLast => shape.strides((stride, 1, problem.channels())),
     }
@@ -187,7 +191,7 @@ fn check_view(
             format_args!("{shape:?}"),
         ));
     }
-    let (channel, spatial) = match problem.order() {
+    let (channel, spatial) = match problem.layout() {
         Layout::ChannelsFirst => (problem.spatial() as isize, 1),
         Layout::ChannelsLast => (1, problem.channels() as isize),
     };
@@ -218,24 +222,32 @@ fn with_values<S: RawData>(
     view.slice_axis_move(Axis(0), Slice::from(..samples))
 }
 
-/// Channels-last as `[N, spatial, C]`, or, to `merge`, as one matrix `[1, N * spatial, C]`.
+/// As loops run: planes as `[N, C, spatial]`; rows as `[N, spatial, C]`, or, to `merge`, as one matrix
+/// `[1, N * spatial, C]`; samples, which are merged, as `[1, N, C * spatial]`.
 fn in_memory_order<S: RawData>(
     view: ndarray::ArrayBase<S, ndarray::Ix3>,
     problem: &Problem,
     operand: Operand,
+    runs: Runs,
     merge: bool,
 ) -> Result<ndarray::ArrayBase<S, ndarray::Ix3>> {
     let view = with_values(view);
-    if problem.order() == Layout::ChannelsFirst {
-        return Ok(view);
-    }
-    let view = view.permuted_axes([0, 2, 1]);
-    // [N, C]: rows of whatever stride are still one matrix.
-    let view = if view.len_of(Axis(1)) == 1 { view.permuted_axes([1, 0, 2]) } else { view };
-    if !merge {
-        return Ok(view);
-    }
-    view.into_shape_with_order((1, problem.values_per_channel(), problem.channels()))
+    let (view, columns) = match runs {
+        Runs::Planes => return Ok(view),
+        Runs::Samples => (view, problem.channels() * problem.spatial()),
+        Runs::Rows => {
+            let view = view.permuted_axes([0, 2, 1]);
+            // [N, C]: rows of whatever stride are still one matrix.
+            let is_matrix = view.len_of(Axis(1)) == 1;
+            let view = if is_matrix { view.permuted_axes([1, 0, 2]) } else { view };
+            if !merge {
+                return Ok(view);
+            }
+            (view, problem.channels())
+        }
+    };
+    let rows = problem.elements() / columns;
+    view.into_shape_with_order((1, rows, columns))
         .map_err(|error| Error::argument(operand.name(), "a dense tensor", error))
 }
 

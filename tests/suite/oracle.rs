@@ -9,7 +9,7 @@ use warpnorm::*;
 
 /// Channels few enough to be folded, and more than a tile; one position, odd numbers of them, more
 /// than a tile; batches that leave rows over.
-const SHAPES: [Dim; 17] = [
+const SHAPES: [Dim; 20] = [
     (2, 1, 1),
     (5, 3, 1),
     (2, 7, 7),
@@ -27,6 +27,10 @@ const SHAPES: [Dim; 17] = [
     (1, 1, 4097),
     (300, 3, 1),
     (129, 16, 3),
+    // Samples as rows, on the CPU: several panels of them, odd planes, the largest.
+    (9, 2100, 2),
+    (37, 450, 9),
+    (70, 5, 12),
 ];
 
 fn check_shapes<E: Element>(embedding: Embedding) {
@@ -77,7 +81,8 @@ fn check_epilogues<E: Element>() {
     for epilogue in epilogues() {
         for layout in LAYOUTS {
             // Masks: 53 positions and 13 channels leave bits over.
-            for dim in [(3, 5, 53), (6, 13, 5), (2, 8, 21), (40, 16, 1), (2, 2051, 2)] {
+            for dim in [(3, 5, 53), (6, 13, 5), (2, 8, 21), (40, 16, 1), (2, 2051, 2), (21, 15, 4)]
+            {
                 check::<E>(Case::new(dim, layout, epilogue), Embedding::Dense);
             }
             check::<E>(Case::new((3, 13, 9), layout, epilogue), Embedding::Window);
@@ -111,10 +116,18 @@ fn every_epilogue_in_bf16() {
 #[test]
 fn channels_cut_into_parts() {
     let epilogue = Epilogue { activation: Activation::Relu6, residual: true };
-    for dim in [(1, 1, 170_001), (41, 2, 2051), (3, 2, 35_001), (80_003, 2, 1), (30_000, 1, 3)] {
+    for dim in [
+        (1, 1, 170_001),
+        (41, 2, 2051),
+        (3, 2, 35_001),
+        (80_003, 2, 1),
+        (30_000, 1, 3),
+        (2_003, 47, 3),
+    ] {
         for layout in LAYOUTS {
             check::<f32>(Case::new(dim, layout, epilogue), Embedding::Dense);
             check::<f16>(Case::new(dim, layout, Epilogue::NONE), Embedding::Window);
+            check::<f16>(Case::new(dim, layout, Epilogue::NONE), Embedding::Dense);
         }
     }
 }

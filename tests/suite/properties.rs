@@ -14,6 +14,8 @@ fn dims() -> impl Strategy<Value = Dim> {
         (2..300usize, 1..40usize, Just(1)),
         (1..3usize, 1..4usize, 2..6000usize),
         (2..5usize, 500..2300usize, 1..4usize),
+        // Samples as rows, on the CPU.
+        (16..80usize, 1..60usize, 2..6usize),
     ]
 }
 
