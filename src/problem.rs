@@ -204,9 +204,10 @@ impl Problem {
     /// Rows of the mask: one per contiguous run of the layout, padded to whole bytes, so that
     /// rows can be written by different threads.
     pub(crate) fn mask_rows(&self) -> (usize, usize) {
-        match self.layout {
-            Layout::ChannelsFirst => (self.channels, self.spatial.div_ceil(8)),
-            Layout::ChannelsLast => (self.spatial, self.channels.div_ceil(8)),
+        match (self.layout, self.spatial) {
+            (Layout::ChannelsFirst, 0 | 2..) => (self.channels, self.spatial.div_ceil(8)),
+            // Of one position, layouts are the same.
+            _ => (self.spatial, self.channels.div_ceil(8)),
         }
     }
 
@@ -214,8 +215,8 @@ impl Problem {
     /// ([`Epilogue::has_mask`]).
     ///
     /// The mask is `[N, C, ceil(spatial / 8)]` bytes for channels-first and
-    /// `[N, spatial, ceil(C / 8)]` for channels-last, without gaps, whatever the tensors' batch
-    /// strides. Bit `i % 8` (0 is the least significant) of byte `i / 8` of a row is element `i` of
+    /// `[N, spatial, ceil(C / 8)]` for channels-last and where there is one position, without gaps,
+    /// whatever the tensors' batch strides. Bit `i % 8` (0 is the least significant) of byte `i / 8` of a row is element `i` of
     /// it; what a row's bytes have beyond its elements means nothing. A bit is 1 where the derivative
     /// is 1: for ReLU and leaky ReLU where `z > 0`, for ReLU6 where `0 < z < 6`, and where `z` is NaN.
     /// It is 0 where the derivative is 0, or leaky ReLU's `negative_slope`.

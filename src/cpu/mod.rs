@@ -172,12 +172,12 @@ impl WorkspaceSize {
     fn of(problem: &Problem) -> Self {
         let positions = problem.spatial();
         match problem.layout() {
-            Layout::ChannelsLast => Self::of_rows(problem, problem.values_per_channel(), 1),
-            Layout::ChannelsFirst if positions == 1 || Runs::may_be_samples(problem) => {
+            Layout::ChannelsFirst if Runs::may_be_samples(problem) => {
                 let rows = Self::of_rows(problem, problem.batch(), positions);
                 rows.and_also(Self::of_planes(problem))
             }
-            Layout::ChannelsFirst => Self::of_planes(problem),
+            Layout::ChannelsFirst if positions != 1 => Self::of_planes(problem),
+            _ => Self::of_rows(problem, problem.values_per_channel(), 1),
         }
     }
 

@@ -19,11 +19,10 @@ impl Runs {
     /// Those of a call, whose tensors are all `gapless` or not.
     pub fn of(problem: &Problem, gapless: bool) -> Runs {
         match (problem.layout(), problem.spatial()) {
-            (Layout::ChannelsLast, _) => Runs::Rows,
-            // Each plane has bytes of its own.
+            // Of one position, layouts are the same.
+            (Layout::ChannelsLast, _) | (_, 1) => Runs::Rows,
+            // In a mask each plane has bytes of its own.
             _ if problem.epilogue().has_mask() => Runs::Planes,
-            // The layouts are the same.
-            (Layout::ChannelsFirst, 1) => Runs::Rows,
             _ if gapless && Runs::may_be_samples(problem) => Runs::Samples,
             _ => Runs::Planes,
         }
@@ -36,7 +35,7 @@ impl Runs {
         /// For each position: what is done once a lane takes as long as some of its values.
         const FEWEST_SAMPLES: usize = 4;
         problem.layout() == Layout::ChannelsFirst
-            && (1..=MOST_POSITIONS).contains(&problem.spatial())
+            && (2..=MOST_POSITIONS).contains(&problem.spatial())
             && problem.channels() * problem.spatial() <= MOST_LANES
             && problem.batch() >= FEWEST_SAMPLES * problem.spatial()
     }

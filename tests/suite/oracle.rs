@@ -127,8 +127,13 @@ fn channels_cut_into_parts() {
         for layout in LAYOUTS {
             check::<f32>(Case::new(dim, layout, epilogue), Embedding::Dense);
             check::<f16>(Case::new(dim, layout, Epilogue::NONE), Embedding::Window);
-            check::<f16>(Case::new(dim, layout, Epilogue::NONE), Embedding::Dense);
         }
+    }
+    // Samples as rows, on the CPU.
+    for layout in LAYOUTS {
+        let case = Case::new((503, 47, 3), layout, Epilogue::NONE);
+        check::<f32>(case, Embedding::Dense);
+        check::<f16>(case, Embedding::Dense);
     }
 }
 

@@ -166,7 +166,7 @@ impl Call {
 
     /// The gradients of x, of the parameters, and of the residual, from that of y.
     fn gradients(
-        self: &Arc<Self>,
+        &self,
         x: &Tensor,
         parameters: &Tensor,
         residual: Option<&Tensor>,
