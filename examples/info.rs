@@ -4,10 +4,11 @@
 use clap::{Parser, ValueEnum};
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use warpnorm::cuda::{
-    Alignment, BLOCK, Best, DeviceFacts, Launcher, Pass, Plan, Tier, best, devices, images,
-    profiles, static_shared_bytes, training_plans,
+    Alignment, BLOCK, Best, DeviceFacts, DeviceInfo, Launcher, Pass, Plan, Tier, best, devices,
+    images, profiles, static_shared_bytes, training_plans,
 };
 use warpnorm::{Activation, DType, Epilogue, Layout, Problem, Result};
 
@@ -101,28 +102,29 @@ impl Profile {
     }
 }
 
-fn print_devices() {
+/// A line for each.
+fn devices_found() -> String {
     match devices() {
-        Err(error) => println!("devices: {error}"),
-        Ok(devices) if devices.is_empty() => println!("devices: a CUDA driver, but no GPU"),
-        Ok(devices) => {
-            for it in devices {
-                let ((major, minor), (cuda, update)) = (it.compute_capability, it.driver_version);
-                let gigabytes = it.memory_bytes as f64 / 1e9;
-                println!(
-                    "device {}: {}, compute capability {major}.{minor}, {gigabytes:.1} GB, \
-                     driver for CUDA {cuda}.{update}",
-                    it.ordinal, it.name
-                );
-            }
-        }
+        Err(error) => format!("devices: {error}\n"),
+        Ok(devices) if devices.is_empty() => "devices: a CUDA driver, but no GPU\n".to_owned(),
+        Ok(devices) => devices.iter().map(device_line).collect(),
     }
 }
 
-fn print_images() {
+fn device_line(it: &DeviceInfo) -> String {
+    let ((major, minor), (cuda, update)) = (it.compute_capability, it.driver_version);
+    let gigabytes = it.memory_bytes as f64 / 1e9;
+    format!(
+        "device {}: {}, compute capability {major}.{minor}, {gigabytes:.1} GB, \
+         driver for CUDA {cuda}.{update}\n",
+        it.ordinal, it.name
+    )
+}
+
+fn kernels_embedded() -> String {
     let (major, minor) = match images::compiler() {
         Ok(version) => version,
-        Err(error) => return println!("kernels: {error}"),
+        Err(error) => return format!("kernels: {error}\n"),
     };
     let mut bytes = BTreeMap::<_, usize>::new();
     for image in images::images() {
@@ -130,7 +132,7 @@ fn print_images() {
     }
     let targets: Vec<String> =
         bytes.iter().map(|(target, bytes)| format!("{target} ({} KB)", bytes / 1000)).collect();
-    println!("kernels: compiled by NVRTC {major}.{minor} for {}", targets.join(", "));
+    format!("kernels: compiled by NVRTC {major}.{minor} for {}\n", targets.join(", "))
 }
 
 /// The device to plan for, and what to call it.
@@ -142,7 +144,7 @@ fn facts(args: &Args, best: &Best) -> (DeviceFacts, String) {
     }
 }
 
-fn print_plans(args: &Args, best: &Best) -> Result<()> {
+fn plans(args: &Args, best: &Best) -> Result<String> {
     let layout = match args.layout {
         LayoutName::ChannelsFirst => Layout::ChannelsFirst,
         LayoutName::ChannelsLast => Layout::ChannelsLast,
@@ -156,7 +158,6 @@ fn print_plans(args: &Args, best: &Best) -> Result<()> {
     let epilogue = Epilogue { activation, residual: args.residual };
     let problem = Problem::new(&args.shape, layout, dtype, epilogue)?;
     let (facts, name) = facts(args, best);
-    println!("\n{problem} on {name}, tensors aligned to 16 bytes\n");
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
     table.set_header([
@@ -201,8 +202,7 @@ fn print_plans(args: &Args, best: &Best) -> Result<()> {
     for column in 2..9 {
         table.column_mut(column).expect("a header").set_cell_alignment(CellAlignment::Right);
     }
-    println!("{table}");
-    Ok(())
+    Ok(format!("\n{problem} on {name}, tensors aligned to 16 bytes\n\n{table}\n"))
 }
 
 /// Where there is nothing to say.
@@ -238,17 +238,20 @@ fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
-fn main() -> ExitCode {
+fn main() -> io::Result<ExitCode> {
     let args = Args::parse();
-    print_devices();
-    print_images();
+    let mut out = io::stdout().lock();
+    write!(out, "{}{}", devices_found(), kernels_embedded())?;
     let best = best();
-    println!("best: {best}");
-    match print_plans(&args, &best) {
-        Ok(()) => ExitCode::SUCCESS,
+    writeln!(out, "best: {best}")?;
+    match plans(&args, &best) {
+        Ok(plans) => {
+            write!(out, "{plans}")?;
+            Ok(ExitCode::SUCCESS)
+        }
         Err(error) => {
             eprintln!("error: {error}");
-            ExitCode::FAILURE
+            Ok(ExitCode::FAILURE)
         }
     }
 }
