@@ -216,10 +216,11 @@ impl Problem {
     ///
     /// The mask is `[N, C, ceil(spatial / 8)]` bytes for channels-first and
     /// `[N, spatial, ceil(C / 8)]` for channels-last and where there is one position, without gaps,
-    /// whatever the tensors' batch strides. Bit `i % 8` (0 is the least significant) of byte `i / 8` of a row is element `i` of
-    /// it; what a row's bytes have beyond its elements means nothing. A bit is 1 where the derivative
-    /// is 1: for ReLU and leaky ReLU where `z > 0`, for ReLU6 where `0 < z < 6`, and where `z` is NaN.
-    /// It is 0 where the derivative is 0, or leaky ReLU's `negative_slope`.
+    /// whatever the tensors' batch strides. Bit `i % 8` (0 is the least significant) of byte `i / 8`
+    /// of a row is element `i` of it; what a row's bytes have beyond its elements means nothing. A bit
+    /// is 1 where the derivative is 1: for ReLU and leaky ReLU where `z > 0`, for ReLU6 where
+    /// `0 < z < 6`, and where `z` is NaN. It is 0 where the derivative is 0, or leaky ReLU's
+    /// `negative_slope`.
     ///
     /// On a GPU, channels-first rows whose elements are no multiple of 8 lie differently in as many
     /// bytes (`docs/kernels.md`): a mask is for the backend that wrote it.

@@ -116,14 +116,7 @@ fn every_epilogue_in_bf16() {
 #[test]
 fn channels_cut_into_parts() {
     let epilogue = Epilogue { activation: Activation::Relu6, residual: true };
-    for dim in [
-        (1, 1, 170_001),
-        (41, 2, 2051),
-        (3, 2, 35_001),
-        (80_003, 2, 1),
-        (30_000, 1, 3),
-        (2_003, 47, 3),
-    ] {
+    for dim in [(1, 1, 170_001), (41, 2, 2051), (3, 2, 35_001), (80_003, 2, 1), (30_000, 1, 3)] {
         for layout in LAYOUTS {
             check::<f32>(Case::new(dim, layout, epilogue), Embedding::Dense);
             check::<f16>(Case::new(dim, layout, Epilogue::NONE), Embedding::Window);

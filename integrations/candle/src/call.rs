@@ -1,8 +1,8 @@
 //! One call of batch normalization, as an operation of candle's graph.
 //!
 //! Its arguments are `x`, the parameters as one `[2, C]` tensor (weights, then biases; candle's
-//! operations have three arguments at most), and a residual where there is one. All are contiguous:
-//! the layer sees to it.
+//! operations have three arguments at most), and the residual, or `x` once more where there is none.
+//! All are contiguous: the layer sees to it.
 
 use crate::backend::{CandleBackend, Stored};
 use crate::engine::{Engines, Kept, Scratch, lock};
@@ -11,7 +11,7 @@ use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage;
 use candle_core::op::BackpropOp;
 use candle_core::{
-    CpuStorage, CustomOp2, CustomOp3, DType, Error, Layout, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CustomOp3, DType, Error, Layout, Result, Shape, Storage, Tensor, bail,
 };
 use std::any::Any;
 use std::ops::{Deref, Range};
@@ -62,7 +62,7 @@ type Place<'a, B> = (&'a <B as CandleBackend>::Storage, &'a Layout);
 struct Arguments<'a, B: CandleBackend> {
     x: Place<'a, B>,
     parameters: Place<'a, B>,
-    residual: Option<Place<'a, B>>,
+    residual: Place<'a, B>,
 }
 
 /// Runs `$body` with `$E` the element type that candle calls `$dtype`.
@@ -124,7 +124,7 @@ impl Call {
         };
         let args = ForwardTrain {
             x: slice::<B, E>(x)?,
-            residual: residual.map(slice::<B, E>).transpose()?,
+            residual: self.residual::<B, E>(residual)?,
             affine: affine::<B, E>(parameters)?,
             running: Some(running),
             y: B::slice_mut(y),
@@ -150,13 +150,21 @@ impl Call {
         let [mean, var] = self.running.storages();
         let args = Inference {
             x: slice::<B, E>(x)?,
-            residual: residual.map(slice::<B, E>).transpose()?,
+            residual: self.residual::<B, E>(residual)?,
             affine: affine::<B, E>(parameters)?,
             running: running::<B, E>(&mean, &var)?,
             y: B::slice_mut(y),
             workspace: &mut scratch.workspace,
         };
         backend.inference::<E>(&self.problem, &self.norm, args).map_err(Error::wrap)
+    }
+
+    /// The residual, where there is one.
+    fn residual<'a, B: Kept, E: Value>(
+        &self,
+        argument: Place<'a, B>,
+    ) -> Result<Option<B::Slice<'a, E>>> {
+        self.problem.epilogue().residual.then(|| slice::<B, E>(argument)).transpose()
     }
 
     /// What a training forward has left on the backend.
@@ -169,12 +177,12 @@ impl Call {
         &self,
         x: &Tensor,
         parameters: &Tensor,
-        residual: Option<&Tensor>,
+        residual: &Tensor,
         dy: &Tensor,
     ) -> Result<(Tensor, Tensor, Option<Tensor>)> {
         let gradient = Gradient { call: self, parameters, rest: Mutex::default() };
         let dy = dy.contiguous()?;
-        let dx = x.apply_op3_no_bwd(&dy, residual.unwrap_or(&dy), &gradient)?;
+        let dx = x.apply_op3_no_bwd(&dy, residual, &gradient)?;
         match std::mem::take(&mut *lock(&gradient.rest)) {
             (Some(dparameters), dresidual) => Ok((dx, dparameters, dresidual)),
             (None, _) => bail!("batch norm: no gradients"),
@@ -182,8 +190,8 @@ impl Call {
     }
 }
 
-/// The backward of a call, as an operation on x, dy and the residual (dy once more where there is none):
-/// candle locks the storages of an operation's arguments as a thread may do that has locked them.
+/// The backward of a call, as an operation on x, dy and the residual: candle locks the storages of an
+/// operation's arguments as a thread may do that has locked them.
 struct Gradient<'a> {
     call: &'a Call,
     parameters: &'a Tensor,
@@ -202,9 +210,9 @@ impl Gradient<'_> {
         let engine = self.call.engines.at::<B>(x.0)?;
         let backend = &engine.backend;
         let (elements, channels) = (problem.elements(), problem.channels());
-        let residual = problem.epilogue().residual.then_some(residual);
+        let has_residual = problem.epilogue().residual;
         let mut dx = backend.room::<E>(elements)?;
-        let mut dresidual = residual.map(|_| backend.room::<E>(elements)).transpose()?;
+        let mut dresidual = has_residual.then(|| backend.room::<E>(elements)).transpose()?;
         let mut dweight = backend.room::<E::Param>(channels)?;
         let mut dbias = backend.room::<E::Param>(channels)?;
         let mut scratch = engine.take(problem)?;
@@ -219,7 +227,7 @@ impl Gradient<'_> {
         };
         let (workspace, dy) = (&mut scratch.workspace, slice::<B, E>(dy)?);
         let (input, affine) = (slice::<B, E>(x)?, affine::<B, E>(place::<B>(&parameters)?)?);
-        let residual = residual.map(slice::<B, E>).transpose()?;
+        let residual = self.call.residual::<B, E>(residual)?;
         if let Some([mean, var]) = &storages {
             let running = running::<B, E>(mean, var)?;
             let args =
@@ -340,51 +348,9 @@ fn tensor<B: CandleBackend, T: Stored>(
 /// A call as candle takes it.
 pub struct Operation(pub Arc<Call>);
 
-impl CustomOp2 for Operation {
-    fn name(&self) -> &'static str {
-        "batch-norm"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        parameters: &CpuStorage,
-        parameters_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, parameters) = ((x, x_layout), (parameters, parameters_layout));
-        let arguments = Arguments { x, parameters, residual: None };
-        with_element!(x.0.dtype(), |E| self.0.forward::<Cpu, E>(arguments))
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        x: &CudaStorage,
-        x_layout: &Layout,
-        parameters: &CudaStorage,
-        parameters_layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        let (x, parameters) = ((x, x_layout), (parameters, parameters_layout));
-        let arguments = Arguments { x, parameters, residual: None };
-        with_element!(x.0.dtype(), |E| self.0.forward::<Cuda, E>(arguments))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        parameters: &Tensor,
-        _y: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (dx, dparameters, _) = self.0.gradients(x, parameters, None, dy)?;
-        Ok((Some(dx), Some(dparameters)))
-    }
-}
-
 impl CustomOp3 for Operation {
     fn name(&self) -> &'static str {
-        "batch-norm-add"
+        "batch-norm"
     }
 
     fn cpu_fwd(
@@ -396,8 +362,8 @@ impl CustomOp3 for Operation {
         residual: &CpuStorage,
         residual_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (x, parameters) = ((x, x_layout), (parameters, parameters_layout));
-        let arguments = Arguments { x, parameters, residual: Some((residual, residual_layout)) };
+        let (x, residual) = ((x, x_layout), (residual, residual_layout));
+        let arguments = Arguments { x, parameters: (parameters, parameters_layout), residual };
         with_element!(x.0.dtype(), |E| self.0.forward::<Cpu, E>(arguments))
     }
 
@@ -411,8 +377,8 @@ impl CustomOp3 for Operation {
         residual: &CudaStorage,
         residual_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        let (x, parameters) = ((x, x_layout), (parameters, parameters_layout));
-        let arguments = Arguments { x, parameters, residual: Some((residual, residual_layout)) };
+        let (x, residual) = ((x, x_layout), (residual, residual_layout));
+        let arguments = Arguments { x, parameters: (parameters, parameters_layout), residual };
         with_element!(x.0.dtype(), |E| self.0.forward::<Cuda, E>(arguments))
     }
 
@@ -424,7 +390,7 @@ impl CustomOp3 for Operation {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (dx, dparameters, dresidual) = self.0.gradients(x, parameters, Some(residual), dy)?;
+        let (dx, dparameters, dresidual) = self.0.gradients(x, parameters, residual, dy)?;
         Ok((Some(dx), Some(dparameters), dresidual))
     }
 }

@@ -204,10 +204,7 @@ impl BatchNorm {
         });
         let (x, parameters) = (in_memory_order(x, layout)?, self.parameters()?);
         let operation = Operation(call.clone());
-        let y = match residual {
-            Some(residual) => x.apply_op3(&parameters, &residual, operation)?,
-            None => x.apply_op2(&parameters, operation)?,
-        };
+        let y = x.apply_op3(&parameters, residual.as_ref().unwrap_or(&x), operation)?;
         if let Some(RunningStatistics { mean, var }) = lock(&call.left).running.take() {
             self.running_mean.set(&mean)?;
             self.running_var.set(&var)?;
