@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use warpnorm::cuda::{
-    Alignment, BLOCK, Best, DeviceFacts, DeviceInfo, Launcher, Pass, Plan, Tier, best, devices,
-    images, profiles, static_shared_bytes, training_plans,
+    Alignment, BLOCK, Best, DeviceFacts, DeviceInfo, Launcher, Pass, Plan, STATIC_SHARED_BYTES,
+    Tier, best, devices, images, profiles, training_plans,
 };
 use warpnorm::{Activation, DType, Epilogue, Layout, Problem, Result};
 
@@ -212,13 +212,12 @@ fn share(bytes: u64, floor: usize) -> String {
     if floor == 0 { NOTHING.to_owned() } else { format!("{:.2}", bytes as f64 / floor as f64) }
 }
 
-/// What a launch asks for, and what the kernel has of its own.
+/// Of a launch, with what the kernel has of its own.
 fn shared_memory(plan: &Plan) -> String {
     if plan.tier == Tier::Streaming {
         return NOTHING.to_owned();
     }
-    let of_its_own = f64::from(static_shared_bytes(plan.pass, plan.walk)) / 1024.0;
-    format!("{} KB + at most {of_its_own} KB", plan.shared_bytes >> 10)
+    format!("{:.1} KB", f64::from(plan.shared_bytes + STATIC_SHARED_BYTES) / 1024.0)
 }
 
 /// The share of the inputs that stays on chip between the sweeps.

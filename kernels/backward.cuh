@@ -23,7 +23,9 @@ struct WideSums {
     static constexpr bool HAS_PIVOT = false;
     __device__ double pivot() const { return 0.0; }
     __device__ static Sums sums_of(const WideSums &sums, float) { return {sums.g, sums.gd}; }
-    __device__ static WideSums from(const Sums &sums, double, float) { return {sums.first, sums.second}; }
+    __device__ static WideSums from(const Sums &sums, double, double, float) {
+        return {sums.first, sums.second};
+    }
     __device__ void merge(const WideSums &other) {
         g += other.g;
         gd += other.gd;
@@ -153,7 +155,7 @@ __device__ inline const Coefficients<T> &forward_of(const Gradient<T> &of) { ret
 // Adds g of a batch of packs, and g * deviation, to the sums of the thread's channels. What is not there
 // is zeros. `Known` is what the shelf holds. KEEPS_G: g takes dy's place.
 template <Gate GATE, class Known, bool KEEPS_G = false, class T, int V, int BATCH, class Walk>
-__device__ inline void sum_batch(const Params &params, const Walk &walk, const float *shelf,
+__device__ inline void sum_batch(const Params &params, const Walk &walk, const Shelf &shelf,
                                  Inputs<T, V> (&inputs)[BATCH],
                                  ThreadSums<Walk::CHANNELS> &sums) {
     constexpr bool IS_ONE = Walk::CHANNELS == 1;
@@ -195,7 +197,7 @@ __device__ inline void sum_batch(const Params &params, const Walk &walk, const f
 
 // dx and dresidual of a batch of packs, in place of x and dy.
 template <Gate GATE, class T, int V, int BATCH, class Walk>
-__device__ inline void find_gradients(const Params &params, const Walk &walk, const float *shelf,
+__device__ inline void find_gradients(const Params &params, const Walk &walk, const Shelf &shelf,
                                       Inputs<T, V> (&inputs)[BATCH]) {
     constexpr int N = CHANNELS_AT_ONCE<T, V>;
 #pragma unroll
@@ -270,7 +272,8 @@ __device__ void reduce(const Params &params) {
     typedef WalkOf<V> Walk;
     typedef Coefficients<T> Known;
     let_next_launch_begin();
-    SHARED_ARRAY(float, shelf, (SHELF_WORDS<Known, Walk>));
+    SHARED_ARRAY(float, words, (SHELF_WORDS<Known, Walk>));
+    const Shelf shelf = {words, Walk::MAX_PLACES};
     Walk walk(params, place_of_block(params));
     fill_shelf<Known>(shelf, walk, [&](Extent channel) { return channel_coefficients<T>(params, channel); });
     ThreadSums<Walk::CHANNELS> sums = {};
@@ -285,7 +288,7 @@ __device__ void reduce(const Params &params) {
 
 // The gradients of a batch from memory, and back.
 template <Gate GATE, class T, int V, int BATCH, class Walk>
-__device__ inline void find_and_store(const Params &params, const Walk &walk, const float *shelf,
+__device__ inline void find_and_store(const Params &params, const Walk &walk, const Shelf &shelf,
                                       const Window (&windows)[BATCH], Inputs<T, V> (&inputs)[BATCH]) {
     find_gradients<GATE>(params, walk, shelf, inputs);
 #pragma unroll
@@ -297,8 +300,9 @@ __device__ void gradient(const Params &params) {
     typedef WalkOf<V> Walk;
     typedef Gradient<T> Known;
     wait_for_launch_before();
-    SHARED_ARRAY(float, shelf, (SHELF_WORDS<Known, Walk>));
-    Walk walk(params, place_of_block(params));
+    SHARED_ARRAY(float, words, (SHELF_WORDS<Known, Walk>));
+    const Shelf shelf = {words, Walk::MAX_PLACES};
+    Walk walk(params, place_of_block_backwards(params));
     fill_shelf<Known>(shelf, walk, [&](Extent channel) { return channel_gradient<T>(params, channel); });
     with_gate<GATES>(params, [&](auto gate) {
         constexpr Gate GATE = gate.GATE;
@@ -312,7 +316,8 @@ template <Gate GATE, class T, int V, int BATCH, template <int> class WalkOf>
 __device__ void frozen(const Params &params) {
     typedef WalkOf<V> Walk;
     typedef Gradient<T> Known;
-    SHARED_ARRAY(float, shelf, (SHELF_WORDS<Known, Walk>));
+    SHARED_ARRAY(float, words, (SHELF_WORDS<Known, Walk>));
+    const Shelf shelf = {words, Walk::MAX_PLACES};
     Walk walk(params, place_of_block(params));
     fill_shelf<Known>(shelf, walk, [&](Extent channel) { return frozen_gradient<T>(params, channel); });
     ThreadSums<Walk::CHANNELS> sums = {};

@@ -27,11 +27,9 @@ __device__ inline double running_factor(const Params &params) {
     return 1.0 / ((double)*reinterpret_cast<const int64_t *>(params.num_batches_tracked) + 1.0);
 }
 
-// Moves a running statistic towards the batch's.
-__device__ inline void advance(Address running, Extent channel, double factor, double value) {
-    if (!running) return;
-    const double old = reinterpret_cast<const float *>(running)[channel];
-    set_channel_value(running, channel, (1.0 - factor) * old + factor * value);
+// A running statistic on its way towards the batch's.
+__device__ inline double advanced(float old, double factor, double value) {
+    return (1.0 - factor) * old + factor * value;
 }
 
 __device__ inline void count_batch(const Params &params) {
@@ -59,16 +57,24 @@ __device__ inline bool has_variance(const WideMoments &moments) { return moments
 
 // Saves what backward needs and advances the running statistics. Batches are counted apart, when
 // every channel has read their number.
-__device__ inline void finish_statistics(const Params &params, Extent channel,
-                                         const WideMoments &moments) {
-    const SavedStatistics saved = saved_statistics(params, moments);
+__device__ inline void save_statistics(const Params &params, Extent channel, const WideMoments &moments,
+                                       const SavedStatistics &saved) {
+    // Loads come first: they would wait for stores.
+    const bool advances = params.running_mean && has_variance(moments);
+    double mean = 0.0, var = 0.0;
+    if (advances) {
+        const float old_mean = channel_value(params.running_mean, channel, 0.0f);
+        const float old_var = channel_value(params.running_var, channel, 0.0f);
+        const double factor = running_factor(params);
+        mean = advanced(old_mean, factor, moments.mean);
+        var = advanced(old_var, factor, moments.m2 / (moments.count - 1.0));
+    }
     set_channel_value(params.mean_hi, channel, saved.mean_hi);
     set_channel_value(params.mean_lo, channel, saved.mean_lo);
     set_channel_value(params.invstd, channel, saved.invstd);
-    if (!params.running_mean || !has_variance(moments)) return;
-    const double factor = running_factor(params);
-    advance(params.running_mean, channel, factor, moments.mean);
-    advance(params.running_var, channel, factor, moments.m2 / (moments.count - 1.0));
+    if (!advances) return;
+    set_channel_value(params.running_mean, channel, mean);
+    set_channel_value(params.running_var, channel, var);
 }
 
 // Row `row` of the [rows, C] f64 rows of one rank.
@@ -115,8 +121,13 @@ __device__ inline Coefficients<T> channel_coefficients(const Params &params, Ext
                                    channel_invstd(params, channel));
 }
 
-// A block's shelf for what it knows of its channels, an item at each of its places: four words at a
-// time, and one left over by itself, so that neighbouring threads read neighbouring banks.
+// A block's shelf for what it knows of its channels, in shared memory, an item at each of its places:
+// four words at a time, and one left over by itself, so that neighbouring threads read neighbouring banks.
+struct Shelf {
+    float *words;
+    unsigned places;
+};
+
 template <class Item>
 struct OnShelf {
     static constexpr bool HAS_SINGLE = Item::WORDS % 4 == 1;
@@ -138,37 +149,36 @@ struct OnShelf {
     }
 };
 
+// Of a shelf for any tile.
 template <class Item, class Walk>
 constexpr int SHELF_WORDS = OnShelf<Item>::WORDS *Walk::MAX_PLACES;
 
 // Puts what is known of one of the group's channels where its elements look for it.
 template <class Item, class Walk>
-__device__ inline void put_on_shelf(float *shelf, const Walk &walk, unsigned channel, Item item) {
+__device__ inline void put_on_shelf(const Shelf &shelf, const Walk &walk, unsigned channel, Item item) {
     typedef OnShelf<Item> Form;
-    constexpr int PLACES = Walk::MAX_PLACES;
     Form form = {};
     form.each_word(item, [](float &of_item, float &on_shelf) { on_shelf = of_item; });
     walk.each_place_of(channel, [&](unsigned place) {
 #pragma unroll
         for (int q = 0; q < Form::QUADS; ++q) {
-            store_pack<4>(shelf + (q * PLACES + place) * 4, form.quads[q]);
+            store_pack<4>(shelf.words + (q * shelf.places + place) * 4, form.quads[q]);
         }
-        if (Form::HAS_SINGLE) shelf[Form::QUADS * PLACES * 4 + place] = form.single;
+        if (Form::HAS_SINGLE) shelf.words[Form::QUADS * shelf.places * 4 + place] = form.single;
     });
 }
 
 // What the shelf holds for the thread's element `v`.
 template <class Item, class Walk>
-__device__ inline Item take_own(const float *shelf, const Walk &walk, int v) {
+__device__ inline Item take_own(const Shelf &shelf, const Walk &walk, int v) {
     typedef OnShelf<Item> Form;
-    constexpr int PLACES = Walk::MAX_PLACES;
     const unsigned place = walk.place(v);
     Form form = {};
 #pragma unroll
     for (int q = 0; q < Form::QUADS; ++q) {
-        form.quads[q] = load_pack<4>(shelf + (q * PLACES + place) * 4);
+        form.quads[q] = load_pack<4>(shelf.words + (q * shelf.places + place) * 4);
     }
-    if (Form::HAS_SINGLE) form.single = shelf[Form::QUADS * PLACES * 4 + place];
+    if (Form::HAS_SINGLE) form.single = shelf.words[Form::QUADS * shelf.places * 4 + place];
     Item item = {};
     form.each_word(item, [](float &of_item, float &on_shelf) { of_item = on_shelf; });
     return item;
@@ -176,7 +186,7 @@ __device__ inline Item take_own(const float *shelf, const Walk &walk, int v) {
 
 // Fills the shelf of a block from `of_channel(channel)`. The walk may read it at once.
 template <class Item, class Walk, class OfChannel>
-__device__ inline void fill_shelf(float *shelf, const Walk &walk, const OfChannel &of_channel) {
+__device__ inline void fill_shelf(const Shelf &shelf, const Walk &walk, const OfChannel &of_channel) {
     for (unsigned channel = threadIdx.x; channel < walk.channels(); channel += THREADS) {
         put_on_shelf(shelf, walk, channel, of_channel(walk.first_channel() + channel));
     }

@@ -387,18 +387,32 @@ __device__ __forceinline__ void from_floats(unsigned is_bf16, const float (&floa
 
 // ---- copies from global to shared memory that the thread does not wait for --------------------
 
+// What the cache does with the lines of such copies: as usual, or they are the first to leave it.
+__device__ __forceinline__ uint64_t cache_policy([[maybe_unused]] bool leaves_first) {
+#if !defined(WARPNORM_EMULATOR) && __CUDA_ARCH__ >= 800
+    uint64_t usual, first;
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(usual));
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(first));
+    return leaves_first ? first : usual;
+#else
+    return 0;
+#endif
+}
+
 // Packs in shared memory as the target of such copies.
 template <class Item>
 struct CopyTarget {
+    uint64_t policy;
 #ifdef WARPNORM_EMULATOR
     Item *items;
-    __device__ explicit CopyTarget(Item *items) : items(items) {}
+    __device__ CopyTarget(Item *items, bool leaves_first)
+        : policy(cache_policy(leaves_first)), items(items) {}
     __device__ Item *at(unsigned i) const { return items + i; }
 #else
     // Else the compiler makes it of the launch's shared memory for each copy.
     uint32_t address;
-    __device__ explicit CopyTarget(Item *items)
-        : address(anew((uint32_t)__cvta_generic_to_shared(items))) {}
+    __device__ CopyTarget(Item *items, bool leaves_first)
+        : policy(cache_policy(leaves_first)), address(anew((uint32_t)__cvta_generic_to_shared(items))) {}
     __device__ uint32_t at(unsigned i) const { return address + i * sizeof(Item); }
 #endif
 };
@@ -419,8 +433,8 @@ __device__ __forceinline__ void async_copy_pack(const CopyTarget<Pack<T, N>> &to
                                                 const T *from, bool is_there = true) {
     static_assert(sizeof(Pack<T, N>) == 16, "a pack is 16 bytes");
 #if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to.at(i)), "l"(from),
-                 "r"(is_there ? 16 : 0)
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to.at(i)),
+                 "l"(from), "r"(is_there ? 16 : 0), "l"(to.policy)
                  : "memory");
 #else
     uint4 bits = {};
@@ -485,7 +499,8 @@ __device__ __forceinline__ unsigned cluster_rank() {
 
 // All threads of the cluster come here before any of them goes on, and then see what the others have
 // written, in shared and in global memory. Before the first time other blocks need not have started;
-// a block whose shared memory others read must not return before they have come here once more.
+// a block whose shared memory others read must not return before they have come here once more, or
+// `leave_cluster`.
 __device__ inline void cluster_sync() {
 #ifdef WARPNORM_EMULATOR
     emulator::cluster_barrier();
@@ -494,6 +509,16 @@ __device__ inline void cluster_sync() {
     asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 #else
     __syncthreads();
+#endif
+}
+
+// The same at a block's end, where what has been written is nobody's business.
+__device__ inline void leave_cluster() {
+#ifdef WARPNORM_EMULATOR
+    emulator::cluster_barrier();
+#elif __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+    asm volatile("barrier.cluster.wait;" ::: "memory");
 #endif
 }
 
@@ -533,14 +558,30 @@ __device__ inline void wait_for_launch_before() {
 
 // ---- waiting for other blocks -----------------------------------------------------------------
 
-// A load that sees what another block has stored there, in time.
-__device__ inline unsigned load_flag(const unsigned *address) {
+// Counts one on, from `last` to 0. Who finds the count by load_and_acquire then sees what this thread has
+// written, or seen, before.
+__device__ inline void count_and_release(unsigned *counter, unsigned last) {
 #ifdef WARPNORM_EMULATOR
-    return emulator::atomic_load(address);
+    __threadfence();
+    atomicInc(counter, last);
 #else
-    unsigned value;
-    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
-    return value;
+    [[maybe_unused]] unsigned before;
+    asm volatile("atom.release.gpu.global.inc.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(counter), "r"(last)
+                 : "memory");
+#endif
+}
+
+__device__ inline unsigned load_and_acquire(const unsigned *counter) {
+#ifdef WARPNORM_EMULATOR
+    const unsigned count = emulator::atomic_load(counter);
+    __threadfence();
+    return count;
+#else
+    unsigned count;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
+    return count;
 #endif
 }
 
@@ -550,5 +591,12 @@ __device__ inline void spin_pause() {
     emulator::spin_pause();
 #else
     __nanosleep(20);
+#endif
+}
+
+// About so long.
+__device__ inline void pause([[maybe_unused]] unsigned nanoseconds) {
+#ifndef WARPNORM_EMULATOR
+    __nanosleep(nanoseconds);
 #endif
 }

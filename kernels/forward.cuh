@@ -179,7 +179,7 @@ __device__ void statistics(const Params &params) {
         if (params.moments) {
             write_moments(params, channel, total);
         } else {
-            finish_statistics(params, channel, total);
+            save_statistics(params, channel, total, saved_statistics(params, total));
         }
     });
 }
@@ -265,8 +265,9 @@ __device__ void apply(const Params &params) {
     typedef WalkOf<V> Walk;
     wait_for_launch_before();
     typedef Coefficients<T> Known;
-    SHARED_ARRAY(float, shelf, (SHELF_WORDS<Known, Walk>));
-    Walk walk(params, place_of_block(params));
+    SHARED_ARRAY(float, words, (SHELF_WORDS<Known, Walk>));
+    const Shelf shelf = {words, Walk::MAX_PLACES};
+    Walk walk(params, place_of_block_backwards(params));
     fill_shelf<Known>(shelf, walk, [&](Extent channel) { return channel_coefficients<T>(params, channel); });
     const auto coefficients_of = [&](int v) { return take_own<Known>(shelf, walk, v); };
     if (blockIdx.x == 0 && threadIdx.x == 0) count_batch(params);

@@ -3,8 +3,8 @@
 #include "entries.h"
 
 #define FROZEN(walk, Walk, type, T, V)                                                             \
-    ENTRY(frozen_##walk##_##type##x##V##_identity, frozen<OPEN, T, V, PACKS<V>, Walk>) \
-    ENTRY(frozen_##walk##_##type##x##V##_any, frozen<ANY_FROM_X, T, V, PACKS_ANY, Walk>)   \
+    LARGE_ENTRY(frozen_##walk##_##type##x##V##_identity, frozen<OPEN, T, V, 2, Walk>)              \
+    ENTRY(frozen_##walk##_##type##x##V##_any, frozen<ANY_FROM_X, T, V, PACKS_ANY, Walk>)           \
     ENTRY(frozen_##walk##_##type##x1_any, frozen<ANY_FROM_X, T, 1, PACKS_ANY, Walk>)
 
 FROZEN(planes, Planes, f32, float, 4)

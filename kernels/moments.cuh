@@ -120,10 +120,16 @@ struct Moments {
 
 __device__ inline Moments no_moments() { return {0.0f, 0.0f, 0.0f, GEAR_LOW}; }
 
+// value / count as it is rounded, by way of the inverse of the count, which many values share.
+__device__ inline float divide_by(float count, float inverse, float value) {
+    const float quotient = value * inverse;
+    return fmaf(fmaf(-quotient, count, value), inverse, quotient);
+}
+
 // From M2 about `pivot`, the rounded mean, and the sum of the deviations from it, which is what the
-// pivot's rounding has left.
-__device__ inline Moments moments_about(float pivot, float m2, int gear, float sum, float count) {
-    const float correction = sum / count;
+// pivot's rounding has left; `inverse` is that of their count.
+__device__ inline Moments moments_about(float pivot, float m2, int gear, float sum, float inverse) {
+    const float correction = sum * inverse;
     m2 -= in_gear(sum, gear) * in_gear(correction, gear);
     Moments result = {0.0f, 0.0f, m2 < 0.0f ? 0.0f : m2, gear};
     result.mean_hi = two_sum(pivot, correction, result.mean_lo);
@@ -164,7 +170,7 @@ __device__ inline Moments moments_around(const float (&values)[N], unsigned vali
         const float deviation = in_gear(deviations[i], gear);
         squares[i] = deviation * deviation;
     }
-    return moments_about(pivot, sum_of<N>(squares), gear, sum, count);
+    return moments_about(pivot, sum_of<N>(squares), gear, sum, 1.0f / count);
 }
 
 // Moments of those of N values in registers whose bit is set in `valid`, `count` of them, at
@@ -250,8 +256,8 @@ struct WideMoments {
         total.add(from(narrow), pivot);
         return {total.sum, total.squares};
     }
-    __device__ static WideMoments from(const Sums &sums, double count, float pivot) {
-        return Total{count, sums.first, sums.second}.result(pivot);
+    __device__ static WideMoments from(const Sums &sums, double count, double inverse, float pivot) {
+        return Total{count, sums.first, sums.second}.result(pivot, inverse);
     }
 
     // Around which the moments of several sets are added up, without a division for each: the mean of
@@ -274,9 +280,11 @@ struct WideMoments {
             squares += other.squares;
         }
 
-        __device__ WideMoments result(double pivot) const {
+        __device__ WideMoments result(double pivot) const { return result(pivot, 1.0 / count); }
+
+        __device__ WideMoments result(double pivot, double inverse) const {
             if (count == 0.0) return empty();
-            const double shift = sum / count, m2 = squares - sum * shift;
+            const double shift = sum * inverse, m2 = squares - sum * shift;
             return {count, pivot + shift, m2 < 0.0 ? 0.0 : m2};
         }
     };

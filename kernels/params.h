@@ -57,6 +57,8 @@ struct Params {
     unsigned parts;          // blocks that share a channel
     unsigned slots;          // packs of each tensor that a thread keeps on chip
     unsigned tile_bytes;     // of dynamic shared memory, before what blocks leave for each other there
+    unsigned shelf_at;       // bytes of it before the block's shelf
+    unsigned late_by;        // nanoseconds by which the second half of the blocks begins later
     unsigned is_bf16;        // elements of 16 bits: whether they are bf16, else f16
     Extent groups;           // of channels that are finished together
     unsigned misalignment;   // planes: elements from the last pack boundary to the first element
@@ -69,5 +71,5 @@ struct Params {
     unsigned columns_per_channel;  // columns: neighbours that fold into one channel
     unsigned packs_per_tile;       // columns: packs of a row that a block covers
     unsigned rows_abreast;         // columns: rows of the tensor that one of the matrix holds, side by side
-    unsigned spares_cache;   // whether outputs leave the cache to inputs that are read again
+    unsigned spares_cache;   // whether what is not read again leaves the cache to what is
 };

@@ -30,7 +30,8 @@ __device__ inline WideMoments moments_of_ranks(const Params &params, Extent chan
 // One block, so that the batch is counted when every channel has read the count.
 __device__ void merge_statistics(const Params &params) {
     for (Extent channel = threadIdx.x; channel < params.channels; channel += THREADS) {
-        finish_statistics(params, channel, moments_of_ranks(params, channel));
+        const WideMoments moments = moments_of_ranks(params, channel);
+        save_statistics(params, channel, moments, saved_statistics(params, moments));
     }
     __syncthreads();
     if (threadIdx.x == 0 && has_variance(moments_of_ranks(params, 0))) count_batch(params);

@@ -117,9 +117,19 @@ __device__ inline void rows_total(unsigned width, SumsArray<TOGETHER<COUNT> * TH
     constexpr unsigned LEFT = 8;
     const unsigned all = THREADS / width * width, left = min(ADDING / width, LEFT) * width;
     const unsigned i = threadIdx.x / ADDING, place = threadIdx.x % ADDING, own = i * THREADS;
+    // A few rows at a time, whose loads do not wait for each other.
     const auto add_rows = [&](unsigned step, unsigned end) {
+        constexpr int LOADED = 4;
         Sums total = shelf.get(own + place);
-        for (unsigned at = place + step; at < end; at += step) total.merge(shelf.get(own + at));
+        for (unsigned at = place + step; at < end; at += LOADED * step) {
+            Sums rows[LOADED];
+#pragma unroll
+            for (int row = 0; row < LOADED; ++row) {
+                rows[row] = at + row * step < end ? shelf.get(own + at + row * step) : Sums::empty();
+            }
+#pragma unroll
+            for (const Sums &of_row : rows) total.merge(of_row);
+        }
         return total;
     };
 #pragma unroll
@@ -163,12 +173,10 @@ __device__ inline void team_barrier(Address counters, Extent team, unsigned bloc
     __syncthreads();
     if (threadIdx.x == 0) {
         unsigned *counter = reinterpret_cast<unsigned *>(counters) + team;
-        // The fences speak for the whole block: barriers stand on either side of them.
-        __threadfence();
-        // Everyone counts twice, coming and going, and the last to go wraps round.
-        atomicInc(counter, 2 * blocks - 1);
-        while (load_flag(counter) < blocks) spin_pause();
-        __threadfence();
+        // This thread releases and acquires for the whole block: barriers stand on either side. Everyone
+        // counts twice, coming and going, and the last to go wraps round.
+        count_and_release(counter, 2 * blocks - 1);
+        while (load_and_acquire(counter) < blocks) spin_pause();
         atomicInc(counter, 2 * blocks - 1);
     }
     __syncthreads();
@@ -209,18 +217,17 @@ __device__ inline unsigned lanes_for(unsigned channels, unsigned parts) {
 }
 
 // The total of one channel's partial results in each of the lanes that share it; of none where it is not
-// `there`. `partial(part)` loads one, and a few of them are on their way to each lane at a time.
-template <class Item, class Partial>
+// `there`. `partial(part)` loads one, and LOADED of them are on their way to each lane at a time.
+template <class Item, int LOADED, class Partial>
 __device__ inline Item total_of(unsigned parts, unsigned lanes, bool there, const Partial &partial) {
-    constexpr int AT_ONCE = 4;
     if (parts == 1) return there ? partial(0) : Item::empty();
     typename Item::Total total = {};
     double pivot = 0.0;
 #pragma unroll 1
-    for (unsigned begin = 0; begin < parts; begin += AT_ONCE * lanes) {
-        Item items[AT_ONCE];
+    for (unsigned begin = 0; begin < parts; begin += LOADED * lanes) {
+        Item items[LOADED];
 #pragma unroll
-        for (int u = 0; u < AT_ONCE; ++u) {
+        for (int u = 0; u < LOADED; ++u) {
             const unsigned part = begin + u * lanes + threadIdx.x % lanes;
             items[u] = there && part < parts ? partial(part) : Item::empty();
         }
@@ -238,9 +245,9 @@ struct Every {
 };
 
 // Hands the merged partial results of each of `channels` channels, or of `some` of them, to
-// `finish(channel, item)`. `partial(channel, part)` loads one. Lanes that share channels merge as
-// many as they are, and each finishes one of them: that takes as long as merging.
-template <int THREADS, class Item, class Partial, class Finish>
+// `finish(channel, item)`. `partial(channel, part)` loads one, LOADED at a time. Lanes that share
+// channels merge as many as they are, and each finishes one of them: that takes as long as merging.
+template <int THREADS, class Item, int LOADED = 4, class Partial, class Finish>
 __device__ inline void merge_parts(unsigned channels, unsigned parts, const Partial &partial,
                                    const Finish &finish, const Every &some = {0, 1}) {
     const unsigned meant = (channels + some.step - 1) / some.step;
@@ -254,9 +261,11 @@ __device__ inline void merge_parts(unsigned channels, unsigned parts, const Part
         for (unsigned turn = 0; turn < lanes && first + turn * step < channels; ++turn) {
             const unsigned channel = begin + turn * step;
             const auto part_of = [&](unsigned part) { return partial(channel, part); };
-            const Item total = total_of<Item>(parts, lanes, channel < channels, part_of);
+            const Item total = total_of<Item, LOADED>(parts, lanes, channel < channels, part_of);
             if (lane == turn) mine = total;
         }
+        // What is finished may lie where other lanes have just read.
+        __syncwarp();
         const unsigned channel = begin + lane * step;
         if (channel < channels) finish(channel, mine);
     }

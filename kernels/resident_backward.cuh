@@ -96,8 +96,9 @@ __device__ inline void bring_bits(const Params &params, Walk walk, unsigned pack
 // Starts bringing one round of the inputs on chip. What is not there is zeros.
 template <class T, int V, class Walk>
 __device__ inline void bring_inputs(const Params &params, const Walk &start, unsigned packs,
-                                    const InputTiles<T, V> &tiles) {
-    const CopyTarget<Pack<T, V>> to[3] = {tiles.x.target(), tiles.dy.target(), tiles.residual.target()};
+                                    const InputTiles<T, V> &tiles, bool is_last_read) {
+    const auto target = [&](const Tile<T, V> &tile) { return tile.target(params, is_last_read); };
+    const CopyTarget<Pack<T, V>> to[3] = {target(tiles.x), target(tiles.dy), target(tiles.residual)};
     Walk walk = start;
     const bool is_even = walk.is_even();
     bring_stages(packs, [&](unsigned first, unsigned last) {
@@ -134,7 +135,7 @@ __device__ inline void walk_tiles(unsigned first, unsigned last, Walk &walk,
 // Adds what the round's stages bring to the thread's sums. Where it can, g takes dy's place.
 template <class T, int V, class Walk>
 __device__ inline void sum_round(const Params &params, const Walk &start, unsigned packs,
-                                 const InputTiles<T, V> &tiles, const float *shelf,
+                                 const InputTiles<T, V> &tiles, const Shelf &shelf,
                                  ThreadSums<Walk::CHANNELS> &sums) {
     with_gate<ALL_GATES>(params, [&](auto gate) {
         constexpr Gate GATE = gate.GATE;
@@ -156,7 +157,7 @@ __device__ inline void sum_round(const Params &params, const Walk &start, unsign
 // dx and dresidual of the round that is on chip, which holds dy or already g.
 template <class T, int V, class Walk>
 __device__ inline void gradients_of_round(const Params &params, const Walk &start, unsigned packs,
-                                          const InputTiles<T, V> &tiles, const float *shelf, bool holds_g) {
+                                          const InputTiles<T, V> &tiles, const Shelf &shelf, bool holds_g) {
     const auto through = [&](auto gate) {
         constexpr Gate GATE = gate.GATE;
         constexpr int TOGETHER = CHANGED<GATE, Walk, V>;
@@ -187,9 +188,8 @@ template <class T, int V, template <int> class WalkOf>
 __device__ void backward(const Params &params) {
     typedef WalkOf<V> Walk;
     constexpr int CHANNELS = Walk::CHANNELS;
-    // It holds Coefficients for the sums, then their totals, and then a Gradient.
-    constexpr int ON_SHELF = SHELF_WORDS<Gradient<T>, Walk>, ADDED = SCRATCH_WORDS<Walk>;
-    SHARED_ARRAY(float, shelf, (ON_SHELF > ADDED ? ON_SHELF : ADDED));
+    // For Coefficients while the sums are taken, and then a Gradient.
+    const Shelf shelf = shelf_on_chip<Walk>(params);
     const InputTiles<T, V> tiles(params);
     each_group(params, [&](Extent group) {
         const Walk start(params, place_in_group(params, group));
@@ -199,7 +199,7 @@ __device__ void backward(const Params &params) {
         for (unsigned round = 0; round < rounds.count; ++round) {
             const Walk of_round(params, place_in_group(params, group, rounds.begin(round)));
             const unsigned packs = rounds.packs(round);
-            bring_inputs<T, V>(params, of_round, packs, tiles);
+            bring_inputs<T, V>(params, of_round, packs, tiles, rounds.stays(round));
             // While the copies are under way.
             if (round == 0) {
                 fill_shelf<Coefficients<T>>(shelf, start, [&](Extent channel) {
@@ -219,7 +219,9 @@ __device__ void backward(const Params &params) {
             });
         rounds_backwards<Walk>(
             params, group,
-            [&](const Walk &again, unsigned packs) { bring_inputs<T, V>(params, again, packs, tiles); },
+            [&](const Walk &again, unsigned packs) {
+                bring_inputs<T, V>(params, again, packs, tiles, true);
+            },
             [&](const Walk &again, unsigned packs, bool has_stayed) {
                 const bool holds_g = has_stayed && keeps_g<T>(params);
                 gradients_of_round(params, again, packs, tiles, shelf, holds_g);

@@ -18,8 +18,8 @@
 // `at_end(window, pack)` too.
 template <class T, int V, class Walk, class AtEnd>
 __device__ inline unsigned bring_x(const Params &params, Walk walk, unsigned packs,
-                                   const Tile<T, V> &tile, const AtEnd &at_end) {
-    const CopyTarget<Pack<T, V>> target = tile.target();
+                                   const Tile<T, V> &tile, bool is_last_read, const AtEnd &at_end) {
+    const CopyTarget<Pack<T, V>> target = tile.target(params, is_last_read);
     unsigned whole = 0, ends = 0;
     const auto bring = [&](const Window &window, unsigned slot) {
         const bool is_full = window.template is_full<V>();
@@ -130,12 +130,12 @@ __device__ inline void take_tile(const Tile<T, V> &tile, unsigned slots, unsigne
         sum_packs(tile, first, min(last, packs), sums);
     });
     if (packs == 0) return;
-    const float count = (float)(packs * (V / CHANNELS));
+    const float count = (float)(packs * (V / CHANNELS)), inverse = 1.0f / count;
     float offset[CHANNELS], unit[CHANNELS], m2[CHANNELS] = {};
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
         unit[c] = unit_of(sums[c].template gear<T>());
-        offset[c] = -(sums[c].sum.hi / count) * unit[c];
+        offset[c] = -divide_by(count, inverse, sums[c].sum.hi) * unit[c];
     }
     // Few together: a square that outweighs the others is rounded with each that is added to it.
     constexpr unsigned TOGETHER = 16;
@@ -152,7 +152,7 @@ __device__ inline void take_tile(const Tile<T, V> &tile, unsigned slots, unsigne
         const int gear = sums[c].template gear<T>();
         const float pivot = -out_of_gear(offset[c], gear);
         const float deviations = fmaf(-pivot, count, sums[c].sum.hi) + sums[c].sum.lo;
-        moments[c].take(moments_about(pivot, m2[c], gear, deviations, count), count, share);
+        moments[c].take(moments_about(pivot, m2[c], gear, deviations, inverse), count, share);
     }
 }
 
@@ -165,7 +165,8 @@ __device__ inline void take_rounds(const Params &params, Extent group, const Rou
     for (unsigned round = 0; round < rounds.count; ++round) {
         const Walk walk(params, place_in_group(params, group, rounds.begin(round)));
         const unsigned whole = bring_x<T, V>(
-            params, walk, rounds.packs(round), tile, [&](const Window &window, const Pack<T, V> &pack) {
+            params, walk, rounds.packs(round), tile, rounds.stays(round),
+            [&](const Window &window, const Pack<T, V> &pack) {
                 const Window windows[1] = {window};
                 const Pack<T, V> packs[1] = {pack};
                 const unsigned valid = valid_bits<Walk::CHANNELS, V>(windows);
@@ -177,12 +178,12 @@ __device__ inline void take_rounds(const Params &params, Extent group, const Rou
 
 // Packs that y is made of together, as registers allow.
 template <Kind KIND, class Walk, int V>
-constexpr int APPLIED = KIND == ANY ? BATCH_ANY : Walk::CHANNELS == 1 ? 16 / V : 8 / V;
+constexpr int APPLIED = KIND == ANY ? BATCH_ANY : 16 / V;
 
 // y of the round that is on chip, for the activations of one kind.
 template <Kind KIND, class T, int V, class Walk>
 __device__ inline void apply_kind(const Params &params, Walk walk, unsigned count,
-                                  const Tile<T, V> &tile, const float *shelf) {
+                                  const Tile<T, V> &tile, const Shelf &shelf) {
     constexpr int BATCH = APPLIED<KIND, Walk, V>;
     Coefficients<T> of[Walk::CHANNELS];
 #pragma unroll
@@ -218,7 +219,7 @@ __device__ inline void apply_kind(const Params &params, Walk walk, unsigned coun
 // y of the round that is on chip.
 template <class T, int V, class Walk>
 __device__ inline void apply_round(const Params &params, const Walk &walk, unsigned packs,
-                                   const Tile<T, V> &tile, const float *shelf) {
+                                   const Tile<T, V> &tile, const Shelf &shelf) {
     switch (anew(params.activation)) {
         case ACTIVATION_IDENTITY:
             return apply_kind<IDENTITY>(params, walk, packs, tile, shelf);
@@ -233,18 +234,19 @@ __device__ inline void apply_round(const Params &params, const Walk &walk, unsig
 template <class T>
 __device__ inline Coefficients<T> finish_channel(const Params &params, Extent channel,
                                                  const WideMoments &moments, bool saves) {
-    if (saves) finish_statistics(params, channel, moments);
     const SavedStatistics saved = saved_statistics(params, moments);
-    return channel_coefficients<T>(params, channel, saved.mean_hi, saved.mean_lo, saved.invstd);
+    // Loads would wait for stores that come before them.
+    const Coefficients<T> result =
+        channel_coefficients<T>(params, channel, saved.mean_hi, saved.mean_lo, saved.invstd);
+    if (saves) save_statistics(params, channel, moments, saved);
+    return result;
 }
 
 template <class T, int V, template <int> class WalkOf>
 __device__ void forward(const Params &params) {
     typedef WalkOf<V> Walk;
     constexpr int CHANNELS = Walk::CHANNELS;
-    // It holds what the totals are made of, and then Coefficients.
-    constexpr int ON_SHELF = SHELF_WORDS<Coefficients<T>, Walk>, ADDED = SCRATCH_WORDS<Walk>;
-    SHARED_ARRAY(float, shelf, (ON_SHELF > ADDED ? ON_SHELF : ADDED));
+    const Shelf shelf = shelf_on_chip<Walk>(params);  // for Coefficients
     const Tile<T, V> tile(params, 0);
     each_group(params, [&](Extent group) {
         const Rounds rounds(params, Walk(params, place_in_group(params, group)));
@@ -260,7 +262,7 @@ __device__ void forward(const Params &params) {
         rounds_backwards<Walk>(
             params, group,
             [&](const Walk &again, unsigned packs) {
-                bring_x(params, again, packs, tile, [](const Window &, const Pack<T, V> &) {});
+                bring_x(params, again, packs, tile, true, [](const Window &, const Pack<T, V> &) {});
             },
             [&](const Walk &again, unsigned packs, bool) {
                 apply_round(params, again, packs, tile, shelf);
@@ -268,7 +270,8 @@ __device__ void forward(const Params &params) {
         __syncthreads();
     });
     if (!params.num_batches_tracked) return;
-    if (arrives_last(params.counters, params.groups, gridDim.x) && threadIdx.x == 0) {
-        count_batch(params);
-    }
+    // Other blocks may yet need the number.
+    const bool is_last = params.momentum < 0.0 ? arrives_last(params.counters, params.groups, gridDim.x)
+                                               : blockIdx.x == 0;
+    if (is_last && threadIdx.x == 0) count_batch(params);
 }

@@ -79,10 +79,12 @@ struct Team {
 // The groups that this block's team works on, one after the other.
 template <class Each>
 __device__ inline void each_group(const Params &params, const Each &each) {
+    // Teams that share multiprocessors are to wait for their blocks at different times.
+    if (params.late_by && blockIdx.x >= gridDim.x / 2) pause(params.late_by);
     for (Extent group = blockIdx.x / params.parts; group < params.groups;) {
         each(group);
         group += gridDim.x / anew(params.parts);
     }
     // The others may still read what this block has left for them.
-    if (is_cluster_team(params)) cluster_sync();
+    if (is_cluster_team(params)) leave_cluster();
 }

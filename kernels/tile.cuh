@@ -2,6 +2,7 @@
 // tensor for each thread. A thread reads what it has brought itself, so that no barrier is needed,
 // and neighbouring threads' packs are neighbours, so that banks do not conflict.
 #pragma once
+#include "channel.cuh"
 #include "device.cuh"
 #include "params.h"
 #include "walk.cuh"
@@ -15,7 +16,10 @@ struct Tile {
         : packs(block_shared<Pack<T, V>>() + (size_t)tensor * params.slots * THREADS + threadIdx.x) {}
 
     __device__ Pack<T, V> *at(unsigned slot) const { return packs + slot * THREADS; }
-    __device__ CopyTarget<Pack<T, V>> target() const { return CopyTarget<Pack<T, V>>(packs); }
+    // `is_last_read`: memory that is read for the last time leaves the cache first, where the launch says so.
+    __device__ CopyTarget<Pack<T, V>> target(const Params &params, bool is_last_read) const {
+        return CopyTarget<Pack<T, V>>(packs, is_last_read && params.spares_cache);
+    }
     __device__ Pack<T, V> get(unsigned slot) const {
         return load_pack<V>(reinterpret_cast<const T *>(at(slot)));
     }
@@ -27,6 +31,12 @@ struct Tile {
 // The mask's bits for each pack, behind `tensors` tiles.
 __device__ inline uint16_t *mask_tile(const Params &params, unsigned tensors) {
     return block_shared<uint16_t>() + (size_t)tensors * params.slots * THREADS * 8 + threadIdx.x;
+}
+
+// The block's shelf, behind all else. For the walk's tiles.
+template <class Walk>
+__device__ inline Shelf shelf_on_chip(const Params &params) {
+    return {block_shared<float>() + params.shelf_at / sizeof(float), Walk::places(params)};
 }
 
 // Packs that are brought together: rounds are whole batches of them.
@@ -56,6 +66,7 @@ struct Rounds {
         return round == 0 ? 0 : first + (round - 1) * params.slots;
     }
     __device__ unsigned packs(unsigned round) const { return round == 0 ? first : params.slots; }
+    __device__ bool stays(unsigned round) const { return round + 1 == count; }
 };
 
 // The batches of a round's slots from the first to before the last.
@@ -116,7 +127,7 @@ __device__ inline void rounds_backwards(const Params &params, Extent group, cons
     for (unsigned round = rounds.count; round-- > 0;) {
         const Walk walk(params, place_in_group(params, group, rounds.begin(round)));
         const unsigned packs = rounds.packs(round);
-        const bool has_stayed = round + 1 == rounds.count;
+        const bool has_stayed = rounds.stays(round);
         if (!has_stayed) {
             bring(walk, packs);
             async_copy_wait(0);

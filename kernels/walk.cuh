@@ -55,6 +55,12 @@ __device__ inline Place place_of_block(const Params &params) {
     return place_in_group(params, blockIdx.x / params.parts);
 }
 
+// The blocks of a second sweep begin with what the first has read last: the cache may still have it.
+__device__ inline Place place_of_block_backwards(const Params &params) {
+    const unsigned block = gridDim.x - 1 - blockIdx.x;
+    return {block / params.parts, block % params.parts, 0};
+}
+
 struct Window {
     Extent sample, inner;  // an element's offset is sample * stride + inner
     unsigned first, last;  // elements from the first to before the last are there
@@ -244,6 +250,7 @@ struct Planes {
     __device__ Extent mask_row_bytes() const { return (params.spatial + 7) / 8; }
 
     // On a block's shelf for what it knows of its channels.
+    __device__ static unsigned places(const Params &) { return 1; }
     __device__ unsigned place(int) const { return 0; }
     template <class Use>
     __device__ void each_place_of(unsigned, const Use &use) const {
@@ -347,6 +354,8 @@ struct Columns {
 
     __device__ Extent mask_row_bytes() const { return (params.columns + 7) / 8; }
 
+    // One for each column at most.
+    __device__ static unsigned places(const Params &params) { return params.packs_per_tile * V; }
     // Columns that are channels are turned, so that neighbouring threads find their own in
     // neighbouring banks.
     __device__ unsigned place(int v) const {

@@ -21,8 +21,9 @@ pub struct Case<'g, E: Element> {
     cuda: Cuda,
     pub problem: Problem,
     pub inputs: Inputs<E>,
-    /// They take turns.
+    /// They take turns, of which so many are over.
     pub sets: Vec<Tensors<Cuda, E>>,
+    turn: u64,
     workspace: Workspace,
     /// Of training; and of inference, as long as the running statistics stay as they are.
     expected: [Option<Expected>; 2],
@@ -58,6 +59,7 @@ impl<'g, E: Element> Case<'g, E> {
             problem,
             inputs,
             sets,
+            turn: 0,
             workspace,
             expected: [None, None],
             checked: Vec::new(),
@@ -204,8 +206,10 @@ impl<'g, E: Element> Case<'g, E> {
         call: &mut dyn FnMut(&mut Self, usize) -> Result<()>,
     ) -> Result<Duration> {
         let sets = if config == Config::GpuInCache { 1 } else { self.sets.len() as u64 };
-        let gpu = self.gpu;
-        gpu.stopwatch.time(calls, &mut |index| call(self, (index % sets) as usize))
+        // Goes on where the last one ended: the first sets again would be in the L2.
+        let (gpu, first) = (self.gpu, self.turn);
+        self.turn += calls;
+        gpu.stopwatch.time(calls, &mut |index| call(self, ((first + index) % sets) as usize))
     }
 
     /// A call on each set in a graph: so that replays, too, come to no tensor that the L2 holds.

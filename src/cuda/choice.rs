@@ -1,8 +1,9 @@
 //! [`Choice`]: which of its plans a training pass gets.
 
 use super::launcher::DeviceFacts;
+use super::model::{inference_seconds, streaming_seconds};
 use super::plan::{Alignment, Pass, Plan, Tier};
-use super::resident::{inference_seconds, resident, streaming_seconds};
+use super::resident::resident;
 use crate::error::{Error, Result};
 use crate::problem::Problem;
 

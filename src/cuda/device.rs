@@ -214,8 +214,10 @@ fn activation_kind(activation: Activation) -> u32 {
 
 fn with_geometry(params: Params, plan: &Plan) -> Params {
     let (parts, slots, groups) = (plan.parts, plan.slots, plan.groups);
-    let (tile_bytes, spares_cache) = (plan.tile_bytes, plan.spares_cache.into());
-    let params = Params { parts, slots, groups, tile_bytes, spares_cache, ..params };
+    let (tile_bytes, shelf_at) = (plan.tile_bytes, plan.shelf_at);
+    let (spares_cache, late_by) = (plan.spares_cache.into(), plan.late_by);
+    let params = Params { parts, slots, groups, tile_bytes, shelf_at, ..params };
+    let params = Params { spares_cache, late_by, ..params };
     match plan.geometry {
         Geometry::Planes { misalignment, boundary, windows, windows_per_part } => {
             Params { misalignment, boundary, windows, windows_per_part, ..params }

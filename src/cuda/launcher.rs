@@ -28,6 +28,13 @@ pub struct DeviceFacts {
     pub memory_bandwidth: u64,
 }
 
+impl DeviceFacts {
+    /// Bytes that L2 is counted on to hold until they are read again: half of it.
+    pub(super) fn held_by_l2(&self) -> u64 {
+        self.l2_bytes / 2
+    }
+}
+
 /// How many thread block clusters of each size can be resident together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Clusters {

@@ -20,6 +20,7 @@ mod jobs;
 #[cfg(feature = "cuda")]
 mod launch;
 mod launcher;
+mod model;
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
 pub mod nvrtc;
@@ -59,7 +60,7 @@ pub use launcher::{Clusters, DeviceFacts, Launch, Launched, Launcher, MemoryRef}
 #[doc(hidden)]
 pub use plan::{Alignment, BLOCK, Geometry, Pass, Plan, Tier, Walk};
 #[doc(hidden)]
-pub use resident::static_shared_bytes;
+pub use resident::STATIC_SHARED_BYTES;
 #[doc(hidden)]
 pub use traffic::RequestedBytes;
 pub use workspace::Workspace;

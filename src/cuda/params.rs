@@ -53,6 +53,8 @@ pub struct Params {
     pub parts: ::core::ffi::c_uint,
     pub slots: ::core::ffi::c_uint,
     pub tile_bytes: ::core::ffi::c_uint,
+    pub shelf_at: ::core::ffi::c_uint,
+    pub late_by: ::core::ffi::c_uint,
     pub is_bf16: ::core::ffi::c_uint,
     pub groups: Extent,
     pub misalignment: ::core::ffi::c_uint,

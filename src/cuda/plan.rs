@@ -121,7 +121,7 @@ impl Walk {
 /// if a block can cover them: one channel of them even where it takes single elements, a thread each.
 fn channels_per_tile(spatial: u64) -> Option<u64> {
     let channels = 8 >> spatial.trailing_zeros().min(3);
-    let covers = (1..=MAX_COLUMNS).contains(&(channels * spatial)) && spatial <= u64::from(BLOCK);
+    let covers = spatial <= u64::from(BLOCK) && (1..=MAX_COLUMNS).contains(&(channels * spatial));
     covers.then_some(channels)
 }
 
@@ -180,10 +180,14 @@ pub struct Plan {
     pub slots: u32,
     /// Bytes of dynamic shared memory that tensors take in a block.
     pub tile_bytes: u32,
+    /// Bytes of dynamic shared memory before what a block knows of its channels.
+    pub shelf_at: u32,
     /// Bytes of dynamic shared memory of a block.
     pub shared_bytes: u32,
-    /// Whether outputs leave L2 to inputs that are read again.
+    /// Whether what is not read again leaves L2 to inputs that are.
     pub spares_cache: bool,
+    /// Nanoseconds by which the second half of the blocks begins later.
+    pub late_by: u32,
 }
 
 /// The fields of `Params` that say how a tensor is walked.
@@ -250,8 +254,8 @@ impl Plan {
             as u32;
         let kernel = kernel_name(pass, walk, dtype, pack, problem);
         let parts = parts as u32;
-        let (tier, slots, tile_bytes, shared_bytes) = (Tier::Streaming, 0, 0, 0);
-        let spares_cache = false;
+        let (tier, slots, tile_bytes, shelf_at, shared_bytes) = (Tier::Streaming, 0, 0, 0, 0);
+        let (spares_cache, late_by) = (false, 0);
         Ok(Plan {
             pass,
             kernel,
@@ -264,8 +268,10 @@ impl Plan {
             tier,
             slots,
             tile_bytes,
+            shelf_at,
             shared_bytes,
             spares_cache,
+            late_by,
         })
     }
 }
@@ -377,13 +383,14 @@ fn is_gapless(problem: &Problem) -> bool {
     Operand::ALL.iter().all(|&operand| problem.is_gapless(operand))
 }
 
-/// Blocks worth having: reductions want few, so that the last block has little to merge, and what makes
-/// outputs not too many either, each of which makes its channels' coefficients first.
-fn wanted_blocks(pass: Pass, facts: &DeviceFacts) -> u64 {
+/// Blocks to each of so many groups: reductions want few, so that the last block has little to merge, and
+/// what makes outputs not too many either, each of which makes its channels' coefficients first. No more
+/// than whole waves: a last one of few blocks takes as long as any.
+fn parts_of(pass: Pass, facts: &DeviceFacts, groups: u64) -> u64 {
     /// Blocks of a multiprocessor at a time, as registers allow.
     const RESIDENT: u64 = 2;
     let waves = if pass.leaves_partials() { 2 } else { 4 };
-    waves * RESIDENT * u64::from(facts.multiprocessors)
+    (waves * RESIDENT * u64::from(facts.multiprocessors) / groups.max(1)).max(1)
 }
 
 /// Windows or rows of a block at most: kernels count them in 32 bits.
@@ -421,7 +428,7 @@ pub(super) fn planes(
     }
     .max(1);
     let whole = problem.batch() as u64 * windows;
-    let parts = wanted_blocks(pass, facts).div_ceil(channels).min(whole.div_ceil(u64::from(BLOCK)));
+    let parts = parts_of(pass, facts, channels).min(whole.div_ceil(u64::from(BLOCK)));
     let windows_per_part = share(whole, parts, WINDOWS);
     let boundary = boundary as u32;
     (channels, Geometry::Planes { misalignment, boundary, windows, windows_per_part })
@@ -461,7 +468,7 @@ pub(super) fn columns(
     };
     let groups = columns.div_ceil(tile * u64::from(pack));
     let height = u64::from(BLOCK) / tile;
-    let parts = wanted_blocks(pass, facts).div_ceil(groups).min(rows.div_ceil(height * 8));
+    let parts = parts_of(pass, facts, groups).min(rows.div_ceil(height * 8));
     let geometry = Geometry::Columns {
         rows,
         columns,

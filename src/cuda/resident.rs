@@ -1,69 +1,85 @@
 //! Plans that keep a training pass's tensors on chip between its sweeps: which team of blocks holds
-//! a group of channels, and what that should cost.
+//! a group of channels.
 
 use super::choice::Choice;
 use super::launcher::{Clusters, DeviceFacts};
+use super::model::resident_seconds;
 use super::plan::{
     Alignment, BLOCK, Geometry, PACK_BYTES, PARTIAL_WORDS, Pass, Plan, Tier, WINDOWS, Walk,
     columns, kernel_name, pack_of, planes, share,
 };
+use crate::element::DType;
 use crate::problem::Problem;
 
 /// Rounds are whole batches: `Rounds` in `kernels/tile.cuh`.
 pub(super) const SLOT_GRANULE: u64 = 4;
 
 /// Blocks that a multiprocessor's registers hold: `RESIDENT_ENTRY` in `kernels/entries.h`.
-const RESIDENTS: u64 = 2;
-/// Bytes of what memory moves at least.
-const SECTOR: u64 = 32;
+pub(super) const RESIDENTS: u64 = 2;
+/// Words of two sums in f64.
+const SUMS_WORDS: u64 = 4;
 /// What a pack's bits of mask take on chip.
 const MASK_BYTES: u64 = 2;
 /// Areas for partial results in shared memory, which groups use in turn: `Team` in
 /// `kernels/team.cuh`.
 const EXCHANGE_AREAS: u64 = 2;
-/// Partial results that every block merges for itself: `MERGED_ALONE` in `kernels/leave.cuh`.
-const MERGED_ALONE: u64 = 512;
-
-/// Seconds of a launch.
-const LAUNCH: f64 = 2.5e-6;
-/// Seconds of an exchange within a block, within a cluster, and by way of memory, with what a block
-/// adds up before it and finishes after it: reckoned from the machine code.
-const BLOCK_EXCHANGE: f64 = 0.8e-6;
-const CLUSTER_EXCHANGE: f64 = 1.5e-6;
-const GRID_EXCHANGE: f64 = 3.0e-6;
-/// Seconds in which memory idles where nothing overlaps an exchange.
-const RAMP: f64 = 1.5e-6;
-/// Of the multiprocessors, what saturates memory.
-const SATURATING: f64 = 0.6;
-/// Seconds from a load to its bytes: as many as the bandwidth brings in that time must be under way.
-const LATENCY: f64 = 0.7e-6;
-/// Of the cost of memory, what a read costs that L2 serves.
-const FROM_L2: f64 = 0.4;
-
 /// Static shared memory of a resident kernel, at most: the report of the kernels holds them to it.
-pub const fn static_shared_bytes(pass: Pass, walk: Walk) -> u32 {
-    match (pass, walk) {
-        // With what blocks leave for each other, less than a kilobyte.
-        (_, Walk::Planes) => 768,
-        (Pass::Backward, Walk::Columns) => 20 << 10,
-        (_, Walk::Columns) => 17 << 10,
-    }
-}
+pub const STATIC_SHARED_BYTES: u32 = 512;
 
 /// A way to spread groups of channels over the device.
 #[derive(Debug, Clone, Copy)]
-struct Candidate {
-    tier: Tier,
+pub(super) struct Candidate {
+    pub tier: Tier,
     /// Blocks that a multiprocessor holds together.
-    residents: u64,
-    geometry: Geometry,
-    groups: u64,
-    channels: u64,
-    parts: u64,
-    teams: u64,
-    slots: u64,
+    pub residents: u64,
+    pub geometry: Geometry,
+    pub groups: u64,
+    pub channels: u64,
+    pub parts: u64,
+    pub teams: u64,
+    pub slots: u64,
     /// The share of the inputs that does not stay.
-    evicted: f64,
+    pub evicted: f64,
+}
+
+impl Candidate {
+    /// Whether blocks that share a multiprocessor belong to different teams: one works while the other
+    /// waits.
+    pub fn hides_exchanges(&self) -> bool {
+        self.residents > 1 && self.teams > 1
+    }
+
+    /// Nanoseconds by which the second half of the teams begins later, so that not all wait for their
+    /// blocks at the same time: half of what it takes to bring all that is on chip at first. The other half
+    /// of the blocks keeps memory busy. It is the second half of the blocks, which must be whole teams.
+    fn late_by(&self, slot_bytes: u64, facts: &DeviceFacts) -> u32 {
+        let takes_turns = matches!(self.tier, Tier::Cluster | Tier::Grid);
+        if !takes_turns || !self.hides_exchanges() || !self.teams.is_multiple_of(2) {
+            return 0;
+        }
+        let bytes = self.teams * self.parts * self.slots * slot_bytes;
+        (bytes as f64 / facts.memory_bandwidth as f64 / 2.0 * 1e9) as u32
+    }
+}
+
+/// What a block knows of its channels, or adds up of them before that: `Shelf` in `kernels/channel.cuh` and
+/// `Scratch` in `kernels/leave.cuh`.
+fn shelf_bytes(pass: Pass, dtype: DType, geometry: &Geometry, pack: u64) -> u64 {
+    let item_words = match (pass, dtype) {
+        (Pass::Backward, DType::F32) => 12,
+        (Pass::Backward, _) => 8,
+        (_, DType::F32) => 5,
+        _ => 4,
+    };
+    let words = match *geometry {
+        Geometry::Planes { .. } => item_words,
+        Geometry::Columns { packs_per_tile, .. } => {
+            let places = u64::from(packs_per_tile) * pack;
+            let of_rows = 2 * u64::from(BLOCK) * SUMS_WORDS;
+            (places * item_words).max(of_rows + places * (SUMS_WORDS + 1))
+        }
+    };
+    (words * 4).next_multiple_of(PACK_BYTES)
 }
 
 /// What blocks leave for each other in the shared memory of each, with a word between the channels of
@@ -117,8 +133,10 @@ pub(super) fn resident(
     let slot_bytes = slot_bytes(pass, problem);
     let cuts = cuts(walk, pass, problem, facts, alignment, pack);
     let all = cuts.iter().flat_map(|cut| {
-        (1..=RESIDENTS).flat_map(move |residents| {
-            let slots = |reserved| slots_of(pass, walk, facts, residents, reserved, slot_bytes);
+        let shelf = shelf_bytes(pass, problem.dtype(), &cut.geometry, pack.into());
+        // Of two that should take as long, the one with more threads.
+        (1..=RESIDENTS).rev().flat_map(move |residents| {
+            let slots = |exchange| slots_of(facts, residents, shelf + exchange, slot_bytes);
             let (near, far) = (slots(exchange_bytes(cut.channels, pack.into())), slots(0));
             near_candidates(cut, facts, residents, near, choice.parts()).chain(far_candidates(
                 cut,
@@ -131,7 +149,9 @@ pub(super) fn resident(
     });
     let (best, time) = all
         .filter(|candidate| choice.allows(candidate.tier, candidate.parts))
-        .map(|candidate| (candidate, seconds(pass, problem, facts, slot_bytes, &candidate)))
+        .map(|candidate| {
+            (candidate, resident_seconds(pass, problem, facts, slot_bytes, &candidate))
+        })
         .min_by(|(_, a), (_, b)| a.total_cmp(b))?;
     Some((plan_of(pass, problem, facts, walk, pack, slot_bytes, &best), time))
 }
@@ -153,24 +173,16 @@ fn slot_bytes(pass: Pass, problem: &Problem) -> u64 {
     u64::from(BLOCK) * (tensors * PACK_BYTES + mask)
 }
 
-/// Slots of a block that shares its multiprocessor with others; `reserved` bytes are for something
-/// else.
-fn slots_of(
-    pass: Pass,
-    walk: Walk,
-    facts: &DeviceFacts,
-    residents: u64,
-    reserved: u64,
-    slot_bytes: u64,
-) -> u64 {
+/// Slots of a block that shares its multiprocessor with others; `reserved` bytes of dynamic shared
+/// memory are for something else.
+fn slots_of(facts: &DeviceFacts, residents: u64, reserved: u64, slot_bytes: u64) -> u64 {
     if residents * u64::from(BLOCK) > facts.threads_per_multiprocessor.into() {
         return 0;
     }
     let share = (u64::from(facts.shared_bytes_per_multiprocessor) / residents)
         .saturating_sub(facts.shared_bytes_reserved.into());
-    let bytes = share
-        .min(facts.shared_bytes_per_block.into())
-        .saturating_sub(u64::from(static_shared_bytes(pass, walk)) + reserved);
+    let reserved = reserved + u64::from(STATIC_SHARED_BYTES);
+    let bytes = share.min(facts.shared_bytes_per_block.into()).saturating_sub(reserved);
     bytes / slot_bytes / SLOT_GRANULE * SLOT_GRANULE
 }
 
@@ -283,8 +295,8 @@ fn near_candidates(
     })
 }
 
-/// The same for teams that meet in memory: as many of them as hold a group each, fewer and larger
-/// ones, and where a group does not fit, all blocks on one.
+/// The same for teams that meet in memory: as many of them as hold a group each, fewer and larger ones,
+/// and a few whose groups need not fit, which go through their share in rounds.
 fn far_candidates(
     cut: &Cut,
     facts: &DeviceFacts,
@@ -293,42 +305,41 @@ fn far_candidates(
     only: Option<u64>,
 ) -> impl Iterator<Item = Candidate> {
     let blocks = u64::from(facts.cooperative_blocks[residents as usize - 1]);
-    let of = move |parts: u64, slots: u64| {
+    let of = move |parts: u64| {
         let parts = cut.whole.div_ceil(cut.per_part(parts)).max(1);
-        (parts > 1).then(|| Candidate {
+        let (steps, teams) = (cut.steps(parts), cut.groups.min(blocks / parts));
+        (parts > 1 && teams > 0).then(|| Candidate {
             tier: Tier::Grid,
             residents,
             geometry: cut.geometry(parts),
             groups: cut.groups,
             channels: cut.channels,
             parts,
-            teams: cut.groups.min(blocks / parts),
-            slots,
-            evicted: 1.0 - (slots as f64 / cut.steps(parts) as f64).min(1.0),
+            teams,
+            slots: steps.min(slots),
+            evicted: 1.0 - (slots as f64 / steps as f64).min(1.0),
         })
     };
     // What as many turns leave to each team, with all blocks at it.
-    let of_teams = move |teams: u64, least: u64| {
+    let of_teams = move |teams: u64| {
         let turns = cut.groups.div_ceil(teams);
         let parts = blocks / cut.groups.div_ceil(turns);
-        let parts = parts.min(cut.whole.div_ceil(cut.per_step)).max(least);
-        of(parts, cut.steps(parts))
+        of(parts.min(cut.whole.div_ceil(cut.per_step)))
     };
-    let mut found = [None; 4];
-    if slots > 0 && blocks > 0 {
-        let least = cut.whole.div_ceil(slots * cut.per_step).max(1);
-        let least = (least..=least + 1).find(|parts| cut.steps(*parts) <= slots);
-        found = match (only, least) {
-            (Some(parts), _) if parts > blocks => [None; 4],
-            (Some(parts), _) => [of(parts, cut.steps(parts).min(slots)), None, None, None],
-            (None, Some(least)) if least <= blocks => {
-                let most = (blocks / least).min(cut.groups);
-                [1, 2, 4, most].map(|divisor| of_teams((most / divisor).max(1), least))
-            }
-            _ => [of(blocks, slots), None, None, None],
-        };
-    }
-    found.into_iter().flatten()
+    let counts = match only {
+        _ if slots == 0 || blocks == 0 => [0; 7],
+        Some(_) => [1, 0, 0, 0, 0, 0, 0],
+        None => {
+            let holds = |teams: &u64| cut.steps((blocks / teams).max(1)) <= slots;
+            let most = (1..=blocks.min(cut.groups)).rev().find(holds).unwrap_or(0);
+            let even = (1..=most).rev().find(|teams| cut.groups.is_multiple_of(*teams));
+            [most, even.unwrap_or(0), most / 2, most / 4, 1, 2, 4]
+        }
+    };
+    counts
+        .into_iter()
+        .filter(move |teams| (1..=blocks).contains(teams))
+        .filter_map(move |teams| only.map_or_else(|| of_teams(teams), of))
 }
 
 fn plan_of(
@@ -345,6 +356,8 @@ fn plan_of(
         Tier::Block | Tier::Cluster => exchange_bytes(candidate.channels, pack.into()),
         _ => 0,
     };
+    let shelf_at = (tile_bytes + exchange_bytes).next_multiple_of(PACK_BYTES);
+    let shelf_bytes = shelf_bytes(pass, problem.dtype(), &candidate.geometry, pack.into());
     Plan {
         pass,
         kernel: kernel_name(pass, walk, problem.dtype(), pack, problem),
@@ -357,120 +370,9 @@ fn plan_of(
         tier: candidate.tier,
         slots: candidate.slots as u32,
         tile_bytes: tile_bytes as u32,
-        shared_bytes: (tile_bytes + exchange_bytes) as u32,
+        shelf_at: shelf_at as u32,
+        shared_bytes: (shelf_at + shelf_bytes) as u32,
         spares_cache: candidate.evicted > 0.0 && exceeds_cache(problem, facts),
+        late_by: candidate.late_by(slot_bytes, facts),
     }
-}
-
-/// Bytes that the sweeps of a training pass move.
-struct Sweeps {
-    /// What both go through, unless it stays on chip.
-    both: f64,
-    /// What only the second reads, or writes.
-    second: f64,
-}
-
-impl Sweeps {
-    fn of(pass: Pass, problem: &Problem) -> Sweeps {
-        let tensor = problem.elements() * problem.dtype().size();
-        let (all, both) = match pass {
-            Pass::Backward => {
-                let outputs = 1 + usize::from(problem.epilogue().residual);
-                let all = problem.backward_floor_bytes();
-                (all, all - outputs * tensor)
-            }
-            // A forward's residual waits for the second.
-            _ => (problem.forward_floor_bytes(), tensor),
-        };
-        Sweeps { both: both as f64, second: (all - both) as f64 }
-    }
-}
-
-/// Bytes a second that so many blocks move which are there together, with so many bytes under way for
-/// each.
-fn reached(facts: &DeviceFacts, blocks: u64, under_way: u64) -> f64 {
-    let (multiprocessors, bandwidth) = (facts.multiprocessors, facts.memory_bandwidth as f64);
-    let busy = blocks.min(multiprocessors.into()) as f64;
-    let by_multiprocessors = busy / (SATURATING * f64::from(multiprocessors));
-    let by_latency = (blocks * under_way) as f64 / (LATENCY * bandwidth);
-    bandwidth * by_multiprocessors.min(by_latency).min(1.0)
-}
-
-/// Bytes of the sectors that a plan's blocks touch, over those that they ask for: tiles of rows that
-/// are no whole sectors touch half of one more, on average.
-fn sectors(geometry: &Geometry, pack: u64, size: usize) -> f64 {
-    let &Geometry::Columns { columns, packs_per_tile, .. } = geometry else { return 1.0 };
-    let size = size as u64;
-    let (row, tile) = (columns * size, u64::from(packs_per_tile) * pack * size);
-    let is_whole = row.is_multiple_of(SECTOR) && tile.is_multiple_of(SECTOR);
-    if is_whole || tile >= row { 1.0 } else { 1.0 + (SECTOR / 2) as f64 / tile as f64 }
-}
-
-/// Bytes a second that a launch moves which streams, of those that it asks for.
-fn reached_streaming(plan: &Plan, problem: &Problem, facts: &DeviceFacts) -> f64 {
-    // Four packs of a tensor, or single elements, whose kernels take fewer registers; entries.h has fewer
-    // packs of each where there are two tensors or a smooth activation.
-    let (loads, residents) = if plan.pack > 1 { (4, RESIDENTS) } else { (1, 2 * RESIDENTS) };
-    let tensors = if plan.pass.reads_dy() { 2 } else { 1 };
-    let bytes = u64::from(plan.pack) * problem.dtype().size() as u64;
-    let blocks = u64::from(plan.grid).min(residents * u64::from(facts.multiprocessors));
-    let sectors = sectors(&plan.geometry, plan.pack.into(), problem.dtype().size());
-    reached(facts, blocks, u64::from(BLOCK) * loads * tensors * bytes) / sectors
-}
-
-/// What a call should take in two launches, where L2 serves the second read of what it holds. Between
-/// them memory idles, while the first one's blocks leave each other what they have found.
-pub(super) fn streaming_seconds(
-    pass: Pass,
-    problem: &Problem,
-    facts: &DeviceFacts,
-    plans: &[Plan; 2],
-) -> f64 {
-    let Sweeps { both, second } = Sweeps::of(pass, problem);
-    let fits_l2 = both <= facts.l2_bytes as f64 / 2.0;
-    let again = if fits_l2 { FROM_L2 } else { 1.0 };
-    let [first_rate, second_rate] =
-        [0, 1].map(|index| reached_streaming(&plans[index], problem, facts));
-    let exchange = if plans[0].parts > 1 { GRID_EXCHANGE } else { BLOCK_EXCHANGE };
-    let sweeps = both / first_rate + (both * again + second) / second_rate;
-    2.0 * LAUNCH + sweeps + exchange + RAMP
-}
-
-/// What inference should take.
-pub(super) fn inference_seconds(problem: &Problem, facts: &DeviceFacts, plan: &Plan) -> f64 {
-    let bytes = plan.requested_bytes(problem).total();
-    LAUNCH + bytes as f64 / reached_streaming(plan, problem, facts)
-}
-
-/// What a launch should take: bytes over the bandwidth that its blocks reach, and exchanges where
-/// nothing hides them.
-fn seconds(
-    pass: Pass,
-    problem: &Problem,
-    facts: &DeviceFacts,
-    slot_bytes: u64,
-    candidate: &Candidate,
-) -> f64 {
-    let Candidate { residents, groups, channels, parts, teams, slots, evicted, .. } = *candidate;
-    let Sweeps { both, second } = Sweeps::of(pass, problem);
-    let bytes = both * (1.0 + evicted) + second;
-
-    let at_once = if parts == 1 { residents * u64::from(facts.multiprocessors) } else { teams };
-    let waves = groups.div_ceil(at_once) as f64;
-    let size = problem.dtype().size();
-    let sectors = sectors(&candidate.geometry, PACK_BYTES / size as u64, size);
-    let bandwidth = reached(facts, at_once.min(groups) * parts, slots * slot_bytes) / sectors;
-    let balance = groups as f64 / (waves * at_once as f64);
-    let balance = if waves > 1.0 { balance.max(0.5) } else { 1.0 };
-    let meeting = match candidate.tier {
-        Tier::Cluster => CLUSTER_EXCHANGE,
-        Tier::Grid => GRID_EXCHANGE,
-        _ => BLOCK_EXCHANGE,
-    };
-    // Where there is much to merge they meet once more.
-    let meetings = if parts > 1 && parts * channels > MERGED_ALONE { 2.0 } else { 1.0 };
-    let exchange = meetings * meeting;
-    // A block that shares its multiprocessor works while the other waits, but for the first time.
-    let turns = if residents > 1 { 1.0 } else { waves };
-    LAUNCH + bytes / bandwidth / balance + turns * (exchange + RAMP)
 }

@@ -72,8 +72,8 @@ impl Plan {
         }
     }
 
-    /// What of it should reach memory, an estimate: L2 serves the second read of what half of it
-    /// holds. In the plans of one call, `is_second` is the second.
+    /// What of it should reach memory, an estimate: L2 serves the second read of what half of it holds,
+    /// in each turn of the teams. In the plans of one call, `is_second` is the second.
     pub fn hbm_bytes(&self, problem: &Problem, facts: &DeviceFacts, is_second: bool) -> u64 {
         let bytes = self.requested_bytes(problem);
         let read_before = match self.pass {
@@ -85,11 +85,9 @@ impl Plan {
         let residual = u64::from(problem.epilogue().backward_reads_residual());
         let inputs = if self.pass == Pass::Backward { 2 + residual } else { 1 };
         let again = inputs * self.evicted_elements(problem) * size;
-        let held = facts.l2_bytes / 2;
-        let from_l2 = match (is_second, read_before <= held) {
-            (true, true) => read_before,
-            _ => again.min(held),
-        };
+        let held = facts.held_by_l2();
+        let turns = (self.groups * u64::from(self.parts)).div_ceil(u64::from(self.grid));
+        let from_l2 = if is_second { read_before.min(held) } else { again.min(held * turns) };
         bytes.total() - from_l2
     }
 

@@ -3,8 +3,8 @@
 use crate::common::{LAYOUTS, epilogues};
 use proptest::prelude::*;
 use warpnorm::cuda::{
-    Alignment, Choice, Clusters, DeviceFacts, Geometry, Pass, Plan, Tier, Walk, predicted_seconds,
-    profiles, static_shared_bytes, training_plans,
+    Alignment, Choice, Clusters, DeviceFacts, Geometry, Pass, Plan, STATIC_SHARED_BYTES, Tier,
+    Walk, predicted_seconds, profiles, training_plans,
 };
 use warpnorm::{Activation, DType, Epilogue, Layout, Operand, Problem};
 
@@ -83,11 +83,15 @@ fn check_plan(plan: &Plan, problem: &Problem, alignment: Alignment) {
 /// What a launch that keeps tensors on chip must hold to on a device.
 fn check_resident(plan: &Plan, problem: &Problem, facts: &DeviceFacts) {
     let what = format!("{plan} {:?} {problem} {facts:?}", plan.geometry);
-    let shared = plan.shared_bytes + static_shared_bytes(plan.pass, plan.walk);
+    let shared = plan.shared_bytes + STATIC_SHARED_BYTES;
     // Registers are for two blocks.
     let by_shared = facts.shared_bytes_per_multiprocessor / (shared + facts.shared_bytes_reserved);
     let residents = by_shared.min(2);
     assert!(shared <= facts.shared_bytes_per_block, "{what}");
+    assert!(plan.tile_bytes <= plan.shelf_at && plan.shelf_at < plan.shared_bytes, "{what}");
+    assert!(plan.shelf_at.is_multiple_of(16), "{what}");
+    let even = (plan.grid / plan.parts).is_multiple_of(2);
+    assert!(plan.late_by == 0 || even && plan.tier != Tier::Block, "{what}");
     assert!(plan.slots > 0 && plan.slots.is_multiple_of(4), "{what}");
     match plan.tier {
         Tier::Streaming => panic!("{what}"),
@@ -447,6 +451,49 @@ fn outputs_leave_the_cache_to_inputs_that_are_read_again() {
     assert_eq!(spares(&profiles::RTX_4090, 32, grid), [false; 2]);
     assert_eq!(spares(&profiles::RTX_4090, 64, grid), [true; 2]);
     assert_eq!(spares(&profiles::H200, 256, Some(Tier::Streaming)), [false; 2]);
+}
+
+/// Where one team would take all multiprocessors, both blocks of each would wait for the same meeting: two
+/// teams take turns, and L2 has what they read again. They do not begin together.
+#[test]
+fn a_group_that_takes_all_multiprocessors_shares_them_with_another() {
+    for dtype in [DType::F32, DType::F16] {
+        let problem = Problem::new(&[64, 256, 56, 56], LAYOUTS[1], dtype, Epilogue::NONE).unwrap();
+        let plans = plans_for(Pass::Backward, &problem, &profiles::H200, None);
+        let [plan] = &plans[..] else { panic!("{plans:?}") };
+        assert!(plan.tier == Tier::Grid && plan.grid >= 2 * plan.parts, "{plan}");
+        assert!(plan.evicted_elements(&problem) > 0 && plan.late_by > 0, "{plan:?}");
+        let floor = problem.backward_floor_bytes() as u64;
+        assert_eq!(plan.hbm_bytes(&problem, &profiles::H200, false), floor, "{plan}");
+    }
+}
+
+/// A second launch begins where the first one has ended, with what L2 still has: half of it.
+#[test]
+fn a_second_launch_finds_half_of_the_cache() {
+    let problem =
+        Problem::new(&[64, 64, 112, 112], LAYOUTS[0], DType::F32, Epilogue::NONE).unwrap();
+    let facts = profiles::H200;
+    let plans = plans_for(Pass::Forward, &problem, &facts, Some(Tier::Streaming));
+    let bytes = |index: usize| plans[index].hbm_bytes(&problem, &facts, index == 1);
+    let tensor = (problem.elements() * problem.dtype().size()) as u64;
+    assert_eq!([bytes(0), bytes(1)], [tensor, 2 * tensor - facts.l2_bytes / 2]);
+}
+
+/// No launch that streams has a last wave of few blocks: it would take as long as any.
+#[test]
+fn streaming_launches_have_whole_waves() {
+    let facts = profiles::H200;
+    let at_once = 2 * facts.multiprocessors;
+    for channels in [64, 128, 256] {
+        let extents = [32, channels, 112, 112];
+        let problem = Problem::new(&extents, LAYOUTS[0], DType::F16, Epilogue::NONE).unwrap();
+        let plans = plans_for(Pass::Forward, &problem, &facts, Some(Tier::Streaming));
+        let grids: Vec<_> = plans.iter().map(|plan| plan.grid).collect();
+        let whole = [2, 4].map(|waves| waves * at_once);
+        assert!(grids.iter().zip(whole).all(|(grid, most)| *grid <= most), "{grids:?}");
+        assert!(grids.iter().zip(whole).all(|(grid, most)| 4 * grid > 3 * most), "{grids:?}");
+    }
 }
 
 /// Clusters are for what one block cannot hold and as many as a cluster has can, on devices that

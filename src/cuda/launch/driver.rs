@@ -88,7 +88,7 @@ pub(in crate::cuda) const NO_DEVICE: &str = "the CUDA driver knows of none; see 
 /// device. What else may keep a GPU from being used, they are to fail of.
 #[doc(hidden)]
 pub fn expects_gpu() -> bool {
-    is_expected(driver_library().is_ok(), devices())
+    is_expected(driver_library().is_some(), devices())
 }
 
 fn is_expected(has_driver: bool, devices: Result<Vec<DeviceInfo>>) -> bool {
@@ -170,16 +170,18 @@ const DRIVER_FUNCTIONS: [&str; 41] = [
 
 const DRIVER: &str = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
 
-fn driver_library() -> std::result::Result<Library, libloading::Error> {
+/// The one that cudarc opens.
+fn driver_library() -> Option<Library> {
+    let names = ["cuda", "nvcuda"].into_iter().flat_map(cudarc::get_lib_name_candidates);
     // SAFETY: the driver's library does nothing of note when it is loaded.
-    unsafe { Library::new(DRIVER) }
+    names.into_iter().find_map(|name| unsafe { Library::new(name) }.ok())
 }
 
 /// An error where cudarc would panic.
 pub(super) fn require_driver() -> Result<()> {
     static MISSING: OnceLock<Option<String>> = OnceLock::new();
     let missing = MISSING.get_or_init(|| {
-        let Ok(library) = driver_library() else {
+        let Some(library) = driver_library() else {
             return Some(format!("{DRIVER} cannot be loaded; install NVIDIA's driver"));
         };
         // SAFETY: looked for, not called.

@@ -4,8 +4,8 @@ use super::driver::{OrFail, driver_version, failure};
 use super::{cluster, config};
 use crate::cuda::images::{self, Refusal};
 use crate::cuda::launcher::{Clusters, DeviceFacts};
-use crate::cuda::plan::{BLOCK, Pass, Walk};
-use crate::cuda::resident::static_shared_bytes;
+use crate::cuda::plan::BLOCK;
+use crate::cuda::resident::STATIC_SHARED_BYTES;
 use crate::cuda::target::Target;
 use crate::error::{Error, Result};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
@@ -63,6 +63,8 @@ impl Kernels {
     }
 
     fn load(context: &Arc<CudaContext>) -> Result<Self> {
+        // It would end a capture under way.
+        let _anything = AllowedInCapture::begin();
         let mut facts = facts(context)?;
         let (major, minor) = facts.compute_capability;
         let (target, modules) = images::load(10 * major + minor, |modules| {
@@ -108,8 +110,7 @@ impl Kernels {
     fn shared_bytes_of(&self, residents: u32) -> u32 {
         let share = self.facts.shared_bytes_per_multiprocessor / residents;
         let of_a_block = share.saturating_sub(self.facts.shared_bytes_reserved);
-        let of_its_own = static_shared_bytes(Pass::Forward, Walk::Planes);
-        of_a_block.min(self.facts.shared_bytes_per_block).saturating_sub(of_its_own)
+        of_a_block.min(self.facts.shared_bytes_per_block).saturating_sub(STATIC_SHARED_BYTES)
     }
 
     /// Blocks of so many that do share a multiprocessor.
@@ -299,8 +300,9 @@ fn facts(context: &CudaContext) -> Result<DeviceFacts> {
         clusters: Clusters::NONE,
         l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.into(),
         memory_bandwidth: bandwidth(
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?,
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?,
+            // Some virtual GPUs do not say.
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE).unwrap_or(0),
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH).unwrap_or(0),
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         ),
     })

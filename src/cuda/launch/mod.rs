@@ -36,6 +36,17 @@ pub struct CudaLauncher {
     kernels: Arc<Kernels>,
 }
 
+impl Drop for CudaLauncher {
+    /// A stream that ends with its last launcher is waited for: cudarc orders memory with streams that are
+    /// there, and CUDA goes on with what an ended one has begun.
+    fn drop(&mut self) {
+        if Arc::strong_count(&self.stream) == 1 {
+            // Whoever comes next is told what has gone wrong.
+            let _ = self.synchronize();
+        }
+    }
+}
+
 impl fmt::Debug for CudaLauncher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ordinal = self.context().ordinal();

@@ -19,7 +19,7 @@ enum Mistake {
 template <Mistake mistake, bool shifted> __device__ void copies(const TestParams &params) {
     Pack<float, 4> *tile = block_shared<Pack<float, 4>>();
     const unsigned thread = threadIdx.x;
-    const CopyTarget<Pack<float, 4>> target(tile);
+    const CopyTarget<Pack<float, 4>> target(tile, false);
     async_copy_pack(target, thread, static_cast<const float *>(params.input) + 4 * thread);
     if (mistake != not_committed) async_copy_commit();
     if (mistake != no_wait && mistake != never_waited) async_copy_wait(mistake == too_few_stages);
@@ -46,7 +46,7 @@ template <Mistake mistake> __device__ void meet(const TestParams &params) {
     if (threadIdx.x == 0) {
         if (mistake != no_fence) __threadfence();
         if (mistake != uncounted || blockIdx.x != 0) atomicAdd(params.counter, 1);
-        while (load_flag(params.counter) < gridDim.x) spin_pause();
+        while (emulator::atomic_load(params.counter) < gridDim.x) spin_pause();
         if (mistake != no_fence_after) __threadfence();
     }
     __syncthreads();

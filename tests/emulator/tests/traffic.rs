@@ -124,7 +124,10 @@ fn what_stays_in_the_grid_is_read_once() {
     }
     let setting = Setting { facts: cramped_facts(), tier: Some(Tier::Grid) };
     let dims = [(40, 2, 1031), (12, 4, 1032), (400, 24, 9), (50, 24, 9), (90, 8, 49), (40, 8, 169)];
-    on_chip(&setting, &dims, &[keeps_all, |plan| !keeps_all(plan), |plan| plan.spares_cache]);
+    let several_teams_in_rounds = |plan: &Plan| !keeps_all(plan) && plan.grid > plan.parts;
+    let has =
+        [keeps_all, |plan| !keeps_all(plan), |plan| plan.spares_cache, several_teams_in_rounds];
+    on_chip(&setting, &dims, &has);
 }
 
 /// Where rows and planes are whole sectors, every request touches as few as its bytes fill.

@@ -165,7 +165,7 @@ fn asynchronous_copies_arrive_when_they_are_waited_for() {
     let body = "setp.ne.u32 %p1, %r1, 0; @%p1 ret;
         mov.u32 %r3, 7; st.global.u32 [%rd1+16], %r3;
         mov.u32 %r5, shared;
-        cp.async.cg.shared.global [%r5], [%rd1+16], 16, 4;
+        cp.async.cg.shared.global.L2::cache_hint [%r5], [%rd1+16], 16, 4, %rd1;
         cp.async.commit_group;
         ld.shared.u32 %r6, [%r5];
         cp.async.wait_group 0;

@@ -128,8 +128,16 @@ impl<'a> Iterator for Tokens<'a> {
                 }
                 _ if is_word(first) || first == '-' => {
                     let mut end = start + 1;
-                    while let Some((at, _)) = self.chars.next_if(|(_, c)| is_word(*c)) {
-                        end = at + 1;
+                    loop {
+                        if let Some((at, _)) = self.chars.next_if(|(_, c)| is_word(*c)) {
+                            end = at + 1;
+                        } else if self.text[end..].starts_with("::") {
+                            // As in `L2::cache_hint`; a label has one.
+                            self.chars.nth(1);
+                            end += 2;
+                        } else {
+                            break;
+                        }
                     }
                     return Some((self.line, &self.text[start..end]));
                 }

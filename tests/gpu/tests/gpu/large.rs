@@ -103,7 +103,9 @@ fn the_one_sample(gpu: &Cuda, tensor: &GpuBuffer<f16>) -> Result<Vec<f16>> {
     let view = tensor.view();
     let sample = |index: usize| {
         let range = index * CHANNELS * SPATIAL..(index + 1) * CHANNELS * SPATIAL;
-        driver(gpu.launcher().stream().clone_dtoh(&view.slice(range)))
+        let sample = driver(gpu.launcher().stream().clone_dtoh(&view.slice(range)))?;
+        gpu.synchronize()?;
+        Ok::<_, warpnorm::Error>(sample)
     };
     let first = sample(0)?;
     for index in 1..SAMPLES {

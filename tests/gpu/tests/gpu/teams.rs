@@ -65,8 +65,8 @@ fn what_it_holds() -> Outcome {
     // One block fits a multiprocessor, and so do two.
     let [one, two] = facts.cooperative_blocks;
     assert_eq!([one, two], [facts.multiprocessors, 2 * facts.multiprocessors]);
-    if facts.compute_capability >= (9, 0) {
-        // Clusters of 8 are on every such device.
+    // Some such GPUs refuse all clusters, and parts of others hold fewer.
+    if facts.compute_capability >= (9, 0) && facts.multiprocessors >= 100 {
         assert!(facts.clusters.largest() >= 8, "{:?}", facts.clusters);
         assert!(facts.clusters.resident(1, 2) >= facts.multiprocessors / 4);
     }

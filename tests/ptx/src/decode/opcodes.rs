@@ -32,14 +32,25 @@ impl<'a> FunctionDecoder<'a> {
                 let predicate = self.operand(Type::Pred, predicate)?;
                 self.collective(Collective::Ballot { to: self.register(to)?, predicate }, mask)
             }
-            ("barrier", ["cluster", "arrive", "release"]) => Ok(Operation::ClusterArrive),
-            ("barrier", ["cluster", "wait", "acquire"]) => Ok(Operation::ClusterWait),
+            ("barrier", ["cluster", "arrive", "release" | "relaxed"]) => {
+                Ok(Operation::ClusterArrive)
+            }
+            ("barrier", ["cluster", "wait"] | ["cluster", "wait", "acquire"]) => {
+                Ok(Operation::ClusterWait)
+            }
             // Memory here is one, and in order.
             ("membar" | "fence" | "griddepcontrol", _) => Ok(Operation::Nothing),
+            // There is no cache.
+            ("createpolicy", ["fractional", _, "b64"]) => {
+                let [to, _] = terms else { return Err(unknown()) };
+                let (operation, of) = (Unary::Move, Type::U64);
+                let (to, a) = (self.register(to)?, Operand::Value(0));
+                Ok(Operation::Unary { operation, of, to, a })
+            }
             ("nanosleep", _) => Ok(Operation::Pause),
             ("cp", ["async", rest @ ..]) => self.copy(rest, terms),
             ("ld" | "st", _) => self.memory(base, suffixes, of.ok_or_else(unknown)?, terms),
-            ("atom", ["global", "inc", "u32"]) => {
+            ("atom", ["global", "inc", "u32"] | ["release", "gpu", "global", "inc", "u32"]) => {
                 let [to, address, limit] = terms else { return Err(unknown()) };
                 Ok(Operation::AtomicIncrement {
                     to: self.register(to)?,
@@ -108,7 +119,7 @@ impl<'a> FunctionDecoder<'a> {
 
     fn copy(&self, suffixes: &[&str], terms: &[Term<'_>]) -> Outcome<Operation> {
         match (suffixes, terms) {
-            (["cg", "shared", "global"], [to, from, bytes, read]) => {
+            (["cg", "shared", "global", "L2::cache_hint"], [to, from, bytes, read, _]) => {
                 let Operand::Value(bytes) = self.operand(Type::U32, bytes)? else {
                     return Err("a size that is not said".into());
                 };
@@ -143,7 +154,7 @@ impl<'a> FunctionDecoder<'a> {
             }
             match *suffix {
                 // Which cache, and in which order to others: memory here is one, and in order.
-                "cs" | "nc" | "volatile" | "relaxed" | "gpu" | "v2" | "v4" => {}
+                "cs" | "nc" | "volatile" | "relaxed" | "acquire" | "gpu" | "v2" | "v4" => {}
                 other if Type::of(other).is_some() => {}
                 other => return Err(format!(".{other} is not known here")),
             }
