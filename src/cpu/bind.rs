@@ -17,17 +17,17 @@ use crate::error::{Error, Result};
 use crate::problem::{Operand, Problem};
 use ndarray::{ArrayView3, ArrayViewMut3};
 
-/// A layout's partition.
+/// How the planes, or the rows, that loops run along are cut.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Partition {
-    First(planes::Partition),
-    Last(rows::Partition),
+    Planes(planes::Partition),
+    Rows(rows::Partition),
 }
 
 /// What a call knows before it touches a tensor.
 pub(super) struct Call<'p> {
     pub(super) problem: &'p Problem,
-    /// Channels-last tensors without gaps are bound as one matrix.
+    /// Rows without gaps are bound as one matrix.
     pub(super) merged: bool,
     pub(super) runs: Runs,
     pub(super) partition: Partition,
@@ -57,11 +57,11 @@ impl<'p> Call<'p> {
         };
         let partition = match runs {
             Runs::Planes => {
-                Partition::First(planes::Partition::new(batch, channels, spatial, threads))
+                Partition::Planes(planes::Partition::new(batch, channels, spatial, threads))
             }
             Runs::Rows | Runs::Samples => {
                 let (lanes, masked) = ([channels, positions], problem.epilogue().has_mask());
-                Partition::Last(rows::Partition::new(rows, lanes, merged, masked, parallel))
+                Partition::Rows(rows::Partition::new(rows, lanes, merged, masked, parallel))
             }
         };
         Ok(Call { problem, merged, runs, partition, parallel })
@@ -321,7 +321,7 @@ impl<'a, P: Param> BoundSavedMut<'a, P> {
         Statistics::Saved { mean_hi: self.mean_hi, mean_lo: self.mean_lo, invstd: self.invstd }
     }
 
-    pub(super) fn along(&mut self) -> super::channels_first::ForwardStatistics<'_, P> {
+    pub(super) fn along(&mut self) -> super::by_planes::ForwardStatistics<'_, P> {
         let running = self.running.as_mut();
         (
             Along(self.mean_hi),

@@ -1,12 +1,12 @@
 //! What each call of the backend does: it binds its arguments, then runs its passes.
 
 use super::bind::*;
+use super::by_planes::{self, ForwardSettings};
 use super::channel::{Channels, Sums};
-use super::channels_first::{self, ForwardSettings};
 use super::moments::{ChannelMoments, Moments, read};
 use super::passes::*;
 use super::tensor::{CpuSlice, CpuSliceMut};
-use super::{Cpu, CpuWorkspace, channels_last};
+use super::{Cpu, CpuWorkspace, by_rows};
 use crate::arguments::rank_count;
 use crate::backend::*;
 use crate::element::Element;
@@ -35,7 +35,7 @@ pub(super) fn forward_train<E: Element>(
 
     cpu.run(call.parallel, || {
         match &call.partition {
-            Partition::First(partition) if partition.parts() == 1 => {
+            Partition::Planes(partition) if partition.parts() == 1 => {
                 let settings = ForwardSettings {
                     weight,
                     bias,
@@ -43,7 +43,7 @@ pub(super) fn forward_train<E: Element>(
                     running_factor: saved.factor,
                     pass,
                 };
-                channels_first::forward_train(partition, tensors, saved.along(), &settings);
+                by_planes::forward_train(partition, tensors, saved.along(), &settings);
             }
             partition => {
                 moments_of(partition, x, workspace, |moments| {
@@ -82,8 +82,8 @@ pub(super) fn backward_train<E: Element>(
 
     cpu.run(call.parallel, || {
         match &call.partition {
-            Partition::First(partition) if partition.parts() == 1 => {
-                channels_first::backward_train(
+            Partition::Planes(partition) if partition.parts() == 1 => {
+                by_planes::backward_train(
                     partition,
                     inputs,
                     outputs,
@@ -150,12 +150,12 @@ pub(super) fn inference_inplace<E: Element>(
     let tensors = (residual, call.bind_mut(Operand::X, x)?);
     let epilogue = problem.epilogue();
     cpu.run(call.parallel, || match &call.partition {
-        Partition::First(partition) => {
-            channels_first::apply_in_place(partition, tensors, &channels, epilogue);
+        Partition::Planes(partition) => {
+            by_planes::apply_in_place(partition, tensors, &channels, epilogue);
         }
-        Partition::Last(partition) => {
+        Partition::Rows(partition) => {
             let lanes = &mut workspace.lanes;
-            channels_last::apply_in_place(partition, tensors, &channels, lanes, epilogue);
+            by_rows::apply_in_place(partition, tensors, &channels, lanes, epilogue);
         }
     });
     Ok(())

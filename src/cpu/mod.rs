@@ -3,10 +3,10 @@
 
 mod bind;
 mod block;
+mod by_planes;
+mod by_rows;
 mod calls;
 mod channel;
-mod channels_first;
-mod channels_last;
 mod compiled;
 mod convert;
 mod direct;
@@ -150,7 +150,7 @@ pub struct CpuWorkspace {
     lanes: LaneTables,
 }
 
-/// Where channels-last calls keep the coefficients of every lane.
+/// Where calls that go by rows keep the coefficients of every lane.
 #[derive(Debug, Clone, Default)]
 struct LaneTables {
     double: Vec<Panel<f64>>,
