@@ -286,12 +286,12 @@ impl<P: Param> BatchNorm<Cpu, P> {
     /// The gradients of [`forward_train`](Self::forward_train).
     ///
     /// `x` and `saved` must be those of that call, and weight and bias must not change in between:
-    /// backward computes the pre-activation from them again. A `saved` of another call on the same
-    /// shape cannot be told apart, and gives other gradients.
+    /// backward computes the pre-activation from them again. A `saved` of another call of
+    /// `forward_train` on the same shape cannot be told apart, and gives other gradients.
     ///
     /// # Errors
-    /// As there; tensors that differ in shape or layout; a `saved` with another number of channels
-    /// or another mask.
+    /// As there; tensors that differ in shape or layout; a `saved` with another number of channels,
+    /// or of [`forward_train_add`](Self::forward_train_add).
     pub fn backward<E: Element<Param = P>, D: Dimension>(
         &self,
         x: &ArrayRef<E, D>,
@@ -324,7 +324,9 @@ impl<P: Param> BatchNorm<Cpu, P> {
     /// ```
     ///
     /// # Errors
-    /// As [`backward`](Self::backward); no residual where the activation is smooth.
+    /// As [`forward_train_add`](Self::forward_train_add); tensors that differ in shape or layout; a
+    /// `saved` with another number of channels or another mask, or of
+    /// [`forward_train`](Self::forward_train); no residual where the activation is smooth.
     pub fn backward_add<E: Element<Param = P>, D: Dimension>(
         &self,
         x: &ArrayRef<E, D>,

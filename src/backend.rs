@@ -56,7 +56,7 @@ pub struct SavedRef<'a, B: Backend, E: Element> {
     /// `1 / sqrt(var + eps)` with the biased variance, 0 where `var + eps` is 0: `[C]` of
     /// `E::Param`.
     pub invstd: B::Slice<'a, E::Param>,
-    /// The mask, [`Problem::mask_len`] bytes, where the epilogue has one.
+    /// The mask, [`Problem::mask_len`] bytes, where the epilogue has one; elsewhere none.
     pub mask: Option<B::Slice<'a, u8>>,
 }
 
@@ -69,7 +69,7 @@ pub struct SavedMut<'a, B: Backend, E: Element> {
     /// `1 / sqrt(var + eps)` with the biased variance, 0 where `var + eps` is 0: `[C]` of
     /// `E::Param`.
     pub invstd: B::SliceMut<'a, E::Param>,
-    /// The mask, [`Problem::mask_len`] bytes, where the epilogue has one.
+    /// The mask, [`Problem::mask_len`] bytes, where the epilogue has one; elsewhere none.
     pub mask: Option<B::SliceMut<'a, u8>>,
 }
 
@@ -185,7 +185,8 @@ pub struct Apply<'a, B: Backend, E: Element> {
     pub y: B::SliceMut<'a, E>,
     /// Merged over all ranks, read; its mask is ignored here.
     pub saved: SavedRef<'a, B, E>,
-    /// This rank's mask, [`Problem::mask_len`] bytes, overwritten where the epilogue has one.
+    /// This rank's mask, [`Problem::mask_len`] bytes, overwritten, where the epilogue has one; elsewhere
+    /// none.
     pub mask: Option<B::SliceMut<'a, u8>>,
     /// From [`Backend::workspace`] of the same problem.
     pub workspace: &'a mut B::Workspace,

@@ -549,7 +549,8 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
     /// [`Backend::forward_train`] with this layer's parameters; advances its running statistics.
     ///
     /// # Errors
-    /// See there; a problem of other channels or another activation.
+    /// See there; a problem of other channels or another activation; a `saved` made for a problem
+    /// without a residual where this one has one, or the reverse.
     pub fn forward_train_into<'a, E: Element<Param = P>>(
         &'a mut self,
         problem: &Problem,
@@ -560,6 +561,7 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         workspace: &'a mut B::Workspace,
     ) -> Result<()> {
         self.check_problem("problem", problem)?;
+        saved.check_residual(problem)?;
         let norm = self.norm();
         let args = ForwardTrain {
             x,
@@ -591,6 +593,7 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         workspace: &'a mut B::Workspace,
     ) -> Result<()> {
         self.check_problem("problem", problem)?;
+        saved.check_residual(problem)?;
         let args = ForwardTrain {
             x,
             residual,
@@ -604,11 +607,11 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
     }
 
     /// [`Backend::backward_train`] with this layer's parameters. `saved` is what forward wrote for
-    /// the same `x`, with the same weight and bias; one of another call on the same shape cannot be
-    /// told apart.
+    /// the same `x`, with the same weight and bias; one of another call on the same shape, both with a
+    /// residual or both without, cannot be told apart.
     ///
     /// # Errors
-    /// See there; a problem of other channels or another activation.
+    /// As [`forward_train_into`](Self::forward_train_into).
     #[allow(clippy::too_many_arguments)]
     pub fn backward_into<'a, E: Element<Param = P>>(
         &'a self,
@@ -621,6 +624,7 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         workspace: &'a mut B::Workspace,
     ) -> Result<()> {
         self.check_problem("problem", problem)?;
+        saved.check_residual(problem)?;
         let args = BackwardTrain {
             x,
             residual,

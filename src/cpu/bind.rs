@@ -8,7 +8,7 @@ use super::tensor::{BackwardTensors, CpuSlice, CpuSliceMut, GradientTensors, mas
 use super::tile::Pass;
 use super::{Cpu, CpuWorkspace, planes, rows};
 use crate::arguments::{
-    check_dresidual, check_norm, check_residual, missing_mask, missing_residual,
+    check_dresidual, check_no_mask, check_norm, check_residual, missing_mask, missing_residual,
 };
 use crate::backend::*;
 use crate::config::check_eps;
@@ -117,6 +117,7 @@ impl<'p> Call<'p> {
         mask: Option<CpuSlice<'a, u8>>,
     ) -> Result<Option<Bits<ArrayView3<'a, u8>>>> {
         if self.problem.mask_len() == 0 {
+            check_no_mask("saved.mask", mask.map_or(0, |mask| mask.len()))?;
             return Ok(None);
         }
         let mask = mask.ok_or_else(|| missing_mask("saved.mask", self.problem))?;
@@ -132,6 +133,7 @@ impl<'p> Call<'p> {
         mask: Option<CpuSliceMut<'a, u8>>,
     ) -> Result<Option<Bits<ArrayViewMut3<'a, u8>>>> {
         if self.problem.mask_len() == 0 {
+            check_no_mask(argument, mask.map_or(0, |mask| mask.len()))?;
             return Ok(None);
         }
         let mask = mask.ok_or_else(|| missing_mask(argument, self.problem))?;
@@ -374,8 +376,11 @@ impl<'a, 'p, E: Element> Backward<'a, 'p, E> {
             call.bind(Operand::X, x)?,
             call.bind(Operand::Dy, dy)?,
             call.bind_residual_for_backward(residual, needs_residual)?,
-            // Inference keeps no mask: it has the residual.
-            if needs_residual { None } else { call.bind_mask(mask)? },
+            match mask {
+                // Inference keeps no mask: it has the residual.
+                None if needs_residual => None,
+                mask => call.bind_mask(mask)?,
+            },
         );
         let dresidual = dresidual.map(|it| call.bind_mut(Operand::Dresidual, it)).transpose()?;
         Ok(Backward {

@@ -150,6 +150,13 @@ fn masks_and_residuals_that_are_missing_or_of_no_use() {
             }
         }
     }
+    let plain_relu = Epilogue::activation(RELU);
+    let superfluous: Spoil = |b| b.mask = Some(vec![0; 20]);
+    for epilogue in [plain_relu, ADD_TANH] {
+        let wants = ["no mask", "20 bytes"];
+        refuse(epilogue, &saved.map(|(call, _)| call), superfluous, "saved.mask", wants);
+        refuse(epilogue, &[APPLY], superfluous, "mask", wants);
+    }
     let forward = [FORWARD, INFERENCE, INPLACE, APPLY];
     refuse(ADD_RELU, &forward, |b| b.residual = None, "residual", ["a tensor", "none"]);
     let backward = [BACKWARD, FROZEN, REDUCE, BACKWARD_APPLY];
@@ -479,7 +486,7 @@ fn saved_statistics_of_another_call() {
     let mut relu: BatchNorm = config.build(Cpu::new()).unwrap();
     let (_, maskless) = relu.forward_train(&x).unwrap();
     let error = relu.backward_add(&x, Some(&x), &x, &maskless).unwrap_err();
-    assert_names(error, "saved.mask", "12 bytes", "none");
+    assert_names(error, "saved", "of a forward with a residual", "one without");
     let short = Array3::<f32>::ones((2, 3, 5));
     let (_, of_two) = relu.forward_train_add(&short, &short).unwrap();
     let error = relu.backward_add(&x, None, &x, &of_two).unwrap_err();
@@ -495,6 +502,57 @@ fn saved_statistics_of_another_call() {
         .forward_eval_into::<f32>(&other.unwrap(), x.into(), None, y.into(), &mut workspace)
         .unwrap_err();
     assert_names(error, "problem", "relu", "identity");
+}
+
+/// A gate computed without the residual would be another one, and so would a slope.
+#[test]
+fn saved_statistics_of_a_forward_with_a_residual_and_without() {
+    let x = Array3::<f32>::from_shape_fn((4, 3, 5), |(n, c, s)| (n * s) as f32 - c as f32);
+    let with = ["of a forward with a residual", "of one without"];
+    let without = ["of a forward without a residual", "of one with"];
+    for activation in ACTIVATIONS {
+        let config = BatchNormConfig::new(3).activation(activation);
+        let mut bn: BatchNorm = config.build(Cpu::new()).unwrap();
+        let (_, plain) = bn.forward_train(&x).unwrap();
+        let (_, added) = bn.forward_train_add(&x, &x).unwrap();
+        let error = bn.backward(&x, &x, &added).unwrap_err();
+        assert_names(error, "saved", without[0], without[1]);
+        let error = bn.backward_add(&x, Some(&x), &x, &plain).unwrap_err();
+        assert_names(error, "saved", with[0], with[1]);
+
+        let mut sync = SyncBatchNorm::new(bn);
+        let parts = [&*x, &*x];
+        let (_, plain) = sync.forward_train(&parts).unwrap();
+        let (_, added) = sync.forward_train_add(&parts, &parts).unwrap();
+        let error = sync.backward(&parts, &parts, &added).unwrap_err();
+        assert_names(error, "saved", without[0], without[1]);
+        let error = sync.backward_add(&parts, Some(&parts), &parts, &plain).unwrap_err();
+        assert_names(error, "saved", with[0], with[1]);
+    }
+}
+
+/// It is for one kind of forward, and so always tells which the latest was.
+#[test]
+fn saved_statistics_are_not_overwritten_by_another_kind_of_forward() {
+    let mut bn = layer(3);
+    let before = bn.state().unwrap();
+    let (x, mut y) = ([1.0f32; 12], [7.0f32; 12]);
+    for residual in [false, true] {
+        let problem = |residual| bn.problem::<f32>(&[4, 3], Layout::ChannelsLast, residual);
+        let (made_for, other) = (problem(residual).unwrap(), problem(!residual).unwrap());
+        let mut saved = Saved::new(&Cpu::new(), &made_for).unwrap();
+        let mut workspace = Cpu::new().workspace(&other).unwrap();
+        let (from, added) = (x[..].into(), (!residual).then(|| x[..].into()));
+        let to = (&mut y[..]).into();
+        let error = bn.forward_train_into(&other, from, added, to, &mut saved, &mut workspace);
+        assert_names(error.unwrap_err(), "saved", "of a forward with", "of one with");
+        let (from, added) = (x[..].into(), (!residual).then(|| x[..].into()));
+        let to = (&mut y[..]).into();
+        let error = bn.forward_batch_into(&other, from, added, to, &mut saved, &mut workspace);
+        assert_names(error.unwrap_err(), "saved", "of a forward with", "of one with");
+        assert_eq!((saved.invstd(), y), (&vec![0.0; 3], [7.0; 12]));
+    }
+    assert_eq!(bn.state().unwrap(), before);
 }
 
 /// A call with `ndarray` views in place of flat memory, as `spoil` makes them of right ones: `[x, y]`

@@ -157,7 +157,12 @@ type Spoil = fn(&mut Buffers<f32>);
 /// A refused call names the argument and changes nothing.
 pub(crate) fn refused_calls_change_nothing<S: Subject>(subject: &S) {
     let device = subject.device(2);
-    let spoiled: [(&str, Spoil); 12] = [
+    let maskless: Spoil = |it| {
+        let relu = Epilogue::activation(Activation::Relu);
+        it.problem = it.problem.with_epilogue(relu).unwrap();
+        (it.residual, it.dresidual) = (None, None);
+    };
+    let spoiled: [(&str, Spoil); 13] = [
         ("x", |it| it.x.truncate(10)),
         ("residual", |it| it.residual = None),
         ("residual", |it| it.residual.as_mut().unwrap().truncate(1)),
@@ -169,12 +174,13 @@ pub(crate) fn refused_calls_change_nothing<S: Subject>(subject: &S) {
         ("num_batches_tracked", |it| it.num_batches_tracked.clear()),
         ("saved.mean_hi", |it| it.mean_hi.truncate(1)),
         ("saved.mask", |it| it.mask = None),
+        ("saved.mask", maskless),
         ("eps", |it| it.norm.eps = -1.0),
     ];
     for (argument, spoil) in spoiled {
         refused(argument, spoil, |it| call(it, &device, |on| on.forward_train()));
     }
-    let spoiled: [(&str, Spoil); 7] = [
+    let spoiled: [(&str, Spoil); 8] = [
         ("dy", |it| it.dy.truncate(10)),
         ("dx", |it| it.dx.truncate(10)),
         ("dresidual", |it| it.dresidual.as_mut().unwrap().truncate(1)),
@@ -182,11 +188,13 @@ pub(crate) fn refused_calls_change_nothing<S: Subject>(subject: &S) {
         ("dbias", |it| it.dbias.as_mut().unwrap().push(0.0)),
         ("saved.invstd", |it| it.invstd.truncate(1)),
         ("saved.mask", |it| it.mask.as_mut().unwrap().truncate(1)),
+        ("saved.mask", maskless),
     ];
     for (argument, spoil) in spoiled {
         refused(argument, spoil, |it| call(it, &device, |on| on.backward_train()));
     }
-    let spoiled: [Spoil; 2] = [|it| it.mask = None, |it| it.mask.as_mut().unwrap().truncate(1)];
+    let spoiled: [Spoil; 3] =
+        [|it| it.mask = None, |it| it.mask.as_mut().unwrap().truncate(1), maskless];
     for spoil in spoiled {
         refused("mask", spoil, |it| call(it, &device, |on| on.apply()));
     }
