@@ -388,7 +388,8 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// statistics (Ioffe & Szegedy 2015, algorithm 1); advances the running statistics.
     ///
     /// # Errors
-    /// An argument that does not fit the problem; one value per channel or none.
+    /// An argument that does not fit the problem; an eps or momentum out of its range; one value per
+    /// channel or none.
     fn forward_train<E: Element>(
         &self,
         problem: &Problem,
@@ -418,7 +419,7 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// `y` with running statistics (Ioffe & Szegedy 2015, algorithm 2). `momentum` plays no part.
     ///
     /// # Errors
-    /// An argument that does not fit the problem.
+    /// An argument that does not fit the problem; an eps out of its range.
     fn inference<E: Element>(
         &self,
         problem: &Problem,
@@ -429,7 +430,7 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// [`inference`](Self::inference) with the output in the input's place.
     ///
     /// # Errors
-    /// An argument that does not fit the problem.
+    /// An argument that does not fit the problem; an eps out of its range.
     fn inference_inplace<E: Element>(
         &self,
         problem: &Problem,
@@ -442,7 +443,7 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// `dx = weight * invstd * g`.
     ///
     /// # Errors
-    /// An argument that does not fit the problem.
+    /// An argument that does not fit the problem; an eps out of its range.
     fn inference_backward<E: Element>(
         &self,
         problem: &Problem,
@@ -466,9 +467,10 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// the running statistics.
     ///
     /// # Errors
-    /// An argument that does not fit; on the CPU, one value per channel over all ranks, or none. (A
-    /// GPU's calls cannot see the counts: there the running statistics of such channels stay as they
-    /// are. [`Problem::check_trainable`] is the check to make before.)
+    /// An argument that does not fit; an eps or momentum out of its range; on the CPU, one value per
+    /// channel over all ranks, or none. (A GPU's calls cannot see the counts: there the running
+    /// statistics of such channels stay as they are. [`Problem::check_trainable`] is the check to make
+    /// before.)
     fn merge_statistics<E: Element>(
         &self,
         channels: usize,

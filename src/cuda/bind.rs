@@ -11,6 +11,7 @@ use crate::arguments::{
     missing_residual, rank_count,
 };
 use crate::backend::{Affine, Norm, Running, RunningMut, SavedMut, SavedRef};
+use crate::config::check_eps;
 use crate::element::{DType, Element, Param, Scalar};
 use crate::error::{Error, Result, check_len};
 use crate::problem::{Operand, Problem};
@@ -256,6 +257,13 @@ impl<'a, L: Launcher> Bound<'a, L> {
 
 /// The rest: what there is one of per channel, numbers, scratch.
 impl<'a, L: Launcher> Bound<'a, L> {
+    /// All that inference asks of a norm.
+    pub(super) fn eps(&mut self, norm: &Norm) -> Result<()> {
+        check_eps(norm.eps)?;
+        self.params.eps = norm.eps;
+        Ok(())
+    }
+
     /// A momentum below 0 is the cumulative average.
     pub(super) fn norm(&mut self, norm: &Norm) -> Result<()> {
         check_norm(norm)?;

@@ -185,6 +185,16 @@ fn settings_out_of_range() {
     ] {
         refuse(Epilogue::NONE, &moving, spoil, "momentum", ["from 0 to 1", found]);
     }
+    // Nothing moves in inference.
+    for call in [INFERENCE, INPLACE, FROZEN] {
+        let [expected, found] = [Some(0.1), Some(2.0)].map(|momentum| {
+            let mut buffers = buffers(Layout::ChannelsFirst, Epilogue::NONE);
+            buffers.norm.momentum = momentum;
+            call(&mut buffers).unwrap();
+            buffers.fingerprint()
+        });
+        assert!(expected == found);
+    }
 }
 
 #[test]

@@ -98,13 +98,14 @@ pub(crate) fn one_value_over_all_ranks<S: Subject>(subject: &S) {
     assert!(rank.mean_hi.iter().all(|mean| mean.is_finite()));
 }
 
-/// In the input's place inference gives the bits that it gives elsewhere.
+/// In the input's place inference gives the bits that it gives elsewhere, whatever the momentum.
 pub(crate) fn inference_in_place<S: Subject, E: Element>(subject: &S) {
     for layout in LAYOUTS {
         for dim in [(5, 7, 1), (3, 8, 49), (2, 3, 520), (2, 4, 1031)] {
             let device = subject.device(4);
             let data = Data::<E>::new(Case::new(dim, layout, ADD_RELU));
             let (mut beside, mut within) = (Buffers::dense(&data), Buffers::dense(&data));
+            (beside.norm.momentum, within.norm.momentum) = (Some(2.0), Some(-1.0));
             call(&mut beside, &device, |on| on.inference()).unwrap();
             call(&mut within, &device, |on| on.inference_inplace()).unwrap();
             assert_eq!(
@@ -122,6 +123,7 @@ pub(crate) fn a_batch_of_nothing<S: Subject>(subject: &S) {
         for dim in [(0, 600, 4), (3, 5, 0)] {
             let mut buffers =
                 Buffers::<f16>::dense(&Data::new(Case::new(dim, layout, Epilogue::NONE)));
+            buffers.norm.momentum = Some(2.0);
             call(&mut buffers, &subject.device(2), |on| {
                 on.inference()?;
                 on.inference_backward()
