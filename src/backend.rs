@@ -508,7 +508,7 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Writes this rank's `dx` and `dresidual` from merged sums.
     ///
     /// # Errors
-    /// An argument that does not fit the problem.
+    /// An argument that does not fit the problem; on the CPU, sums of one value per channel or none.
     fn backward_apply<E: Element>(
         &self,
         problem: &Problem,

@@ -290,8 +290,12 @@ pub(super) fn backward_apply<E: Element>(
     let needs_residual = problem.epilogue().backward_reads_residual();
     let (statistics, mask) = bind_saved(count, saved)?;
     let rows = sums.flat("sums", SUM_ROWS * count)?;
-    if rows[0] <= 1.0 {
-        return Err(Error::argument("sums", "more than 1 value per channel", rows[0]));
+    if let Some((channel, values)) = untrainable(rows[..count].iter().copied()) {
+        return Err(Error::argument(
+            "sums",
+            "more than 1 value per channel",
+            format_args!("{values} in channel {channel}"),
+        ));
     }
     let gradients = GradientsMut { dx, dresidual, dweight: None, dbias: None };
     let backward = Backward::bind(
@@ -327,6 +331,11 @@ pub(super) fn backward_apply<E: Element>(
     Ok(())
 }
 
+/// The first channel whose count of values gives no variance, or is none.
+fn untrainable(counts: impl Iterator<Item = f64>) -> Option<(usize, f64)> {
+    counts.enumerate().find(|(_, values)| values.is_nan() || *values <= 1.0)
+}
+
 pub(super) fn merge_statistics<E: Element>(
     channels: usize,
     norm: &Norm,
@@ -342,12 +351,11 @@ pub(super) fn merge_statistics<E: Element>(
             .map(|rank| read(rank, channels, channel))
             .fold(Moments::default(), Moments::merge)
     };
-    let count = merged(0).count;
-    if count <= 1.0 {
+    if let Some((channel, values)) = untrainable((0..channels).map(|it| merged(it).count)) {
         return Err(Error::argument(
             "moments",
             "more than 1 value per channel to take statistics of",
-            format_args!("{count} over {ranks} ranks"),
+            format_args!("{values} in channel {channel} over {ranks} ranks"),
         ));
     }
     for channel in 0..channels {
