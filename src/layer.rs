@@ -457,7 +457,8 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         residual: bool,
     ) -> Result<Problem> {
         let epilogue = Epilogue { activation: self.config.activation, residual };
-        let problem = Problem::new(extents, layout, E::DTYPE, epilogue)?;
+        let problem = Problem::new(extents, layout, E::DTYPE, epilogue);
+        let problem = problem.map_err(|error| error.renamed(argument))?;
         self.check_problem(argument, &problem)?;
         Ok(problem)
     }

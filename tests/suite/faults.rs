@@ -417,6 +417,7 @@ fn arrays_of_another_shape() {
     refuse_x(&mut ArrayD::zeros(IxDyn(&[])), "rank 2 and up", "[]");
     refuse_x(&mut Array3::zeros((2, 4, 5)), "3 channels", "4");
     refuse_x(&mut Array2::zeros((3, 2)), "3 channels", "2");
+    refuse_x(&mut Array2::zeros((3, 0)), "at least 1 channel", "[3, 0]");
 }
 
 #[test]
