@@ -200,14 +200,15 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         self.config.channels
     }
 
-    /// Whether [`forward`](Self::forward) uses batch statistics (training mode) or running ones.
+    /// Whether [`forward`](Self::forward) and [`forward_add`](Self::forward_add) use batch statistics (training mode) or running ones.
     pub fn is_training(&self) -> bool {
         self.training
     }
 
-    /// Switches to training mode. The mode steers [`forward`](Self::forward) alone: `forward_train`,
-    /// `forward_eval`, the calls that end in `_into` and [`SyncBatchNorm`](crate::SyncBatchNorm) do
-    /// what their names say in either.
+    /// Switches to training mode. The mode steers [`forward`](Self::forward) and
+    /// [`forward_add`](Self::forward_add) alone: `forward_train`, `forward_eval`, the calls that end in
+    /// `_into` and [`SyncBatchNorm`](crate::SyncBatchNorm) do what their names say in either. On a GPU,
+    /// which has no `forward`, the layer only carries it along.
     pub fn train(&mut self) {
         self.training = true;
     }
