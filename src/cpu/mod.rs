@@ -43,7 +43,8 @@ use lanes::Panel;
 use moments::Moments;
 use rayon::prelude::*;
 use runs::Runs;
-use std::sync::Arc;
+use std::error::Error as _;
+use std::sync::{Arc, OnceLock};
 
 /// The CPU: any target of Rust's, with AVX-512 or AVX2 where the processor has it.
 ///
@@ -109,7 +110,13 @@ impl Cpu {
         const MIN_ELEMENTS: usize = 1 << 16;
         match &self.threads {
             _ if problem.elements() < MIN_ELEMENTS => 1,
-            Threads::Ambient => rayon::current_num_threads(),
+            _ => self.all_threads(),
+        }
+    }
+
+    fn all_threads(&self) -> usize {
+        match &self.threads {
+            Threads::Ambient => ambient_threads(),
             Threads::One => 1,
             Threads::Pool(pool) => pool.current_num_threads(),
         }
@@ -122,13 +129,11 @@ impl Cpu {
         f: impl Fn(T) -> Result<()> + Send + Sync,
     ) -> Result<()> {
         let mut items = items;
-        match &self.threads {
-            Threads::One => items.try_for_each(f),
-            _ => {
-                let items: Vec<T> = items.collect();
-                self.run(true, || items.into_par_iter().try_for_each(f))
-            }
+        if self.all_threads() == 1 {
+            return items.try_for_each(f);
         }
+        let items: Vec<T> = items.collect();
+        self.run(true, || items.into_par_iter().try_for_each(f))
     }
 
     /// Runs `f`, on this backend's threads if `parallel`.
@@ -138,6 +143,23 @@ impl Cpu {
             _ => f(),
         }
     }
+}
+
+/// Threads of the pool that the caller is in, or of rayon's global one: 1 where that cannot be started,
+/// since rayon would panic.
+fn ambient_threads() -> usize {
+    static REFUSED: OnceLock<bool> = OnceLock::new();
+    let is_refused = || {
+        let started = rayon::ThreadPoolBuilder::new().build_global();
+        // An error without a source says that somebody has started it already.
+        started.is_err_and(|error| error.source().is_some())
+    };
+    // Without threads of its own WebAssembly has rayon's makeshift, which starting it here would miss.
+    let has_threads = !cfg!(target_family = "wasm");
+    if has_threads && rayon::current_thread_index().is_none() && *REFUSED.get_or_init(is_refused) {
+        return 1;
+    }
+    rayon::current_num_threads()
 }
 
 /// Scratch of the CPU's calls: from [`Backend::workspace`](crate::Backend::workspace). Grows with

@@ -380,6 +380,42 @@ fn configurations_that_cannot_be() {
     assert_names(Cpu::with_threads(0).unwrap_err(), "threads", "at least 1", "0");
 }
 
+/// As under a limit on processes, which does not bind root.
+#[test]
+#[cfg(target_os = "linux")]
+fn where_no_thread_can_be_started_the_calling_one_works_alone() {
+    const CHILD: &str = "WARPNORM_TEST_NO_THREADS";
+    if std::env::var_os(CHILD).is_some() {
+        return work_without_threads();
+    }
+    let name = "faults::where_no_thread_can_be_started_the_calling_one_works_alone";
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--test-threads=1"])
+        .env(CHILD, "1")
+        // A stack that no address space holds.
+        .env("RUST_MIN_STACK", (1_u64 << 60).to_string())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{output:?}");
+}
+
+#[cfg(target_os = "linux")]
+fn work_without_threads() {
+    assert!(std::thread::Builder::new().spawn(|| ()).is_err());
+    let error = Cpu::with_threads(2).unwrap_err().to_string();
+    assert!(error.starts_with("starting threads"), "{error}");
+
+    let x = Array2::from_shape_fn((40_000, 3), |(n, c)| (n * (c + 1) % 17) as f32);
+    let on = |cpu: Cpu| BatchNorm::<Cpu>::new(3, cpu).unwrap();
+    let (y, _) = on(Cpu::new()).forward_train(&x).unwrap();
+    let (expected, _) = on(Cpu::with_threads(1).unwrap()).forward_train(&x).unwrap();
+    assert_eq!(y, expected);
+    let mut sync = SyncBatchNorm::new(on(Cpu::new()));
+    let (parts, _) = sync.forward_train(&[&*x, &*x]).unwrap();
+    assert_eq!(parts[0], parts[1]);
+}
+
 // Arrays.
 
 fn layer(channels: usize) -> BatchNorm {
