@@ -1,5 +1,29 @@
 //! The CPU backend: every call of [`Backend`] on host memory, vectorised and split over threads.
 //! What holds of its results is said at [`Cpu`].
+//!
+//! # How a call goes through the files
+//! - `compiled` has [`Backend`]'s methods; each passes its arguments to a function of `calls`, which is
+//!   compiled here for every element type.
+//! - `calls` has a function for each call. It has `bind` check everything that can be refused (tensors
+//!   by `tensor`), and `bind` asks `runs` what loops will run along: planes, rows or whole samples. Then
+//!   it makes its `passes`: statistics, apply, reduce, gradients.
+//! - A pass goes `by_planes` or `by_rows`. `planes` and `rows` cut the tensors into parts and tasks, and
+//!   `parallel` shares these out over threads.
+//! - A task goes along memory in tiles (`tile`), in groups of small planes (`neighbours`) or in strips of
+//!   rows (`strips`), and along those in chunks (`run`). What is known of a channel is made by `channel`,
+//!   of every lane of a row by `lanes`.
+//! - Identity and ReLU go from tensor to tensor by the loops of `direct`; all else, and channels whose
+//!   coefficients these cannot hold, by `block`s of f64, with activations by `epilogue` and `math`.
+//! - `moments` measures and merges, `sums` adds up along a run and `row_sums` down the columns of rows,
+//!   `convert` loads and stores elements, `simd` has dispatch and all `unsafe`.
+//!
+//! # To change a loop
+//! What a [`vectorized!`](simd::vectorized) function calls must be `#[inline(always)]`, or it stays
+//! compiled for the baseline. What holds the digits: in `tests/suite` `oracle.rs` (the textbook),
+//! `rules.rs` (each numerical rule, and the same bits on any number of threads) and `gradients.rs`
+//! (finite differences through every activation), the tests in `math.rs`, and `tests/replay` (other
+//! frameworks' results). `cargo bench --bench cpu -- train_forward/channels-last/f32` times a pass and
+//! compares it with its last run.
 
 mod bind;
 mod block;
@@ -49,11 +73,13 @@ use std::sync::{Arc, OnceLock};
 /// The CPU: any target of Rust's, with AVX-512 or AVX2 where the processor has it.
 ///
 /// - **Arithmetic** is f64, rounded once on the way out; identity and ReLU of 16-bit tensors are
-///   computed in f32 where its range suffices.
-/// - **Deterministic**: a tensor is cut by its shape alone, never by the number of threads, so that
-///   results are the same bits on any number of them. Layouts and instruction sets agree within the
-///   error bounds, not bit for bit.
-/// - **Threads**: tensors of fewer than 65,536 elements are worked on by the calling thread alone.
+///   computed in f32 where its range suffices (forward over a residual in f64).
+/// - **Deterministic**: a tensor is cut by its shape, and by whether there is a mask and its samples lie
+///   apart, never by the number of threads, so that results are the same bits on any number of them.
+///   Layouts and instruction sets agree within the error bounds, not bit for bit.
+/// - **Threads**: tensors of fewer than 65,536 elements are worked on by the calling thread alone (the
+///   parts of a [`SyncBatchNorm`](crate::SyncBatchNorm) are shared out whatever their size), and so are
+///   all where the process may not start threads.
 ///
 /// ```
 /// use warpnorm::{Cpu, BatchNorm, BatchNormConfig};
@@ -79,8 +105,7 @@ enum Threads {
 
 impl Cpu {
     /// Works on the threads of the rayon pool that a call is made in: by default the global one,
-    /// with a thread per core. Tensors of fewer than 65,536 elements are worked on by the calling
-    /// thread alone.
+    /// with a thread per core. What they share out, and what not, is said at [`Cpu`].
     pub fn new() -> Self {
         Self::default()
     }
