@@ -56,6 +56,14 @@ pub(crate) fn missing_mask(argument: &str, problem: &Problem) -> Error {
     Error::argument(argument, format_args!("{} bytes", problem.mask_len()), "none")
 }
 
+/// No mask, or an empty one, for a problem that has none.
+pub(crate) fn check_no_mask(argument: &str, found: usize) -> Result<()> {
+    if found == 0 {
+        return Ok(());
+    }
+    Err(Error::argument(argument, "none (the problem has no mask)", format_args!("{found} bytes")))
+}
+
 /// How many ranks have gathered `found` values, `len` each.
 pub(crate) fn rank_count(argument: &str, len: usize, found: usize) -> Result<usize> {
     if len == 0 {

@@ -119,7 +119,8 @@ impl<P: Param> BatchNorm<Cpu, P> {
 
     /// `y` by the current mode ([`train`](Self::train), [`eval`](Self::eval)): batch statistics in
     /// training (the running ones advance, and what backward needs is returned), running statistics
-    /// in evaluation.
+    /// in evaluation. Where nothing is returned for backward, the gradients are those of
+    /// [`backward_eval`](Self::backward_eval).
     ///
     /// # Errors
     /// As [`forward_train`](Self::forward_train) and [`forward_eval`](Self::forward_eval).
@@ -133,6 +134,45 @@ impl<P: Param> BatchNorm<Cpu, P> {
             Ok((y, Some(saved)))
         } else {
             Ok((self.forward_eval(x)?, None))
+        }
+    }
+
+    /// [`forward`](Self::forward) with `residual` added before the activation; the gradients are those of
+    /// [`backward_add`](Self::backward_add) or [`backward_eval_add`](Self::backward_eval_add).
+    ///
+    /// ```
+    /// use ndarray::array;
+    /// use warpnorm::{BatchNorm, Cpu};
+    ///
+    /// let mut bn: BatchNorm = BatchNorm::new(1, Cpu::new())?;
+    /// let (x, residual) = (array![[1.0f32], [3.0]], array![[0.5f32], [0.5]]);
+    /// let dy = array![[1.0f32], [0.0]];
+    /// bn.eval();
+    /// let (y, saved) = bn.forward_add(&x, &residual)?;
+    /// assert_eq!(y, bn.forward_eval_add(&x, &residual)?);
+    ///
+    /// let gradients = match saved {
+    ///     Some(saved) => bn.backward_add(&x, None, &dy, &saved)?,
+    ///     None => bn.backward_eval_add(&x, &residual, &dy)?,
+    /// };
+    /// assert_eq!(gradients.dresidual.unwrap(), dy);
+    /// # Ok::<(), warpnorm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`forward_train_add`](Self::forward_train_add) and
+    /// [`forward_eval_add`](Self::forward_eval_add).
+    #[allow(clippy::type_complexity)]
+    pub fn forward_add<E: Element<Param = P>, D: Dimension>(
+        &mut self,
+        x: &ArrayRef<E, D>,
+        residual: &ArrayRef<E, D>,
+    ) -> Result<(Array<E, D>, Option<Saved<Cpu, P>>)> {
+        if self.is_training() {
+            let (y, saved) = self.forward_train_add(x, residual)?;
+            Ok((y, Some(saved)))
+        } else {
+            Ok((self.forward_eval_add(x, residual)?, None))
         }
     }
 
@@ -286,12 +326,12 @@ impl<P: Param> BatchNorm<Cpu, P> {
     /// The gradients of [`forward_train`](Self::forward_train).
     ///
     /// `x` and `saved` must be those of that call, and weight and bias must not change in between:
-    /// backward computes the pre-activation from them again. A `saved` of another call on the same
-    /// shape cannot be told apart, and gives other gradients.
+    /// backward computes the pre-activation from them again. A `saved` of another call of
+    /// `forward_train` on the same shape cannot be told apart, and gives other gradients.
     ///
     /// # Errors
-    /// As there; tensors that differ in shape or layout; a `saved` with another number of channels
-    /// or another mask.
+    /// As there; tensors that differ in shape or layout; a `saved` with another number of channels,
+    /// or of [`forward_train_add`](Self::forward_train_add).
     pub fn backward<E: Element<Param = P>, D: Dimension>(
         &self,
         x: &ArrayRef<E, D>,
@@ -324,7 +364,9 @@ impl<P: Param> BatchNorm<Cpu, P> {
     /// ```
     ///
     /// # Errors
-    /// As [`backward`](Self::backward); no residual where the activation is smooth.
+    /// As [`forward_train_add`](Self::forward_train_add); tensors that differ in shape or layout; a
+    /// `saved` with another number of channels or another mask, or of
+    /// [`forward_train`](Self::forward_train); no residual where the activation is smooth.
     pub fn backward_add<E: Element<Param = P>, D: Dimension>(
         &self,
         x: &ArrayRef<E, D>,

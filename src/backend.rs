@@ -56,7 +56,7 @@ pub struct SavedRef<'a, B: Backend, E: Element> {
     /// `1 / sqrt(var + eps)` with the biased variance, 0 where `var + eps` is 0: `[C]` of
     /// `E::Param`.
     pub invstd: B::Slice<'a, E::Param>,
-    /// The mask, [`Problem::mask_len`] bytes, where the epilogue has one.
+    /// The mask, [`Problem::mask_len`] bytes, where the epilogue has one; elsewhere none.
     pub mask: Option<B::Slice<'a, u8>>,
 }
 
@@ -69,7 +69,7 @@ pub struct SavedMut<'a, B: Backend, E: Element> {
     /// `1 / sqrt(var + eps)` with the biased variance, 0 where `var + eps` is 0: `[C]` of
     /// `E::Param`.
     pub invstd: B::SliceMut<'a, E::Param>,
-    /// The mask, [`Problem::mask_len`] bytes, where the epilogue has one.
+    /// The mask, [`Problem::mask_len`] bytes, where the epilogue has one; elsewhere none.
     pub mask: Option<B::SliceMut<'a, u8>>,
 }
 
@@ -185,7 +185,8 @@ pub struct Apply<'a, B: Backend, E: Element> {
     pub y: B::SliceMut<'a, E>,
     /// Merged over all ranks, read; its mask is ignored here.
     pub saved: SavedRef<'a, B, E>,
-    /// This rank's mask, [`Problem::mask_len`] bytes, overwritten where the epilogue has one.
+    /// This rank's mask, [`Problem::mask_len`] bytes, overwritten, where the epilogue has one; elsewhere
+    /// none.
     pub mask: Option<B::SliceMut<'a, u8>>,
     /// From [`Backend::workspace`] of the same problem.
     pub workspace: &'a mut B::Workspace,
@@ -387,7 +388,8 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// statistics (Ioffe & Szegedy 2015, algorithm 1); advances the running statistics.
     ///
     /// # Errors
-    /// An argument that does not fit the problem; one value per channel or none.
+    /// An argument that does not fit the problem; an eps or momentum out of its range; one value per
+    /// channel or none.
     fn forward_train<E: Element>(
         &self,
         problem: &Problem,
@@ -417,7 +419,7 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// `y` with running statistics (Ioffe & Szegedy 2015, algorithm 2). `momentum` plays no part.
     ///
     /// # Errors
-    /// An argument that does not fit the problem.
+    /// An argument that does not fit the problem; an eps out of its range.
     fn inference<E: Element>(
         &self,
         problem: &Problem,
@@ -428,7 +430,7 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// [`inference`](Self::inference) with the output in the input's place.
     ///
     /// # Errors
-    /// An argument that does not fit the problem.
+    /// An argument that does not fit the problem; an eps out of its range.
     fn inference_inplace<E: Element>(
         &self,
         problem: &Problem,
@@ -441,7 +443,7 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// `dx = weight * invstd * g`.
     ///
     /// # Errors
-    /// An argument that does not fit the problem.
+    /// An argument that does not fit the problem; an eps out of its range.
     fn inference_backward<E: Element>(
         &self,
         problem: &Problem,
@@ -465,9 +467,10 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// the running statistics.
     ///
     /// # Errors
-    /// An argument that does not fit; on the CPU, one value per channel over all ranks, or none. (A
-    /// GPU's calls cannot see the counts: there the running statistics of such channels stay as they
-    /// are. [`Problem::check_trainable`] is the check to make before.)
+    /// An argument that does not fit; an eps or momentum out of its range; on the CPU, one value per
+    /// channel over all ranks, or none. (A GPU's calls cannot see the counts: there the running
+    /// statistics of such channels stay as they are. [`Problem::check_trainable`] is the check to make
+    /// before.)
     fn merge_statistics<E: Element>(
         &self,
         channels: usize,
@@ -505,7 +508,7 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Writes this rank's `dx` and `dresidual` from merged sums.
     ///
     /// # Errors
-    /// An argument that does not fit the problem.
+    /// An argument that does not fit the problem; on the CPU, sums of one value per channel or none.
     fn backward_apply<E: Element>(
         &self,
         problem: &Problem,

@@ -200,14 +200,15 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         self.config.channels
     }
 
-    /// Whether [`forward`](Self::forward) uses batch statistics (training mode) or running ones.
+    /// Whether [`forward`](Self::forward) and [`forward_add`](Self::forward_add) use batch statistics (training mode) or running ones.
     pub fn is_training(&self) -> bool {
         self.training
     }
 
-    /// Switches to training mode. The mode steers [`forward`](Self::forward) alone: `forward_train`,
-    /// `forward_eval`, the calls that end in `_into` and [`SyncBatchNorm`](crate::SyncBatchNorm) do
-    /// what their names say in either.
+    /// Switches to training mode. The mode steers [`forward`](Self::forward) and
+    /// [`forward_add`](Self::forward_add) alone: `forward_train`, `forward_eval`, the calls that end in
+    /// `_into` and [`SyncBatchNorm`](crate::SyncBatchNorm) do what their names say in either. On a GPU,
+    /// which has no `forward`, the layer only carries it along.
     pub fn train(&mut self) {
         self.training = true;
     }
@@ -457,7 +458,8 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         residual: bool,
     ) -> Result<Problem> {
         let epilogue = Epilogue { activation: self.config.activation, residual };
-        let problem = Problem::new(extents, layout, E::DTYPE, epilogue)?;
+        let problem = Problem::new(extents, layout, E::DTYPE, epilogue);
+        let problem = problem.map_err(|error| error.renamed(argument))?;
         self.check_problem(argument, &problem)?;
         Ok(problem)
     }
@@ -549,7 +551,8 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
     /// [`Backend::forward_train`] with this layer's parameters; advances its running statistics.
     ///
     /// # Errors
-    /// See there; a problem of other channels or another activation.
+    /// See there; a problem of other channels or another activation; a `saved` made for a problem
+    /// without a residual where this one has one, or the reverse.
     pub fn forward_train_into<'a, E: Element<Param = P>>(
         &'a mut self,
         problem: &Problem,
@@ -560,6 +563,7 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         workspace: &'a mut B::Workspace,
     ) -> Result<()> {
         self.check_problem("problem", problem)?;
+        saved.check_residual(problem)?;
         let norm = self.norm();
         let args = ForwardTrain {
             x,
@@ -591,6 +595,7 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         workspace: &'a mut B::Workspace,
     ) -> Result<()> {
         self.check_problem("problem", problem)?;
+        saved.check_residual(problem)?;
         let args = ForwardTrain {
             x,
             residual,
@@ -604,11 +609,11 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
     }
 
     /// [`Backend::backward_train`] with this layer's parameters. `saved` is what forward wrote for
-    /// the same `x`, with the same weight and bias; one of another call on the same shape cannot be
-    /// told apart.
+    /// the same `x`, with the same weight and bias; one of another call on the same shape, both with a
+    /// residual or both without, cannot be told apart.
     ///
     /// # Errors
-    /// See there; a problem of other channels or another activation.
+    /// As [`forward_train_into`](Self::forward_train_into).
     #[allow(clippy::too_many_arguments)]
     pub fn backward_into<'a, E: Element<Param = P>>(
         &'a self,
@@ -621,6 +626,7 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         workspace: &'a mut B::Workspace,
     ) -> Result<()> {
         self.check_problem("problem", problem)?;
+        saved.check_residual(problem)?;
         let args = BackwardTrain {
             x,
             residual,

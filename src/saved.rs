@@ -2,18 +2,24 @@
 
 use crate::backend::{Backend, SavedMut, SavedRef};
 use crate::element::{Element, Param};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::problem::Problem;
 use std::fmt;
 
 /// What a training forward keeps for backward: `[C]` mean (as a rounded value and the rest) and
 /// invstd, and a mask of one bit per element where the epilogue asks for one
 /// ([`Epilogue::has_mask`](crate::Epilogue::has_mask)). Nothing else of the tensor's size.
+///
+/// It is for calls with a residual, or for calls without, as the problem that it was made for. The calls
+/// of a layer and of [`SyncBatchNorm`](crate::SyncBatchNorm) refuse it for others: gradients of another
+/// forward would look right. To stateless calls it passes buffers alone, of which only the mask tells.
 pub struct Saved<B: Backend, P: Param> {
     pub(crate) mean_hi: B::Buffer<P>,
     pub(crate) mean_lo: B::Buffer<P>,
     pub(crate) invstd: B::Buffer<P>,
     pub(crate) mask: Option<B::Buffer<u8>>,
+    /// Whether its forwards have a residual: set once, so that it cannot be another one's.
+    residual: bool,
 }
 
 impl<B: Backend, P: Param> fmt::Debug for Saved<B, P> {
@@ -26,7 +32,7 @@ impl<B: Backend, P: Param> fmt::Debug for Saved<B, P> {
 }
 
 impl<B: Backend, P: Param> Saved<B, P> {
-    /// Room for what a training forward on `problem` saves.
+    /// Room for what a training forward on `problem` saves, again and again.
     ///
     /// # Errors
     /// The device has no memory left.
@@ -40,7 +46,18 @@ impl<B: Backend, P: Param> Saved<B, P> {
                 0 => None,
                 len => Some(backend.zeros(len)?),
             },
+            residual: problem.epilogue().residual,
         })
+    }
+
+    /// Refuses what is for calls with a residual to one without, and the reverse.
+    pub(crate) fn check_residual(&self, problem: &Problem) -> Result<()> {
+        let (expected, found) = match (problem.epilogue().residual, self.residual) {
+            (true, false) => ("that of a forward with a residual", "that of one without"),
+            (false, true) => ("that of a forward without a residual", "that of one with"),
+            _ => return Ok(()),
+        };
+        Err(Error::argument("saved", expected, found))
     }
 
     /// `[C]`: the batch mean, rounded to P.

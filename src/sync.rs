@@ -184,7 +184,8 @@ impl<P: Param> SyncBatchNorm<P> {
     /// training sums them over ranks.
     ///
     /// # Errors
-    /// As [`BatchNorm::backward`]; another number of parts than forward had.
+    /// As [`BatchNorm::backward`]; another number of parts than forward had; a `saved` of
+    /// [`forward_train_add`](Self::forward_train_add).
     pub fn backward<E: Element<Param = P>, D: Dimension>(
         &self,
         x: &[&ArrayRef<E, D>],
@@ -199,7 +200,7 @@ impl<P: Param> SyncBatchNorm<P> {
     /// [`BatchNorm::backward_add`], only a smooth activation needs the residuals again.
     ///
     /// # Errors
-    /// As [`backward`](Self::backward); no residuals where the activation is smooth.
+    /// As [`BatchNorm::backward_add`]; another number of parts than forward had.
     pub fn backward_add<E: Element<Param = P>, D: Dimension>(
         &self,
         x: &[&ArrayRef<E, D>],
@@ -217,6 +218,9 @@ impl<P: Param> SyncBatchNorm<P> {
         saved: &SyncSaved<P>,
     ) -> Result<Vec<Gradients<E, D>>> {
         check_count("saved", parts.len(), saved.parts.len())?;
+        for (part, saved) in parts.iter().zip(&saved.parts) {
+            saved.check_residual(&part.call.problem)?;
+        }
         let (layer, backend) = (&self.layer, &self.layer.backend);
         let len = SUM_ROWS * layer.channels();
         let mut gathered = filled(len * parts.len(), 0.0)?;

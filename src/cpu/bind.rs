@@ -8,7 +8,7 @@ use super::tensor::{BackwardTensors, CpuSlice, CpuSliceMut, GradientTensors, mas
 use super::tile::Pass;
 use super::{Cpu, CpuWorkspace, planes, rows};
 use crate::arguments::{
-    check_dresidual, check_norm, check_residual, missing_mask, missing_residual,
+    check_dresidual, check_no_mask, check_norm, check_residual, missing_mask, missing_residual,
 };
 use crate::backend::*;
 use crate::config::check_eps;
@@ -17,17 +17,17 @@ use crate::error::{Error, Result};
 use crate::problem::{Operand, Problem};
 use ndarray::{ArrayView3, ArrayViewMut3};
 
-/// A layout's partition.
+/// How the planes, or the rows, that loops run along are cut.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Partition {
-    First(planes::Partition),
-    Last(rows::Partition),
+    Planes(planes::Partition),
+    Rows(rows::Partition),
 }
 
 /// What a call knows before it touches a tensor.
 pub(super) struct Call<'p> {
     pub(super) problem: &'p Problem,
-    /// Channels-last tensors without gaps are bound as one matrix.
+    /// Rows without gaps are bound as one matrix.
     pub(super) merged: bool,
     pub(super) runs: Runs,
     pub(super) partition: Partition,
@@ -57,11 +57,11 @@ impl<'p> Call<'p> {
         };
         let partition = match runs {
             Runs::Planes => {
-                Partition::First(planes::Partition::new(batch, channels, spatial, threads))
+                Partition::Planes(planes::Partition::new(batch, channels, spatial, threads))
             }
             Runs::Rows | Runs::Samples => {
                 let (lanes, masked) = ([channels, positions], problem.epilogue().has_mask());
-                Partition::Last(rows::Partition::new(rows, lanes, merged, masked, parallel))
+                Partition::Rows(rows::Partition::new(rows, lanes, merged, masked, parallel))
             }
         };
         Ok(Call { problem, merged, runs, partition, parallel })
@@ -117,6 +117,7 @@ impl<'p> Call<'p> {
         mask: Option<CpuSlice<'a, u8>>,
     ) -> Result<Option<Bits<ArrayView3<'a, u8>>>> {
         if self.problem.mask_len() == 0 {
+            check_no_mask("saved.mask", mask.map_or(0, |mask| mask.len()))?;
             return Ok(None);
         }
         let mask = mask.ok_or_else(|| missing_mask("saved.mask", self.problem))?;
@@ -132,6 +133,7 @@ impl<'p> Call<'p> {
         mask: Option<CpuSliceMut<'a, u8>>,
     ) -> Result<Option<Bits<ArrayViewMut3<'a, u8>>>> {
         if self.problem.mask_len() == 0 {
+            check_no_mask(argument, mask.map_or(0, |mask| mask.len()))?;
             return Ok(None);
         }
         let mask = mask.ok_or_else(|| missing_mask(argument, self.problem))?;
@@ -321,7 +323,7 @@ impl<'a, P: Param> BoundSavedMut<'a, P> {
         Statistics::Saved { mean_hi: self.mean_hi, mean_lo: self.mean_lo, invstd: self.invstd }
     }
 
-    pub(super) fn along(&mut self) -> super::channels_first::ForwardStatistics<'_, P> {
+    pub(super) fn along(&mut self) -> super::by_planes::ForwardStatistics<'_, P> {
         let running = self.running.as_mut();
         (
             Along(self.mean_hi),
@@ -374,8 +376,11 @@ impl<'a, 'p, E: Element> Backward<'a, 'p, E> {
             call.bind(Operand::X, x)?,
             call.bind(Operand::Dy, dy)?,
             call.bind_residual_for_backward(residual, needs_residual)?,
-            // Inference keeps no mask: it has the residual.
-            if needs_residual { None } else { call.bind_mask(mask)? },
+            match mask {
+                // Inference keeps no mask: it has the residual.
+                None if needs_residual => None,
+                mask => call.bind_mask(mask)?,
+            },
         );
         let dresidual = dresidual.map(|it| call.bind_mut(Operand::Dresidual, it)).transpose()?;
         Ok(Backward {

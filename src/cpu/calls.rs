@@ -1,12 +1,12 @@
 //! What each call of the backend does: it binds its arguments, then runs its passes.
 
 use super::bind::*;
+use super::by_planes::{self, ForwardSettings};
 use super::channel::{Channels, Sums};
-use super::channels_first::{self, ForwardSettings};
 use super::moments::{ChannelMoments, Moments, read};
 use super::passes::*;
 use super::tensor::{CpuSlice, CpuSliceMut};
-use super::{Cpu, CpuWorkspace, channels_last};
+use super::{Cpu, CpuWorkspace, by_rows};
 use crate::arguments::rank_count;
 use crate::backend::*;
 use crate::element::Element;
@@ -35,7 +35,7 @@ pub(super) fn forward_train<E: Element>(
 
     cpu.run(call.parallel, || {
         match &call.partition {
-            Partition::First(partition) if partition.parts() == 1 => {
+            Partition::Planes(partition) if partition.parts() == 1 => {
                 let settings = ForwardSettings {
                     weight,
                     bias,
@@ -43,7 +43,7 @@ pub(super) fn forward_train<E: Element>(
                     running_factor: saved.factor,
                     pass,
                 };
-                channels_first::forward_train(partition, tensors, saved.along(), &settings);
+                by_planes::forward_train(partition, tensors, saved.along(), &settings);
             }
             partition => {
                 moments_of(partition, x, workspace, |moments| {
@@ -82,8 +82,8 @@ pub(super) fn backward_train<E: Element>(
 
     cpu.run(call.parallel, || {
         match &call.partition {
-            Partition::First(partition) if partition.parts() == 1 => {
-                channels_first::backward_train(
+            Partition::Planes(partition) if partition.parts() == 1 => {
+                by_planes::backward_train(
                     partition,
                     inputs,
                     outputs,
@@ -150,12 +150,12 @@ pub(super) fn inference_inplace<E: Element>(
     let tensors = (residual, call.bind_mut(Operand::X, x)?);
     let epilogue = problem.epilogue();
     cpu.run(call.parallel, || match &call.partition {
-        Partition::First(partition) => {
-            channels_first::apply_in_place(partition, tensors, &channels, epilogue);
+        Partition::Planes(partition) => {
+            by_planes::apply_in_place(partition, tensors, &channels, epilogue);
         }
-        Partition::Last(partition) => {
+        Partition::Rows(partition) => {
             let lanes = &mut workspace.lanes;
-            channels_last::apply_in_place(partition, tensors, &channels, lanes, epilogue);
+            by_rows::apply_in_place(partition, tensors, &channels, lanes, epilogue);
         }
     });
     Ok(())
@@ -290,8 +290,12 @@ pub(super) fn backward_apply<E: Element>(
     let needs_residual = problem.epilogue().backward_reads_residual();
     let (statistics, mask) = bind_saved(count, saved)?;
     let rows = sums.flat("sums", SUM_ROWS * count)?;
-    if rows[0] <= 1.0 {
-        return Err(Error::argument("sums", "more than 1 value per channel", rows[0]));
+    if let Some((channel, values)) = untrainable(rows[..count].iter().copied()) {
+        return Err(Error::argument(
+            "sums",
+            "more than 1 value per channel",
+            format_args!("{values} in channel {channel}"),
+        ));
     }
     let gradients = GradientsMut { dx, dresidual, dweight: None, dbias: None };
     let backward = Backward::bind(
@@ -327,6 +331,11 @@ pub(super) fn backward_apply<E: Element>(
     Ok(())
 }
 
+/// The first channel whose count of values gives no variance, or is none.
+fn untrainable(counts: impl Iterator<Item = f64>) -> Option<(usize, f64)> {
+    counts.enumerate().find(|(_, values)| values.is_nan() || *values <= 1.0)
+}
+
 pub(super) fn merge_statistics<E: Element>(
     channels: usize,
     norm: &Norm,
@@ -342,12 +351,11 @@ pub(super) fn merge_statistics<E: Element>(
             .map(|rank| read(rank, channels, channel))
             .fold(Moments::default(), Moments::merge)
     };
-    let count = merged(0).count;
-    if count <= 1.0 {
+    if let Some((channel, values)) = untrainable((0..channels).map(|it| merged(it).count)) {
         return Err(Error::argument(
             "moments",
             "more than 1 value per channel to take statistics of",
-            format_args!("{count} over {ranks} ranks"),
+            format_args!("{values} in channel {channel} over {ranks} ranks"),
         ));
     }
     for channel in 0..channels {

@@ -1,12 +1,36 @@
 //! The CPU backend: every call of [`Backend`] on host memory, vectorised and split over threads.
 //! What holds of its results is said at [`Cpu`].
+//!
+//! # How a call goes through the files
+//! - `compiled` has [`Backend`]'s methods; each passes its arguments to a function of `calls`, which is
+//!   compiled here for every element type.
+//! - `calls` has a function for each call. It has `bind` check everything that can be refused (tensors
+//!   by `tensor`), and `bind` asks `runs` what loops will run along: planes, rows or whole samples. Then
+//!   it makes its `passes`: statistics, apply, reduce, gradients.
+//! - A pass goes `by_planes` or `by_rows`. `planes` and `rows` cut the tensors into parts and tasks, and
+//!   `parallel` shares these out over threads.
+//! - A task goes along memory in tiles (`tile`), in groups of small planes (`neighbours`) or in strips of
+//!   rows (`strips`), and along those in chunks (`run`). What is known of a channel is made by `channel`,
+//!   of every lane of a row by `lanes`.
+//! - Identity and ReLU go from tensor to tensor by the loops of `direct`; all else, and channels whose
+//!   coefficients these cannot hold, by `block`s of f64, with activations by `epilogue` and `math`.
+//! - `moments` measures and merges, `sums` adds up along a run and `row_sums` down the columns of rows,
+//!   `convert` loads and stores elements, `simd` has dispatch and all `unsafe`.
+//!
+//! # To change a loop
+//! What a [`vectorized!`](simd::vectorized) function calls must be `#[inline(always)]`, or it stays
+//! compiled for the baseline. What holds the digits: in `tests/suite` `oracle.rs` (the textbook),
+//! `rules.rs` (each numerical rule, and the same bits on any number of threads) and `gradients.rs`
+//! (finite differences through every activation), the tests in `math.rs`, and `tests/replay` (other
+//! frameworks' results). `cargo bench --bench cpu -- train_forward/channels-last/f32` times a pass and
+//! compares it with its last run.
 
 mod bind;
 mod block;
+mod by_planes;
+mod by_rows;
 mod calls;
 mod channel;
-mod channels_first;
-mod channels_last;
 mod compiled;
 mod convert;
 mod direct;
@@ -43,16 +67,19 @@ use lanes::Panel;
 use moments::Moments;
 use rayon::prelude::*;
 use runs::Runs;
-use std::sync::Arc;
+use std::error::Error as _;
+use std::sync::{Arc, OnceLock};
 
 /// The CPU: any target of Rust's, with AVX-512 or AVX2 where the processor has it.
 ///
 /// - **Arithmetic** is f64, rounded once on the way out; identity and ReLU of 16-bit tensors are
-///   computed in f32 where its range suffices.
-/// - **Deterministic**: a tensor is cut by its shape alone, never by the number of threads, so that
-///   results are the same bits on any number of them. Layouts and instruction sets agree within the
-///   error bounds, not bit for bit.
-/// - **Threads**: tensors of fewer than 65,536 elements are worked on by the calling thread alone.
+///   computed in f32 where its range suffices (forward over a residual in f64).
+/// - **Deterministic**: a tensor is cut by its shape, and by whether there is a mask and its samples lie
+///   apart, never by the number of threads, so that results are the same bits on any number of them.
+///   Layouts and instruction sets agree within the error bounds, not bit for bit.
+/// - **Threads**: tensors of fewer than 65,536 elements are worked on by the calling thread alone (the
+///   parts of a [`SyncBatchNorm`](crate::SyncBatchNorm) are shared out whatever their size), and so are
+///   all where the process may not start threads.
 ///
 /// ```
 /// use warpnorm::{Cpu, BatchNorm, BatchNormConfig};
@@ -78,8 +105,7 @@ enum Threads {
 
 impl Cpu {
     /// Works on the threads of the rayon pool that a call is made in: by default the global one,
-    /// with a thread per core. Tensors of fewer than 65,536 elements are worked on by the calling
-    /// thread alone.
+    /// with a thread per core. What they share out, and what not, is said at [`Cpu`].
     pub fn new() -> Self {
         Self::default()
     }
@@ -109,7 +135,13 @@ impl Cpu {
         const MIN_ELEMENTS: usize = 1 << 16;
         match &self.threads {
             _ if problem.elements() < MIN_ELEMENTS => 1,
-            Threads::Ambient => rayon::current_num_threads(),
+            _ => self.all_threads(),
+        }
+    }
+
+    fn all_threads(&self) -> usize {
+        match &self.threads {
+            Threads::Ambient => ambient_threads(),
             Threads::One => 1,
             Threads::Pool(pool) => pool.current_num_threads(),
         }
@@ -122,13 +154,11 @@ impl Cpu {
         f: impl Fn(T) -> Result<()> + Send + Sync,
     ) -> Result<()> {
         let mut items = items;
-        match &self.threads {
-            Threads::One => items.try_for_each(f),
-            _ => {
-                let items: Vec<T> = items.collect();
-                self.run(true, || items.into_par_iter().try_for_each(f))
-            }
+        if self.all_threads() == 1 {
+            return items.try_for_each(f);
         }
+        let items: Vec<T> = items.collect();
+        self.run(true, || items.into_par_iter().try_for_each(f))
     }
 
     /// Runs `f`, on this backend's threads if `parallel`.
@@ -138,6 +168,23 @@ impl Cpu {
             _ => f(),
         }
     }
+}
+
+/// Threads of the pool that the caller is in, or of rayon's global one: 1 where that cannot be started,
+/// since rayon would panic.
+fn ambient_threads() -> usize {
+    static REFUSED: OnceLock<bool> = OnceLock::new();
+    let is_refused = || {
+        let started = rayon::ThreadPoolBuilder::new().build_global();
+        // An error without a source says that somebody has started it already.
+        started.is_err_and(|error| error.source().is_some())
+    };
+    // Without threads of its own WebAssembly has rayon's makeshift, which starting it here would miss.
+    let has_threads = !cfg!(target_family = "wasm");
+    if has_threads && rayon::current_thread_index().is_none() && *REFUSED.get_or_init(is_refused) {
+        return 1;
+    }
+    rayon::current_num_threads()
 }
 
 /// Scratch of the CPU's calls: from [`Backend::workspace`](crate::Backend::workspace). Grows with
@@ -150,7 +197,7 @@ pub struct CpuWorkspace {
     lanes: LaneTables,
 }
 
-/// Where channels-last calls keep the coefficients of every lane.
+/// Where calls that go by rows keep the coefficients of every lane.
 #[derive(Debug, Clone, Default)]
 struct LaneTables {
     double: Vec<Panel<f64>>,

@@ -162,8 +162,6 @@ macro_rules! bundle_tuple {
 bundle_tuple!(A 0, B 1);
 bundle_tuple!(A 0, B 1, C 2);
 bundle_tuple!(A 0, B 1, C 2, D 3);
-bundle_tuple!(A 0, B 1, C 2, D 3, E 4);
-bundle_tuple!(A 0, B 1, C 2, D 3, E 4, F 5);
 
 /// Who takes pieces, and in which order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,12 +1,12 @@
 //! The passes over a tensor, whichever its layout: statistics, apply, reduce, gradients.
 
 use super::bind::Partition;
+use super::by_planes;
 use super::channel::{Channels, Sums};
-use super::channels_first;
 use super::moments::{ChannelMoments, Moments};
 use super::tensor::{BackwardTensors, ForwardTensors, GradientTensors};
 use super::tile::Pass;
-use super::{CpuWorkspace, LaneTables, channels_last};
+use super::{CpuWorkspace, LaneTables, by_rows};
 use crate::config::Epilogue;
 use crate::element::Element;
 use ndarray::ArrayView3;
@@ -19,16 +19,16 @@ pub(super) fn moments_of<E: Element>(
     mut result: impl FnMut(ChannelMoments<'_>) + Send,
 ) {
     match partition {
-        Partition::First(partition) => {
-            channels_first::statistics(partition, x, &mut workspace.moments);
+        Partition::Planes(partition) => {
+            by_planes::statistics(partition, x, &mut workspace.moments);
             let parts = workspace.moments.chunks(partition.parts());
             for (channel, parts) in parts.take(x.dim().1).enumerate() {
                 let merged = parts.iter().fold(Moments::default(), |a, &b| a.merge(b));
                 result(ChannelMoments::of_one(channel, &merged));
             }
         }
-        Partition::Last(partition) => {
-            channels_last::statistics(partition, x, &mut workspace.partials, result);
+        Partition::Rows(partition) => {
+            by_rows::statistics(partition, x, &mut workspace.partials, result);
         }
     }
 }
@@ -42,12 +42,12 @@ pub(super) fn apply_to<E: Element>(
     pass: Pass,
 ) {
     match partition {
-        Partition::First(partition) => {
-            channels_first::apply(partition, tensors, channels, pass);
+        Partition::Planes(partition) => {
+            by_planes::apply(partition, tensors, channels, pass);
         }
-        Partition::Last(partition) => {
+        Partition::Rows(partition) => {
             let lanes = &mut workspace.lanes;
-            channels_last::apply(partition, tensors, channels, lanes, pass);
+            by_rows::apply(partition, tensors, channels, lanes, pass);
         }
     }
 }
@@ -63,16 +63,16 @@ pub(super) fn reduce_to_workspace<E: Element>(
 ) {
     let CpuWorkspace { sums, partials, lanes, .. } = workspace;
     match partition {
-        Partition::First(partition) => {
+        Partition::Planes(partition) => {
             let (sums, partials) = sums.split_at_mut(count);
-            channels_first::reduce(partition, inputs, partials, channels, epilogue);
+            by_planes::reduce(partition, inputs, partials, channels, epilogue);
             for (sum, parts) in sums.iter_mut().zip(partials.chunks(partition.parts())) {
                 *sum = parts.iter().fold(Sums::default(), |a, &b| a.add(b));
             }
         }
-        Partition::Last(partition) => {
+        Partition::Rows(partition) => {
             let result = |channel: usize, sum| sums[channel] = sum;
-            channels_last::reduce(partition, inputs, channels, partials, lanes, epilogue, result);
+            by_rows::reduce(partition, inputs, channels, partials, lanes, epilogue, result);
         }
     }
 }
@@ -88,11 +88,11 @@ pub(super) fn gradients_to<E: Element>(
     pass: Pass,
 ) {
     match partition {
-        Partition::First(partition) => {
-            channels_first::gradients(partition, inputs, outputs, sums, channels, pass);
+        Partition::Planes(partition) => {
+            by_planes::gradients(partition, inputs, outputs, sums, channels, pass);
         }
-        Partition::Last(partition) => {
-            channels_last::gradients(partition, inputs, outputs, sums, channels, lanes, pass)
+        Partition::Rows(partition) => {
+            by_rows::gradients(partition, inputs, outputs, sums, channels, lanes, pass)
         }
     }
 }

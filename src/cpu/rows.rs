@@ -1,16 +1,17 @@
-//! Rows of channels-last tensors: how they are folded, cut into parts and shared out over threads.
+//! Rows, of channels-last tensors or whole samples: how they are folded, cut into parts and shared out
+//! over threads.
 //!
-//! A lane is a channel, or, where channels are few and rows leave no gaps, one of several
-//! neighbouring rows' channels: `fold` rows count as one, so that loops along a row are long
-//! enough. What is left over is one shorter row, the tail. Rows are cut into parts that follow
-//! from the shape alone.
+//! A lane is a channel, or one of a channel's `positions` neighbouring lanes, or, where rows are short
+//! and leave no gaps, one of several neighbouring rows': `fold` rows count as one, so that loops
+//! along a row are long enough. What is left over is one shorter row, the tail. Rows are cut into
+//! parts that follow from the shape, and from whether rows leave gaps.
 
 use super::moments::Lanes;
 use super::parallel::{Along, Bundle, Order, for_each};
 use super::tile::{Blocks, TILE, with_blocks};
 
-/// How rows are folded, cut and shared out; follows from the shape alone (and from whether rows
-/// leave gaps).
+/// How rows are folded, cut and shared out; follows from the shape (and from whether rows leave
+/// gaps).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Partition {
     pub channels: usize,

@@ -119,6 +119,13 @@ impl<'a, T: Scalar> CpuSlice<'a, T> {
 }
 
 impl<'a, T: Scalar> CpuSliceMut<'a, T> {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            CpuSliceMut::Flat(flat) => flat.len(),
+            CpuSliceMut::View(view) => view.len(),
+        }
+    }
+
     /// A parameter of `len` values.
     pub(super) fn flat(self, argument: &str, len: usize) -> Result<&'a mut [T]> {
         let flat = match self {

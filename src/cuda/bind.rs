@@ -7,10 +7,11 @@ use super::params::Params;
 use super::plan::Alignment;
 use super::workspace::Size;
 use crate::arguments::{
-    check_dresidual, check_norm, check_residual, check_span, missing_mask, missing_residual,
-    rank_count,
+    check_dresidual, check_no_mask, check_norm, check_residual, check_span, missing_mask,
+    missing_residual, rank_count,
 };
 use crate::backend::{Affine, Norm, Running, RunningMut, SavedMut, SavedRef};
+use crate::config::check_eps;
 use crate::element::{DType, Element, Param, Scalar};
 use crate::error::{Error, Result, check_len};
 use crate::problem::{Operand, Problem};
@@ -231,6 +232,8 @@ impl<'a, L: Launcher> Bound<'a, L> {
         if len > 0 {
             let mask = mask.as_ref().ok_or_else(|| missing_mask("saved.mask", problem))?;
             self.params.mask = self.read("saved.mask", len, mask)?;
+        } else if let Some(mask) = mask {
+            check_no_mask("saved.mask", self.memory("saved.mask", mask)?.bytes)?;
         }
         Ok(())
     }
@@ -245,6 +248,8 @@ impl<'a, L: Launcher> Bound<'a, L> {
         if len > 0 {
             let mask = mask.as_mut().ok_or_else(|| missing_mask(name, problem))?;
             self.params.mask = self.write(name, len, mask)?;
+        } else if let Some(mask) = mask {
+            check_no_mask(name, self.memory_mut(name, mask)?.bytes)?;
         }
         Ok(())
     }
@@ -252,6 +257,13 @@ impl<'a, L: Launcher> Bound<'a, L> {
 
 /// The rest: what there is one of per channel, numbers, scratch.
 impl<'a, L: Launcher> Bound<'a, L> {
+    /// All that inference asks of a norm.
+    pub(super) fn eps(&mut self, norm: &Norm) -> Result<()> {
+        check_eps(norm.eps)?;
+        self.params.eps = norm.eps;
+        Ok(())
+    }
+
     /// A momentum below 0 is the cumulative average.
     pub(super) fn norm(&mut self, norm: &Norm) -> Result<()> {
         check_norm(norm)?;

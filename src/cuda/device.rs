@@ -347,7 +347,7 @@ impl<L: Launcher> Backend for Device<L> {
     ) -> Result<()> {
         let Inference { x, residual, affine, running, mut y, workspace } = args;
         let mut bound = self.bind::<E>(problem)?;
-        bound.norm(norm)?;
+        bound.eps(norm)?;
         bound.tensor::<E>(problem, Operand::X, &x)?;
         bound.residual::<E>(problem, &residual)?;
         bound.affine(&affine)?;
@@ -364,7 +364,7 @@ impl<L: Launcher> Backend for Device<L> {
     ) -> Result<()> {
         let InferenceInplace { mut x, residual, affine, running, workspace } = args;
         let mut bound = self.bind::<E>(problem)?;
-        bound.norm(norm)?;
+        bound.eps(norm)?;
         bound.tensor_mut::<E>(problem, Operand::X, &mut x)?;
         bound.params.y = bound.params.x;
         bound.params.y_stride = bound.params.x_stride;
@@ -386,7 +386,7 @@ impl<L: Launcher> Backend for Device<L> {
         let mut buffer = L::slice_mut(&mut workspace.buffer);
 
         let mut bound = self.bind::<E>(problem)?;
-        bound.norm(norm)?;
+        bound.eps(norm)?;
         bound.backward_inputs::<E>(problem, needs_residual, &x, &residual, &dy)?;
         bound.affine(&affine)?;
         bound.running(&running)?;

@@ -56,6 +56,28 @@ fn same_gradients(one: &Gradients<f32, Ix3>, other: &Gradients<f32, Ix3>) {
 }
 
 #[test]
+fn the_mode_chooses_what_forward_does() {
+    let Data { x, residual, .. } = &data(Epilogue::NONE);
+    let [mut by_mode, mut by_name] = [(); 2].map(|()| trained());
+    for _ in 0..2 {
+        by_mode.train();
+        let (y, saved) = by_mode.forward(x).unwrap();
+        let (expected, named) = by_name.forward_train(x).unwrap();
+        assert_eq!((y, saved.unwrap().invstd()), (expected, named.invstd()));
+        let (y, saved) = by_mode.forward_add(x, residual).unwrap();
+        let (expected, named) = by_name.forward_train_add(x, residual).unwrap();
+        assert_eq!((y, saved.unwrap().invstd()), (expected, named.invstd()));
+
+        by_mode.eval();
+        let (y, saved) = by_mode.forward(x).unwrap();
+        assert_eq!((y, saved.is_none()), (by_name.forward_eval(x).unwrap(), true));
+        let (y, saved) = by_mode.forward_add(x, residual).unwrap();
+        assert_eq!((y, saved.is_none()), (by_name.forward_eval_add(x, residual).unwrap(), true));
+        assert_eq!(by_mode.state().unwrap(), by_name.state().unwrap());
+    }
+}
+
+#[test]
 fn running_buffers_are_what_evaluation_reads() {
     let data = data(Epilogue::NONE);
     let mut layer: BatchNorm = BatchNorm::new(DIM.1, Cpu::new()).unwrap();

@@ -732,6 +732,8 @@ fn any_number_of_threads_gives_the_same_bits() {
         (9, 2200, 11),
         (70_001, 3, 1),
         (301, 512, 1),
+        // Channels-first samples as rows, in several parts.
+        (301, 512, 4),
         // Cut along the positions, with more channels than tasks.
         (1, 29, 33_000),
     ];

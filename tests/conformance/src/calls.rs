@@ -98,13 +98,14 @@ pub(crate) fn one_value_over_all_ranks<S: Subject>(subject: &S) {
     assert!(rank.mean_hi.iter().all(|mean| mean.is_finite()));
 }
 
-/// In the input's place inference gives the bits that it gives elsewhere.
+/// In the input's place inference gives the bits that it gives elsewhere, whatever the momentum.
 pub(crate) fn inference_in_place<S: Subject, E: Element>(subject: &S) {
     for layout in LAYOUTS {
         for dim in [(5, 7, 1), (3, 8, 49), (2, 3, 520), (2, 4, 1031)] {
             let device = subject.device(4);
             let data = Data::<E>::new(Case::new(dim, layout, ADD_RELU));
             let (mut beside, mut within) = (Buffers::dense(&data), Buffers::dense(&data));
+            (beside.norm.momentum, within.norm.momentum) = (Some(2.0), Some(-1.0));
             call(&mut beside, &device, |on| on.inference()).unwrap();
             call(&mut within, &device, |on| on.inference_inplace()).unwrap();
             assert_eq!(
@@ -122,6 +123,7 @@ pub(crate) fn a_batch_of_nothing<S: Subject>(subject: &S) {
         for dim in [(0, 600, 4), (3, 5, 0)] {
             let mut buffers =
                 Buffers::<f16>::dense(&Data::new(Case::new(dim, layout, Epilogue::NONE)));
+            buffers.norm.momentum = Some(2.0);
             call(&mut buffers, &subject.device(2), |on| {
                 on.inference()?;
                 on.inference_backward()
@@ -157,7 +159,12 @@ type Spoil = fn(&mut Buffers<f32>);
 /// A refused call names the argument and changes nothing.
 pub(crate) fn refused_calls_change_nothing<S: Subject>(subject: &S) {
     let device = subject.device(2);
-    let spoiled: [(&str, Spoil); 12] = [
+    let maskless: Spoil = |it| {
+        let relu = Epilogue::activation(Activation::Relu);
+        it.problem = it.problem.with_epilogue(relu).unwrap();
+        (it.residual, it.dresidual) = (None, None);
+    };
+    let spoiled: [(&str, Spoil); 13] = [
         ("x", |it| it.x.truncate(10)),
         ("residual", |it| it.residual = None),
         ("residual", |it| it.residual.as_mut().unwrap().truncate(1)),
@@ -169,12 +176,13 @@ pub(crate) fn refused_calls_change_nothing<S: Subject>(subject: &S) {
         ("num_batches_tracked", |it| it.num_batches_tracked.clear()),
         ("saved.mean_hi", |it| it.mean_hi.truncate(1)),
         ("saved.mask", |it| it.mask = None),
+        ("saved.mask", maskless),
         ("eps", |it| it.norm.eps = -1.0),
     ];
     for (argument, spoil) in spoiled {
         refused(argument, spoil, |it| call(it, &device, |on| on.forward_train()));
     }
-    let spoiled: [(&str, Spoil); 7] = [
+    let spoiled: [(&str, Spoil); 8] = [
         ("dy", |it| it.dy.truncate(10)),
         ("dx", |it| it.dx.truncate(10)),
         ("dresidual", |it| it.dresidual.as_mut().unwrap().truncate(1)),
@@ -182,11 +190,13 @@ pub(crate) fn refused_calls_change_nothing<S: Subject>(subject: &S) {
         ("dbias", |it| it.dbias.as_mut().unwrap().push(0.0)),
         ("saved.invstd", |it| it.invstd.truncate(1)),
         ("saved.mask", |it| it.mask.as_mut().unwrap().truncate(1)),
+        ("saved.mask", maskless),
     ];
     for (argument, spoil) in spoiled {
         refused(argument, spoil, |it| call(it, &device, |on| on.backward_train()));
     }
-    let spoiled: [Spoil; 2] = [|it| it.mask = None, |it| it.mask.as_mut().unwrap().truncate(1)];
+    let spoiled: [Spoil; 3] =
+        [|it| it.mask = None, |it| it.mask.as_mut().unwrap().truncate(1), maskless];
     for spoil in spoiled {
         refused("mask", spoil, |it| call(it, &device, |on| on.apply()));
     }

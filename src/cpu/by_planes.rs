@@ -1,4 +1,5 @@
-//! Channels-first kernels, on `[N, C, spatial]` views whose last axis is contiguous.
+//! Loops over planes, `[N, C, spatial]` views whose last axis is contiguous: channels-first tensors, but
+//! for those that go by rows ([`runs`](super::runs)).
 //!
 //! A thread takes a channel, or a group of small neighbours, at a time: moments tile by tile, then
 //! apply while the values are still in cache. A large channel's moments are taken between the

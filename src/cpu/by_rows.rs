@@ -1,5 +1,6 @@
-//! Channels-last kernels, on `[outer, rows, lanes]` views whose last axis is contiguous (see
-//! [`rows`](super::rows)): statistics and sums of each part, merged in order; then apply.
+//! Loops over rows, `[outer, rows, lanes]` views whose last axis is contiguous: channels-last tensors,
+//! and channels-first ones of few positions, whose samples are the rows ([`runs`](super::runs)).
+//! Statistics and sums of each part ([`rows`](super::rows)), merged in order; then apply.
 
 use super::block;
 use super::channel::{Channels, Sums};
