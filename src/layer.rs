@@ -200,7 +200,8 @@ impl<B: Backend, P: Param> BatchNorm<B, P> {
         self.config.channels
     }
 
-    /// Whether [`forward`](Self::forward) and [`forward_add`](Self::forward_add) use batch statistics (training mode) or running ones.
+    /// Whether [`forward`](Self::forward) and [`forward_add`](Self::forward_add) use batch statistics
+    /// (training mode) or running ones.
     pub fn is_training(&self) -> bool {
         self.training
     }

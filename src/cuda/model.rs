@@ -24,7 +24,7 @@ const SATURATING: f64 = 0.6;
 /// Seconds from a load to its bytes: as many as the bandwidth brings in that time must be under way.
 const LATENCY: f64 = 0.7e-6;
 /// Of the cost of memory, what a read costs that L2 serves.
-const FROM_L2: f64 = 0.4;
+const FROM_L2: f64 = 0.6;
 /// Partial results that every block merges for itself, as `kernels/leave.cuh` has it.
 const MERGED_IN_CLUSTER: u64 = 512;
 const MERGED_ALONE: u64 = 2048;
