@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, Result, Storage, WithDType, bail};
 use std::ops::Range;
+use std::thread::ThreadId;
 use warpnorm::half::{bf16, f16};
 use warpnorm::{Backend, Cpu, Scalar};
 
@@ -32,6 +33,13 @@ pub trait CandleBackend: Backend {
 
     /// Whether this is the one.
     fn is_of(&self, storage: &Self::Storage) -> bool;
+
+    /// Whose scratch a call may take: this thread's, where each has a stream of its own on which what it
+    /// has enqueued may still run; `None`: anyone's.
+    fn owner() -> Option<ThreadId>;
+
+    /// Waits for what any thread has enqueued.
+    fn wait_for_all(&self) -> Result<()>;
 
     /// Some elements of a storage.
     fn slice_of<T: Stored>(
@@ -78,6 +86,14 @@ impl CandleBackend for Cpu {
         true
     }
 
+    fn owner() -> Option<ThreadId> {
+        None
+    }
+
+    fn wait_for_all(&self) -> Result<()> {
+        Ok(())
+    }
+
     fn slice_of<T: Stored>(
         storage: &CpuStorage,
         range: Range<usize>,
@@ -105,6 +121,7 @@ mod cuda {
     use candle_core::{CudaStorage, Error, Result, Storage, bail};
     use std::ops::Range;
     use std::sync::Arc;
+    use std::thread::{self, ThreadId};
     use warpnorm::Backend;
     use warpnorm::cuda::{Cuda, GpuBuffer, GpuSlice};
 
@@ -131,6 +148,14 @@ mod cuda {
 
         fn is_of(&self, storage: &CudaStorage) -> bool {
             Arc::ptr_eq(self.stream(), &storage.device().cuda_stream())
+        }
+
+        fn owner() -> Option<ThreadId> {
+            Some(thread::current().id())
+        }
+
+        fn wait_for_all(&self) -> Result<()> {
+            self.stream().context().synchronize().map_err(Error::wrap)
         }
 
         fn slice_of<T: Stored>(

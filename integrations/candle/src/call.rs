@@ -103,7 +103,7 @@ impl Call {
             true => self.train::<B, E>(&engine.backend, arguments, &mut y, &mut scratch)?,
             false => self.infer::<B, E>(&engine.backend, arguments, &mut y, &mut scratch)?,
         }
-        engine.give_back(scratch);
+        engine.give_back(scratch)?;
         Ok((B::into_storage(y, x.0), x.1.shape().clone()))
     }
 
@@ -242,7 +242,7 @@ impl Gradient<'_> {
             bail!("batch norm: expected a backward where forward has run, found another device")
         }
         .map_err(Error::wrap)?;
-        engine.give_back(scratch);
+        engine.give_back(scratch)?;
         let shape = x.1.shape();
         let dparameters = [dweight, dbias].map(|it| tensor::<B, E::Param>(it, channels, x.0));
         let dresidual = dresidual.map(|it| tensor::<B, E>(it, shape, x.0));
