@@ -170,11 +170,10 @@ const DRIVER_FUNCTIONS: [&str; 41] = [
 
 const DRIVER: &str = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
 
-/// The one that cudarc opens.
+/// The one that cudarc opens, which asks for the name without a number first.
 fn driver_library() -> Option<Library> {
-    let names = ["cuda", "nvcuda"].into_iter().flat_map(cudarc::get_lib_name_candidates);
     // SAFETY: the driver's library does nothing of note when it is loaded.
-    names.into_iter().find_map(|name| unsafe { Library::new(name) }.ok())
+    ["libcuda.so", DRIVER].into_iter().find_map(|name| unsafe { Library::new(name) }.ok())
 }
 
 /// An error where cudarc would panic.
