@@ -85,7 +85,8 @@ fn shelf_bytes(pass: Pass, dtype: DType, geometry: &Geometry, pack: u64) -> u64 
 /// What blocks leave for each other in the shared memory of each, with a word between the channels of
 /// neighbouring threads, which have a pack of them or one.
 fn exchange_bytes(channels: u64, pack: u64) -> u64 {
-    EXCHANGE_AREAS * (channels * PARTIAL_WORDS + channels.div_ceil(pack)) * 8
+    let words = EXCHANGE_AREAS * (channels * PARTIAL_WORDS + channels.div_ceil(pack));
+    (words * 8).next_multiple_of(PACK_BYTES)
 }
 
 /// How a group is cut among blocks.
@@ -356,7 +357,7 @@ fn plan_of(
         Tier::Block | Tier::Cluster => exchange_bytes(candidate.channels, pack.into()),
         _ => 0,
     };
-    let shelf_at = (tile_bytes + exchange_bytes).next_multiple_of(PACK_BYTES);
+    let shelf_at = tile_bytes + exchange_bytes;
     let shelf_bytes = shelf_bytes(pass, problem.dtype(), &candidate.geometry, pack.into());
     Plan {
         pass,
