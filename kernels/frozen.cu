@@ -2,6 +2,8 @@
 // and dy. Inference itself is `apply` with running statistics.
 #include "entries.h"
 
+// Without an activation two packs of each tensor are in flight, on two blocks a multiprocessor: more packs
+// would spill there.
 #define FROZEN(walk, Walk, type, T, V)                                                             \
     LARGE_ENTRY(frozen_##walk##_##type##x##V##_identity, frozen<OPEN, T, V, 2, Walk>)              \
     ENTRY(frozen_##walk##_##type##x##V##_any, frozen<ANY_FROM_X, T, V, PACKS_ANY, Walk>)           \

@@ -76,8 +76,7 @@ use std::sync::{Arc, OnceLock};
 ///   computed in f32 where its range suffices (forward over a residual in f64).
 /// - **Deterministic**: a tensor is cut by its shape, by whether its samples lie apart and by whether
 ///   there is a mask, never by the number of threads, so that results are the same bits on any number of
-///   them.
-///   Layouts and instruction sets agree within the error bounds, not bit for bit.
+///   them. Layouts and instruction sets agree within the error bounds, not bit for bit.
 /// - **Threads**: tensors of fewer than 65,536 elements are worked on by the calling thread alone (the
 ///   parts of a [`SyncBatchNorm`](crate::SyncBatchNorm) are shared out whatever their size), and so are
 ///   all where the process may not start threads.

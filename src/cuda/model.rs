@@ -15,7 +15,7 @@ const LAUNCH: f64 = 2.5e-6;
 const BLOCK_EXCHANGE: f64 = 0.8e-6;
 const CLUSTER_EXCHANGE: f64 = 1.5e-6;
 const GRID_EXCHANGE: f64 = 3.0e-6;
-/// Seconds in which a block adds up what its threads have found of columns before that.
+/// Seconds more for columns, whose rows of threads are added up before that.
 const ADDING_COLUMNS: f64 = 1.5e-6;
 /// Seconds in which memory idles where nothing overlaps an exchange.
 const RAMP: f64 = 1.5e-6;
@@ -73,6 +73,7 @@ fn sectors(geometry: &Geometry, pack: u64, size: usize) -> f64 {
     if is_whole || tile >= row { 1.0 } else { 1.0 + (SECTOR / 2) as f64 / tile as f64 }
 }
 
+/// Seconds in which a block adds up what its threads have found.
 fn adding(geometry: &Geometry) -> f64 {
     match geometry {
         Geometry::Planes { .. } => 0.0,

@@ -75,8 +75,9 @@ fn shelf_bytes(pass: Pass, dtype: DType, geometry: &Geometry, pack: u64) -> u64 
         Geometry::Planes { .. } => item_words,
         Geometry::Columns { packs_per_tile, .. } => {
             let places = u64::from(packs_per_tile) * pack;
-            let of_rows = 2 * u64::from(BLOCK) * SUMS_WORDS;
-            (places * item_words).max(of_rows + places * (SUMS_WORDS + 1))
+            // A thread's sums of two channels; those of a place, and what they are about.
+            let of_threads = 2 * u64::from(BLOCK) * SUMS_WORDS;
+            (places * item_words).max(of_threads + places * (SUMS_WORDS + 1))
         }
     };
     (words * 4).next_multiple_of(PACK_BYTES)

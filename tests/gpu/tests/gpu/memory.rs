@@ -19,6 +19,7 @@ pub fn tests() -> Vec<Test> {
         test("memory::of_another_context_is_refused", of_another_context_is_refused),
         test("memory::of_another_device_is_refused", of_another_device_is_refused),
         test("memory::that_nothing_orders_is_refused", that_nothing_orders_is_refused),
+        test("memory::a_stream_that_ends_is_waited_for", a_stream_that_ends_is_waited_for),
     ]
 }
 
@@ -130,6 +131,29 @@ fn that_nothing_orders_is_refused() -> Outcome {
     assert_refused(infer_from(&second, &x), refusal)?;
     infer_from(&forked, &upload(&second, 20)?)?;
     forked.synchronize()?;
+    PASSED
+}
+
+/// cudarc orders memory with the streams that are there.
+fn a_stream_that_ends_is_waited_for() -> Outcome {
+    const ROWS: usize = 1 << 18;
+    let gpu = Cuda::open(0)?;
+    let problem = Problem::new(&[ROWS, 256], Layout::ChannelsLast, DType::F32, Epilogue::NONE)?;
+    let x = gpu.upload(&vec![2.0f32; problem.elements()])?;
+    let (mean, var) = (gpu.zeros::<f32>(256)?, gpu.upload(&[1.0f32; 256])?);
+    let (mut y, mut workspace) = (gpu.zeros::<f32>(problem.elements())?, gpu.workspace(&problem)?);
+    let beside = open_beside(&gpu)?;
+    let args = Inference::<'_, Cuda, f32> {
+        x: (&x).into(),
+        residual: None,
+        affine: Affine { weight: None, bias: None },
+        running: Running { mean: (&mean).into(), var: (&var).into() },
+        y: (&mut y).into(),
+        workspace: &mut workspace,
+    };
+    beside.inference(&problem, &Norm { eps: 1e-5, momentum: None }, args)?;
+    drop(beside);
+    assert!(gpu.download(&y)?.iter().all(|value| (1.9..2.0).contains(value)));
     PASSED
 }
 
